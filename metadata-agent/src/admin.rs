@@ -1,0 +1,158 @@
+//! The admin interface: HTTP on a unix socket in the run directory, out of every guest's reach.
+//!
+//! | request | answer |
+//! | --- | --- |
+//! | `GET /ready` | 200, or 503 and what is missing, one item a line |
+//! | `GET /ports` | the ports and who is behind each, JSON |
+//! | `GET /counters` | what the datapath counted, JSON |
+//! | `PUT /log?level=FILTER` | sets what is logged, as in `RUST_LOG` |
+//! | `PUT /log?datapath=on` (or `off`) | log records of the eBPF programs, one for each frame that is ours |
+use std::{convert::Infallible, io, os::unix::fs::PermissionsExt as _, path::Path};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+};
+use tracing::{debug, warn};
+
+/// Name of the socket in the run directory.
+pub const SOCKET: &str = "admin.sock";
+
+/// What an operator asks of the control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    /// What is missing.
+    Ready,
+    /// The ports.
+    Ports,
+    /// The counters.
+    Counters,
+    /// Set the log filter.
+    LogLevel(String),
+    /// Switch the programs' log records.
+    LogDatapath(bool),
+}
+
+/// What it gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Status of the response.
+    pub status: StatusCode,
+    /// Body of the response.
+    pub text: String,
+}
+
+impl Answer {
+    /// 200.
+    pub fn ok(text: impl Into<String>) -> Self {
+        Self { status: StatusCode::OK, text: text.into() }
+    }
+
+    /// Another status.
+    pub fn error(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, text: text.into() }
+    }
+}
+
+/// A question and where its answer goes.
+pub type Exchange = (Question, oneshot::Sender<Answer>);
+
+/// Binds the socket, in place of one that a former agent left; serves it on the current runtime.
+pub fn serve(run_dir: &Path) -> io::Result<mpsc::Receiver<Exchange>> {
+    let path = run_dir.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    let (sender, receiver) = mpsc::channel(16);
+    tokio::spawn(accept(listener, sender));
+    Ok(receiver)
+}
+
+async fn accept(listener: UnixListener, control: mpsc::Sender<Exchange>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let control = control.clone();
+                let service = service_fn(move |request| {
+                    let control = control.clone();
+                    async move { Ok::<_, Infallible>(respond(request, &control).await) }
+                });
+                tokio::spawn(async move {
+                    if let Err(error) =
+                        http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
+                    {
+                        debug!(%error, "admin connection ended");
+                    }
+                });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept an admin connection");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn respond(request: Request<Incoming>, control: &mpsc::Sender<Exchange>) -> Response<Full<Bytes>> {
+    let answer = match question(request.method(), request.uri().path(), request.uri().query()) {
+        Ok(question) => {
+            let (sender, answer) = oneshot::channel();
+            let stopping = || Answer::error(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n");
+            match control.send((question, sender)).await {
+                Ok(()) => answer.await.unwrap_or_else(|_| stopping()),
+                Err(_) => stopping(),
+            }
+        }
+        Err(answer) => answer,
+    };
+    let mut response = Response::new(Full::new(Bytes::from(answer.text)));
+    *response.status_mut() = answer.status;
+    response
+}
+
+fn question(method: &Method, path: &str, query: Option<&str>) -> Result<Question, Answer> {
+    let argument = query.and_then(|query| query.split_once('='));
+    match (method, path, argument) {
+        (&Method::GET, "/ready", _) => Ok(Question::Ready),
+        (&Method::GET, "/ports", _) => Ok(Question::Ports),
+        (&Method::GET, "/counters", _) => Ok(Question::Counters),
+        (&Method::PUT, "/log", Some(("level", filter))) => Ok(Question::LogLevel(filter.to_owned())),
+        (&Method::PUT, "/log", Some(("datapath", "on"))) => Ok(Question::LogDatapath(true)),
+        (&Method::PUT, "/log", Some(("datapath", "off"))) => Ok(Question::LogDatapath(false)),
+        (_, "/log", _) => Err(Answer::error(
+            StatusCode::BAD_REQUEST,
+            "PUT /log?level=FILTER, or PUT /log?datapath=on (or off)\n",
+        )),
+        (_, "/ready" | "/ports" | "/counters", _) => {
+            Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n"))
+        }
+        _ => Err(Answer::error(StatusCode::NOT_FOUND, "there are /ready, /ports, /counters and /log\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes() {
+        let ask = |method: &str, path, query| question(&method.parse().unwrap(), path, query);
+        assert_eq!(ask("GET", "/ports", None), Ok(Question::Ports));
+        assert_eq!(
+            ask("PUT", "/log", Some("level=debug,hyper=info")),
+            Ok(Question::LogLevel("debug,hyper=info".into()))
+        );
+        assert_eq!(ask("PUT", "/log", Some("datapath=on")), Ok(Question::LogDatapath(true)));
+        assert_eq!(ask("PUT", "/log", Some("datapath=1")).unwrap_err().status, StatusCode::BAD_REQUEST);
+        assert_eq!(ask("POST", "/ports", None).unwrap_err().status, StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(ask("GET", "/", None).unwrap_err().status, StatusCode::NOT_FOUND);
+    }
+}

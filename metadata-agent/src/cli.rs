@@ -1,0 +1,207 @@
+//! Commands, and how the parts of a running agent are put together.
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use metadata_ebpf::map::Limit;
+use tokio::{net::TcpListener, runtime, sync::oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::{
+    admin,
+    config::{Config, Rate},
+    control::Control,
+    datapath::{self, Datapath, Netns, ServiceDevice},
+    logging::{self, LogFilter},
+    proxy::{
+        Limits, Proxy, Upstream,
+        directory::{Directory, Signer},
+    },
+    reconcile::Reconciler,
+    startup,
+};
+
+/// How long requests under way may take to end when the agent stops.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Instance metadata for the guests of this host.
+#[derive(Debug, Parser)]
+#[command(name = "metadata-agent", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the guests of this host until told to stop. Programs and pins stay when it does.
+    Run(ConfigFiles),
+    /// Check the configuration and print it as understood.
+    CheckConfig(ConfigFiles),
+    /// Ask the running agent.
+    Show {
+        /// What to show.
+        what: What,
+        #[command(flatten)]
+        files: ConfigFiles,
+    },
+    /// Remove programs, pins, the service device and its namespace. The agent must not be running.
+    Cleanup(ConfigFiles),
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum What {
+    /// Whether guests can be served, and if not, why.
+    Ready,
+    /// The ports and who is behind each.
+    Ports,
+    /// What the datapath counted.
+    Counters,
+}
+
+#[derive(Debug, Args)]
+struct ConfigFiles {
+    /// An INI file; may be given several times, later ones win.
+    #[arg(long = "config-file", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// A folder of INI files (*.conf), read after the files.
+    #[arg(long = "config-dir", value_name = "FOLDER")]
+    folders: Vec<PathBuf>,
+}
+
+impl ConfigFiles {
+    fn read(&self) -> anyhow::Result<Config> {
+        if self.files.is_empty() && self.folders.is_empty() {
+            bail!("no configuration: name at least one with --config-file or --config-dir");
+        }
+        Ok(Config::read(&self.files, &self.folders)?)
+    }
+}
+
+/// Parses the command line and does what it says.
+pub fn run() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Run(files) => serve(&files.read()?),
+        Command::CheckConfig(files) => {
+            println!("{:#?}", files.read()?);
+            Ok(())
+        }
+        Command::Show { what, files } => show(what, &files.read()?),
+        Command::Cleanup(files) => cleanup(&files.read()?),
+    }
+}
+
+fn serve(config: &Config) -> anyhow::Result<()> {
+    let log = LogFilter::install(config.debug)?;
+    startup::check_capabilities()?;
+    let _lock = startup::lock(&config.run_dir)?;
+
+    let netns = Netns::open_or_create(&config.netns)
+        .with_context(|| format!("cannot make the service namespace {}", config.netns))?;
+    let service = ServiceDevice::set_up(&netns)?;
+    let mut datapath = Datapath::open(&config.run_dir, &service.host_end, config.attach, limits(config))?;
+    let listeners = service.listen(&netns)?;
+    let sources = datapath.source_table()?;
+    let datapath_log = datapath.logger().context("log records of the datapath are not available")?;
+
+    let directory = Arc::new(Directory::default());
+    let reconciler = Reconciler::new(datapath, directory.clone(), Signer::new(config.nova.secret.reveal()))?;
+
+    // Two runtimes: however busy one half is, the other goes on.
+    let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;
+    let data_plane = runtime::Builder::new_multi_thread()
+        .worker_threads(config.workers)
+        .thread_name("metadata-proxy")
+        .enable_all()
+        .build()?;
+
+    let limits = Limits { hold: config.hold, ..Limits::default() };
+    let upstream = {
+        let _inside = data_plane.enter();
+        Upstream::new(&config.nova).context("nova_metadata_host cannot stand in a URL")?
+    };
+    let proxy = Arc::new(Proxy::new(directory, Arc::new(sources), upstream, limits));
+    let (serving, may_serve) = oneshot::channel();
+    let stop = CancellationToken::new();
+    let proxy = data_plane.spawn({
+        let stop = stop.clone();
+        async move {
+            // Connections wait in the socket's queue until the ports are known: an early one would be nobody's.
+            if may_serve.await.is_ok() {
+                let listeners =
+                    listeners.into_iter().map(TcpListener::from_std).collect::<std::io::Result<_>>()?;
+                proxy.serve(listeners, stop).await;
+            }
+            anyhow::Ok(())
+        }
+    });
+
+    control_plane.block_on(async {
+        tokio::spawn(logging::follow_datapath(datapath_log));
+        let mut control = Control::start(config, reconciler, log, serving).await?;
+        control.run().await?;
+        info!("stopping");
+        stop.cancel();
+        drop(control);
+        match tokio::time::timeout(DRAIN, proxy).await {
+            Ok(result) => result.context("the proxy failed")?,
+            Err(_) => {
+                info!("requests under way are cut off");
+                Ok(())
+            }
+        }
+    })?;
+    data_plane.shutdown_background();
+    Ok(())
+}
+
+fn limits(config: &Config) -> datapath::Limits {
+    let limit = |rate: Rate| Limit::new(rate.rate, rate.burst);
+    datapath::Limits { connections: limit(config.connections), answers: limit(config.answers) }
+}
+
+fn show(what: What, config: &Config) -> anyhow::Result<()> {
+    let path = config.run_dir.join(admin::SOCKET);
+    let mut socket = UnixStream::connect(&path)
+        .with_context(|| format!("no agent answers at {}: is it running?", path.display()))?;
+    let target = match what {
+        What::Ready => "/ready",
+        What::Ports => "/ports",
+        What::Counters => "/counters",
+    };
+    write!(socket, "GET {target} HTTP/1.0\r\n\r\n")?;
+    let mut response = String::new();
+    socket.read_to_string(&mut response)?;
+    let (head, body) = response.split_once("\r\n\r\n").context("the agent broke off")?;
+    print!("{body}");
+    if head.split(' ').nth(1) != Some("200") {
+        bail!("not ready");
+    }
+    Ok(())
+}
+
+fn cleanup(config: &Config) -> anyhow::Result<()> {
+    startup::check_capabilities()?;
+    let _lock = startup::lock(&config.run_dir)?;
+    Datapath::remove(&config.run_dir)?;
+    ServiceDevice::remove().context("cannot remove the service device")?;
+    Netns::remove(&config.netns).with_context(|| format!("cannot remove the namespace {}", config.netns))?;
+    for file in [admin::SOCKET, "lock"] {
+        match std::fs::remove_file(config.run_dir.join(file)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    match std::fs::remove_dir(&config.run_dir) {
+        // Somebody else's files are theirs to remove.
+        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        other => other.with_context(|| format!("cannot remove {}", config.run_dir.display())),
+    }
+}

@@ -1,0 +1,65 @@
+//! The BPF file system under the run directory, where maps and links are pinned.
+//!
+//! `/sys/fs/bpf` is often not mounted (containers, test machines), and each mount is an instance of its own: one below
+//! the run directory is there whenever the agent is, and two agents cannot meet in it.
+use std::{fs, path::Path, path::PathBuf};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount as mount_fs, umount2},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::Error;
+
+/// Mounts a BPF file system at `path` unless it has one; returns where it is.
+pub(super) fn mount(path: &Path) -> Result<PathBuf, Error> {
+    let failed = |error: std::io::Error| Error::Bpffs { path: path.into(), error };
+    fs::create_dir_all(path).map_err(failed)?;
+    if !is_bpffs(path).map_err(|errno| failed(errno.into()))? {
+        let options = Some("mode=0700");
+        mount_fs(Some("bpf"), path, Some("bpf"), MsFlags::empty(), options)
+            .map_err(|errno| failed(errno.into()))?;
+    }
+    Ok(path.into())
+}
+
+/// Removes what is pinned at `path`, and the file system if it is mounted there.
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
+    let failed = |error: std::io::Error| Error::Bpffs { path: path.into(), error };
+    match is_bpffs(path) {
+        Ok(true) => {
+            clear(path, None)?;
+            match umount2(path, MntFlags::MNT_DETACH) {
+                // A folder on a BPF file system that is mounted elsewhere.
+                Ok(()) | Err(Errno::EINVAL) => {}
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+        Ok(false) | Err(Errno::ENOENT) => {}
+        Err(errno) => return Err(failed(errno.into())),
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
+    }
+}
+
+fn is_bpffs(path: &Path) -> Result<bool, Errno> {
+    Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Removes the folders in `root` with all they hold, but for one. Files are left: the kernel puts iterators of its own in
+/// there (`maps.debug`, with CONFIG_BPF_PRELOAD), which cannot be removed.
+pub(super) fn clear(root: &Path, keep: Option<&str>) -> Result<(), Error> {
+    let clear = || -> std::io::Result<()> {
+        for entry in fs::read_dir(root)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() && keep.is_none_or(|keep| entry.file_name() != keep) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    };
+    clear().map_err(|error| Error::Bpffs { path: root.into(), error })
+}

@@ -1,0 +1,96 @@
+//! Named network namespaces, and running code inside one.
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsRawFd as _, RawFd},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+    sys::statfs::statfs,
+};
+
+/// Where iproute2 keeps the names.
+const FOLDER: &str = "/run/netns";
+/// `NSFS_MAGIC` of linux/magic.h.
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// A network namespace that has a name.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+    file: File,
+}
+
+impl Netns {
+    /// The namespace of that name, made if there is none.
+    pub fn open_or_create(name: &str) -> io::Result<Self> {
+        let path = Path::new(FOLDER).join(name);
+        if !is_namespace(&path) {
+            create(&path)?;
+        }
+        Ok(Self { name: name.to_owned(), file: File::open(&path)? })
+    }
+
+    /// Removes the name; the namespace goes with its last process, socket and device reference.
+    pub fn remove(name: &str) -> io::Result<()> {
+        let path = Path::new(FOLDER).join(name);
+        if is_namespace(&path) {
+            umount2(&path, MntFlags::MNT_DETACH)?;
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Descriptor of the namespace.
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Runs `work` inside the namespace, on a thread that is there for nothing else: a thread that changed its
+    /// namespace must never serve as anybody's worker again.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+                work()
+            });
+            inside.join().unwrap_or_else(|_| Err(io::Error::other("a thread inside the namespace panicked")))
+        })
+    }
+}
+
+fn is_namespace(path: &Path) -> bool {
+    statfs(path).is_ok_and(|fs| fs.filesystem_type().0 as u64 == NSFS_MAGIC)
+}
+
+/// Makes a namespace and gives it its name the way `ip netns add` does: a bind mount of the maker's namespace file.
+fn create(path: &PathBuf) -> io::Result<()> {
+    fs::create_dir_all(FOLDER)?;
+    File::create(path)?;
+    let made = thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            let own = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
+            mount(Some(own.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+            Ok(())
+        });
+        inside
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that makes the namespace panicked")))
+    });
+    if made.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    made
+}

@@ -1,0 +1,53 @@
+//! What should be served: taps of this host, and who is behind each, from links and a source of identities.
+//!
+//! Each input is kept as it stands now, events only update it; the ports are derived from the whole by a pure function.
+//! So it does not matter whether events are lost, merged or reordered.
+mod fixed;
+mod join;
+mod links;
+mod liveness;
+mod ovn;
+mod remembered;
+mod rows;
+
+use std::collections::BTreeMap;
+
+use metadata_ebpf::map::PortKey;
+
+pub use fixed::Inventory as StaticInventory;
+pub use links::{LinkTable, Links};
+pub use ovn::Ovn;
+
+use crate::{datapath::Device, proxy::directory::Identity};
+
+/// A port as it should be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredPort {
+    /// The tap.
+    pub device: Device,
+    /// Neutron's port that the tap is plugged for.
+    pub port: String,
+    /// Who is behind it.
+    pub who: Who,
+    /// Whether Open vSwitch is to limit what the guest sends, for which it needs the tap's ingress qdisc.
+    pub policed: bool,
+}
+
+/// What the sources say about who is behind a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    /// Something is missing; the text says what.
+    Pending(String),
+    /// This one.
+    Known(Identity),
+    /// They contradict each other; the text says how.
+    Conflict(String),
+}
+
+/// All ports of this host.
+pub type Desired = BTreeMap<PortKey, DesiredPort>;
+
+/// The key of a tap's untagged frames.
+fn untagged(ifindex: u32) -> PortKey {
+    PortKey { ifindex, vlan: 0 }
+}

@@ -1,0 +1,276 @@
+//! Ports of an OVN chassis: interfaces of the local Open vSwitch, joined with their rows in OVN's Southbound.
+//!
+//! Only the rows of this host's interfaces are subscribed to, so memory and traffic follow the host, not the region.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
+
+use metadata_ebpf::map::PortKey;
+use ovsdb_client::{
+    Clause, Client, Conditions, Config, Event, Generation, Mutation, Mutator, Operation, Row as _, Uuid,
+};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Desired, LinkTable, Who,
+    join::{Bindings, join},
+    liveness::{Chassis, Liveness, Step},
+    remembered::Remembered,
+    rows::{ChassisPrivate, Interface, OpenVSwitch, PortBinding, SbGlobal},
+};
+
+/// How long a write to the Southbound, or a look whether Nova is there, may take.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The two databases, and what is derived from them.
+#[derive(Debug)]
+pub struct Ovn {
+    ovs: Database,
+    southbound: Database,
+    /// Logical ports whose rows are subscribed to, and the state of the conditions that brings them.
+    subscribed: (BTreeSet<String>, Option<Generation>),
+    /// The chassis whose row is subscribed to.
+    chassis: Option<Chassis>,
+    remembered: Remembered,
+    liveness: Liveness,
+    /// Why guests cannot be served, in which case Neutron must not believe that they are.
+    unable: Option<String>,
+    /// Host and port of Nova, without which no guest can be served either.
+    nova: (String, u16),
+}
+
+/// A connection and what is known of its state.
+#[derive(Debug)]
+struct Database {
+    client: Client,
+    name: &'static str,
+    /// The contents have been complete at least once.
+    synced: bool,
+    /// The latest state of the conditions that is in force.
+    in_force: Option<Generation>,
+    /// Why there is no connection.
+    down: Option<String>,
+}
+
+impl Ovn {
+    /// Begins to connect to both databases. Identities are remembered in `state`.
+    pub fn connect(ovs: Config, southbound: Config, state: &Path, nova: (String, u16)) -> Self {
+        let ovs = Client::builder(ovs)
+            .monitor::<OpenVSwitch>(Conditions::All)
+            .monitor::<Interface>(Conditions::All)
+            .connect();
+        let southbound = Client::builder(southbound)
+            .monitor::<PortBinding>(Conditions::None)
+            .monitor::<ChassisPrivate>(Conditions::None)
+            .monitor::<SbGlobal>(Conditions::All)
+            .connect();
+        Self {
+            ovs: Database::new(ovs, "Open_vSwitch"),
+            southbound: Database::new(southbound, "OVN_Southbound"),
+            subscribed: (BTreeSet::new(), None),
+            chassis: None,
+            remembered: Remembered::read(state),
+            liveness: Liveness::default(),
+            unable: Some("nothing is served yet".to_owned()),
+            nova,
+        }
+    }
+
+    /// Waits for the next change of either. May be cancelled at any point without losing one.
+    pub async fn changed(&mut self) {
+        loop {
+            let remember = self.remembered.write_at();
+            let heartbeat = self.heartbeat();
+            let changed = tokio::select! {
+                event = self.ovs.client.recv() => {
+                    let changed = self.ovs.take(&event);
+                    self.subscribe();
+                    changed
+                }
+                event = self.southbound.client.recv() => self.southbound.take(&event),
+                () = sleep_until(remember.unwrap_or_else(Instant::now)), if remember.is_some() => {
+                    self.remembered.write();
+                    false
+                }
+                () = sleep_until(heartbeat.unwrap_or_else(Instant::now)), if heartbeat.is_some() => false,
+            };
+            if changed {
+                return;
+            }
+        }
+    }
+
+    /// What is missing. Without the Southbound only identities are.
+    pub fn pending(&self) -> Vec<String> {
+        [&self.ovs, &self.southbound].into_iter().filter_map(Database::pending).collect()
+    }
+
+    /// Whether the local interfaces are known, without which nothing can be said about any port.
+    pub fn has_interfaces(&self) -> bool {
+        self.ovs.synced
+    }
+
+    /// Notes whether guests can be served, for Neutron to know.
+    pub fn set_unable(&mut self, reason: Option<String>) {
+        self.unable = reason;
+    }
+
+    /// The ports of this host. `served` tells which port is served behind a key now.
+    pub fn desired<'a>(&mut self, links: &LinkTable, served: impl Fn(PortKey) -> Option<&'a str>) -> Desired {
+        let table = self.southbound.client.table::<PortBinding>();
+        let bindings: Bindings<'_> = table.iter().map(|(_, row)| row.as_ref()).collect();
+        let interfaces = self.ovs.client.table::<Interface>().iter().map(|(_, row)| row.as_ref());
+        let absent = match (&self.southbound.down, self.southbound.has(self.subscribed.1)) {
+            (Some(_), _) => self.southbound.pending(),
+            (None, false) => Some("the Southbound has not answered yet".to_owned()),
+            // The Southbound has the last word: what it does not have is not remembered either.
+            (None, true) => None,
+        };
+        let desired = join(links, interfaces, &bindings, served, |port| match &absent {
+            Some(reason) => self.remembered.get(port).cloned().ok_or_else(|| reason.clone()),
+            None => Err("it has no row in the Southbound".to_owned()),
+        });
+        if absent.is_none() {
+            self.remembered.replace(
+                Instant::now(),
+                desired.values().filter_map(|port| match &port.who {
+                    Who::Known(identity) => Some(identity),
+                    Who::Pending(_) | Who::Conflict(_) => None,
+                }),
+            );
+        }
+        desired
+    }
+
+    /// Subscribes to the rows of the interfaces there are now, and of this chassis.
+    fn subscribe(&mut self) {
+        let interfaces = self.ovs.client.table::<Interface>();
+        let wanted: BTreeSet<String> =
+            interfaces.iter().filter_map(|(_, row)| row.external_ids.get("iface-id").cloned()).collect();
+        if wanted != self.subscribed.0 {
+            let clauses = wanted.iter().flat_map(|port| {
+                ["logical_port", "parent_port"].map(|column| Clause::equal(column, port.as_str()))
+            });
+            match self.southbound.client.set_condition::<PortBinding>(Conditions::any_of(clauses)) {
+                Ok(generation) => self.subscribed = (wanted, Some(generation)),
+                Err(error) => warn!(%error, "cannot change the subscription to the Southbound"),
+            }
+        }
+        let chassis = self.ovs.client.table::<OpenVSwitch>().iter().find_map(|(_, row)| {
+            let name = row.external_ids.get("system-id")?.clone();
+            let bridge =
+                row.external_ids.get("ovn-bridge").map_or_else(|| "br-int".to_owned(), String::clone);
+            Some(Chassis { name, bridge })
+        });
+        if chassis != self.chassis {
+            let clause = chassis.iter().map(|chassis| Clause::equal("name", chassis.name.as_str()));
+            if let Err(error) =
+                self.southbound.client.set_condition::<ChassisPrivate>(Conditions::any_of(clause))
+            {
+                warn!(%error, "cannot change the subscription to the Southbound");
+            }
+            self.chassis = chassis;
+        }
+    }
+
+    /// Writes this chassis' row if it is time to; returns when to ask again. Neither writing nor failing to is waited
+    /// for: the row itself tells what came of it.
+    fn heartbeat(&mut self) -> Option<Instant> {
+        if self.unable.is_some() || self.southbound.down.is_some() {
+            return None;
+        }
+        let chassis = self.chassis.as_ref()?;
+        let table = self.southbound.client.table::<ChassisPrivate>();
+        let (uuid, row) = table.iter().find(|(_, row)| row.name == chassis.name)?;
+        let nb_cfg = self.southbound.client.table::<SbGlobal>().iter().next()?.1.nb_cfg;
+        match self.liveness.step(Instant::now(), chassis, &row.external_ids, nb_cfg) {
+            Step::Rest => None,
+            Step::Wait(at) => Some(at),
+            Step::Write(keys) => {
+                let handle = self.southbound.client.handle();
+                let (operation, nova) = (set_keys(*uuid, keys), self.nova.clone());
+                tokio::spawn(async move {
+                    let beat = async {
+                        // An agent that cannot reach Nova is up, but of no use to anybody.
+                        TcpStream::connect(&nova)
+                            .await
+                            .map_err(|error| format!("nova at {}: {error}", nova.0))?;
+                        handle.transact(vec![operation]).await.map_err(|error| error.to_string())
+                    };
+                    match timeout(HEARTBEAT_TIMEOUT, beat).await {
+                        Ok(Ok(_)) => debug!(nb_cfg, "told Neutron that the agent is alive"),
+                        Ok(Err(error)) => warn!(error, "Neutron is not told that the agent is alive"),
+                        Err(_) => warn!("Neutron is not told that the agent is alive: no answer in time"),
+                    }
+                });
+                self.heartbeat()
+            }
+        }
+    }
+}
+
+/// Sets keys of a chassis' external_ids and leaves the others: an insertion does not change a key that is there.
+fn set_keys(chassis: Uuid, keys: BTreeMap<String, String>) -> Operation {
+    let names: BTreeSet<String> = keys.keys().cloned().collect();
+    Operation::Mutate {
+        table: ChassisPrivate::TABLE.to_owned(),
+        condition: vec![Clause::equal("_uuid", chassis)],
+        mutations: vec![
+            Mutation::new("external_ids", Mutator::Delete, names),
+            Mutation::new("external_ids", Mutator::Insert, keys),
+        ],
+    }
+}
+
+impl Database {
+    fn new(client: Client, name: &'static str) -> Self {
+        Self { client, name, synced: false, in_force: None, down: Some("not connected yet".to_owned()) }
+    }
+
+    /// Notes an event; returns whether rows or the state of the connection changed.
+    fn take(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Connected { remote } => {
+                info!(database = self.name, %remote, "connected");
+                false
+            }
+            Event::Disconnected { remote, reason, retry } => {
+                let text = format!("{remote}: {reason}");
+                // Attempts go on for ever; the reason is told once, as long as it stays the same.
+                if self.down.as_ref() == Some(&text) {
+                    debug!(database = self.name, %remote, %reason, ?retry, "still not connected");
+                } else {
+                    warn!(database = self.name, %remote, %reason, ?retry, "not connected");
+                }
+                self.down = Some(text);
+                true
+            }
+            Event::Synced => {
+                self.synced = true;
+                self.down = None;
+                true
+            }
+            Event::ConditionInForce(generation) => {
+                self.in_force = Some(*generation);
+                true
+            }
+            Event::Batch(_) => true,
+            Event::Lock { .. } => false,
+        }
+    }
+
+    /// Whether the rows of that state of the conditions are here.
+    fn has(&self, generation: Option<Generation>) -> bool {
+        self.synced && self.in_force >= generation
+    }
+
+    fn pending(&self) -> Option<String> {
+        self.down.as_ref().map(|reason| format!("{}: {reason}", self.name))
+    }
+}

@@ -1,0 +1,58 @@
+//! The rows of Open vSwitch's and OVN's databases that are followed, and of those the columns that are used.
+use std::collections::BTreeMap;
+
+ovsdb_client::row! {
+    /// The local Open vSwitch itself, a single row (ovs-vswitchd.conf.db(5)).
+    pub(super) struct OpenVSwitch in "Open_vSwitch" {
+        /// `system-id` is the chassis' name, `ovn-bridge` its integration bridge (ovn-controller(8)).
+        external_ids: BTreeMap<String, String>,
+    }
+}
+
+ovsdb_client::row! {
+    /// An interface of the local Open vSwitch.
+    pub(super) struct Interface in "Interface" {
+        /// Name of the device.
+        name: String,
+        /// Index of the device; 0 while there is none, absent until ovs-vswitchd has looked.
+        ifindex: Option<i64>,
+        /// Rate limit for what the guest sends, in kbit/s; 0 for none.
+        ingress_policing_rate: i64 as optional,
+        /// `iface-id`, the logical port, and `vm-uuid`, the instance, come from nova and libvirt.
+        external_ids: BTreeMap<String, String>,
+    }
+}
+
+ovsdb_client::row! {
+    /// A logical port (ovn-sb(5)).
+    pub(super) struct PortBinding in "Port_Binding" {
+        /// Neutron's port.
+        logical_port: String,
+        /// The port of the tap that carries this one's frames, for a subport of a trunk.
+        parent_port: Option<String>,
+        /// The VLAN that a subport's frames are tagged with there.
+        tag: Option<i64>,
+        /// Empty for a port of a guest.
+        kind: String = "type",
+        /// Neutron's ids, copied by ovn-northd from the Northbound.
+        external_ids: BTreeMap<String, String>,
+    }
+}
+
+ovsdb_client::row! {
+    /// What a chassis says of itself, in a table that other chassis do not follow.
+    pub(super) struct ChassisPrivate in "Chassis_Private" {
+        /// The chassis' name, its system-id.
+        name: String,
+        /// Neutron's agents put their keys here.
+        external_ids: BTreeMap<String, String>,
+    }
+}
+
+ovsdb_client::row! {
+    /// The Southbound itself, a single row.
+    pub(super) struct SbGlobal in "SB_Global" {
+        /// Raised by whoever wants to know which chassis keep up.
+        nb_cfg: i64,
+    }
+}

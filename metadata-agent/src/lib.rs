@@ -1,0 +1,15 @@
+//! The metadata agent: serves instance metadata to the guests of a hypervisor.
+//!
+//! Data flows one way. Sources (`inventory`) → desired ports → `reconcile` → kernel (`datapath`) and directory;
+//! a connection → tag → identity → request → Nova (`proxy`).
+pub mod admin;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod datapath;
+mod error_chain;
+pub mod inventory;
+pub mod logging;
+pub mod proxy;
+pub mod reconcile;
+pub mod startup;

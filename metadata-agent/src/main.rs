@@ -1,0 +1,12 @@
+//! The `metadata-agent` program.
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match metadata_agent::cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("metadata-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

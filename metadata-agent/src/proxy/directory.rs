@@ -1,0 +1,187 @@
+//! Who is behind which tag: the ports this host serves and their identities, as the control plane last published them.
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use metadata_ebpf::address::Tag;
+use ring::hmac;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Who a guest is, to Nova and in the log. Everything a request needs is computed once, here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Neutron's port, which is OVN's logical port.
+    pub port: String,
+    /// Nova's instance.
+    pub instance: String,
+    /// The project that owns the port.
+    pub project: String,
+    /// Neutron's network; empty when unknown. Only for the log.
+    pub network: String,
+    /// The port's fixed addresses.
+    pub fixed_ips: Vec<IpAddr>,
+}
+
+/// An identity as it travels: header values, the signature among them.
+#[derive(Debug, Clone)]
+pub struct SignedIdentity {
+    /// The identity itself.
+    pub identity: Identity,
+    pub(super) instance: HeaderValue,
+    pub(super) project: HeaderValue,
+    pub(super) signature: HeaderValue,
+    forwarded_for: [Option<HeaderValue>; 2],
+}
+
+impl SignedIdentity {
+    /// The port's fixed address, of the family that the guest used if it has one of that.
+    pub(super) fn forwarded_for(&self, is_v4: bool) -> Option<&HeaderValue> {
+        self.forwarded_for[usize::from(!is_v4)].as_ref()
+    }
+}
+
+/// Signs identities with the secret that Nova shares. Belongs to the control plane.
+#[derive(Debug)]
+pub struct Signer(hmac::Key);
+
+/// An identity that cannot be put into a header.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {value:?} of port {port} cannot be sent in a header")]
+pub struct InvalidIdentity {
+    what: &'static str,
+    value: String,
+    port: String,
+}
+
+impl Signer {
+    /// With Nova's `metadata_proxy_shared_secret`.
+    pub fn new(secret: &str) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()))
+    }
+
+    /// Nova compares `hmac.new(secret, instance_id, sha256).hexdigest()`, in lower case.
+    pub fn sign(&self, identity: Identity) -> Result<SignedIdentity, InvalidIdentity> {
+        let header = |what: &'static str, value: &str| {
+            let invalid = || InvalidIdentity { what, value: value.to_owned(), port: identity.port.clone() };
+            // Stricter than a header needs: neither kind of id has spaces or anything else in it.
+            if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(invalid());
+            }
+            HeaderValue::from_str(value).map_err(|_| invalid())
+        };
+        let hex: String = hmac::sign(&self.0, identity.instance.as_bytes())
+            .as_ref()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        let mut signature = header("signature", &hex)?;
+        signature.set_sensitive(true);
+        // Nova uses it as the guest's local-ipv4 when nothing else tells, and in its log.
+        let of_family = |is_v4: bool| {
+            let ips = &identity.fixed_ips;
+            let first = ips.iter().find(|ip| ip.is_ipv4() == is_v4).or(ips.first());
+            first.map(|ip| header("fixed address", &ip.to_string())).transpose()
+        };
+        Ok(SignedIdentity {
+            instance: header("instance id", &identity.instance)?,
+            project: header("project id", &identity.project)?,
+            signature,
+            forwarded_for: [of_family(true)?, of_family(false)?],
+            identity,
+        })
+    }
+}
+
+/// What is known about who is behind a port.
+#[derive(Debug, Clone)]
+pub enum Resolution {
+    /// Not yet; the text says what is missing.
+    Pending(Arc<str>),
+    /// This.
+    Known(Arc<SignedIdentity>),
+    /// The sources contradict each other, and choosing would hand out somebody's data.
+    Conflict(Arc<str>),
+}
+
+/// One assignment of a port: as long as it lasts, a connection that came in through it stays what it is.
+#[derive(Debug)]
+pub struct Port {
+    /// The device, for the log.
+    pub tap: String,
+    /// Generation of the assignment.
+    pub generation: u8,
+    /// Who is behind it; changes from pending to known and back, never from one instance to another.
+    pub resolution: watch::Receiver<Resolution>,
+    /// Cancelled when the assignment ends.
+    pub gone: CancellationToken,
+}
+
+/// The ports by index. Readers take a snapshot and never wait.
+#[derive(Debug, Default)]
+pub struct Directory(ArcSwap<HashMap<u32, Arc<Port>>>);
+
+impl Directory {
+    /// Replaces the contents. Control plane only.
+    pub fn publish(&self, ports: HashMap<u32, Arc<Port>>) {
+        self.0.store(Arc::new(ports));
+    }
+
+    /// The port that a tag names, if that assignment still lasts.
+    pub fn port(&self, tag: Tag) -> Option<Arc<Port>> {
+        self.0.load().get(&tag.index()).filter(|port| port.generation == tag.generation()).cloned()
+    }
+}
+
+/// Tells the address a guest really used; for the log only, never for identity.
+pub trait Sources: Send + Sync + 'static {
+    /// The source behind a tag, if it is still known.
+    fn source(&self, tag: Tag) -> Option<IpAddr>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            port: "p".into(),
+            instance: "0b0c9c6c-9c1c-4f9e-8d7a-1c9c1c9c1c9c".into(),
+            project: "0123456789abcdef".into(),
+            network: "n".into(),
+            fixed_ips: vec!["fd00::5".parse().unwrap(), "192.168.1.10".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn signature_is_what_nova_computes() {
+        // python3: hmac.new(b"s3cret", b"0b0c9c6c-9c1c-4f9e-8d7a-1c9c1c9c1c9c", hashlib.sha256).hexdigest()
+        let signed = Signer::new("s3cret").sign(identity()).unwrap();
+        assert_eq!(signed.signature, SIGNATURE);
+        assert_eq!(signed.forwarded_for(true).unwrap(), "192.168.1.10");
+        assert_eq!(signed.forwarded_for(false).unwrap(), "fd00::5");
+        assert!(!format!("{:?}", signed.signature).contains(&SIGNATURE[..8]));
+    }
+
+    const SIGNATURE: &str = "74d4b9f44e1ff37d6d04712f74fc3e9411531cd0bae6f09f02531d65f1d9eb4e";
+
+    #[test]
+    fn ids_that_could_break_a_header_are_refused() {
+        for bad in ["", "a b", "a\r\nX-Instance-ID: b", "ä", "a\0"] {
+            let error = Signer::new("s").sign(Identity { instance: bad.into(), ..identity() }).unwrap_err();
+            assert!(error.to_string().contains("instance id"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_tag_of_another_generation_is_nobody() {
+        let (_sender, resolution) = watch::channel(Resolution::Pending("".into()));
+        let port = Port { tap: "tap0".into(), generation: 3, resolution, gone: CancellationToken::new() };
+        let directory = Directory::default();
+        directory.publish([(7, Arc::new(port))].into());
+        assert!(directory.port(Tag::new(3, 7, 5)).is_some());
+        assert!(directory.port(Tag::new(2, 7, 5)).is_none());
+        assert!(directory.port(Tag::new(3, 8, 5)).is_none());
+    }
+}

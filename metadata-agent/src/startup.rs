@@ -1,0 +1,68 @@
+//! What must hold before anything is touched, checked at once, with what to do about it.
+use std::{fs::File, io, os::unix::fs::PermissionsExt as _, path::Path};
+
+use anyhow::{Context as _, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+/// Held for as long as the agent runs.
+#[derive(Debug)]
+pub struct RunLock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
+
+/// The capabilities that are needed: number in linux/capability.h, name, why.
+const CAPABILITIES: [(u32, &str, &str); 3] = [
+    (12, "CAP_NET_ADMIN", "to make the service device and to attach programs"),
+    (21, "CAP_SYS_ADMIN", "to make the service namespace and to mount a BPF file system"),
+    (39, "CAP_BPF", "to load programs"),
+];
+
+/// Names every capability that is missing.
+pub fn check_capabilities() -> anyhow::Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let missing = missing(&status)?;
+    if !missing.is_empty() {
+        bail!("the agent lacks {}; run it as root, or grant these", missing.join(" and "));
+    }
+    Ok(())
+}
+
+fn missing(status: &str) -> anyhow::Result<Vec<String>> {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.context("/proc/self/status has no CapEff line")?;
+    let effective = u64::from_str_radix(effective.trim(), 16).context("CapEff is no hexadecimal number")?;
+    let lacks = |number: u32| effective & (1 << number) == 0;
+    Ok(CAPABILITIES
+        .iter()
+        .filter(|(number, ..)| lacks(*number))
+        .map(|(_, name, why)| format!("{name} ({why})"))
+        .collect())
+}
+
+/// Makes the run directory and takes its lock: two agents with one set of pins would undo each other's work.
+pub fn lock(run_dir: &Path) -> anyhow::Result<RunLock> {
+    let at = || run_dir.display().to_string();
+    std::fs::create_dir_all(run_dir).with_context(|| format!("cannot make the run directory {}", at()))?;
+    std::fs::set_permissions(run_dir, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot set the mode of {}", at()))?;
+    let file = File::create(run_dir.join("lock")).with_context(|| format!("cannot write in {}", at()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(RunLock(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
+            "another agent runs in {}; stop it, or give this one its own [metadata_ebpf] run_dir and netns",
+            at()
+        ),
+        Err((_, errno)) => Err(io::Error::from(errno)).with_context(|| format!("cannot lock {}/lock", at())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        assert_eq!(missing("Name:\tx\nCapEff:\t000001ffffffffff\n").unwrap(), Vec::<String>::new());
+        let missing = missing("CapEff:\t0000000000001000\n").unwrap();
+        assert_eq!(missing.len(), 2);
+        assert!(missing[0].starts_with("CAP_SYS_ADMIN"), "{missing:?}");
+    }
+}

@@ -1,0 +1,25 @@
+//! What the datapath programs and the agent share: addresses, map layouts, counters, and the packet logic itself.
+//!
+//! Everything here is plain `no_std` Rust without a pointer in it, so it runs under `cargo test` on the host and under
+//! the verifier in the kernel alike.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+pub mod address;
+pub mod counter;
+pub mod map;
+pub mod packet;
+
+#[cfg(feature = "user")]
+mod user {
+    //! `aya::Pod` for the map types: each is `repr(C)`, made of integers only, and without padding, which the
+    //! assertions next to their definitions check.
+    use crate::map::{Port, PortKey, PortSources};
+
+    // SAFETY: `repr(C)`, integers only, no padding (size asserted in `map`): any bytes are a valid value.
+    unsafe impl aya::Pod for PortKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Port {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PortSources {}
+}

@@ -1,0 +1,109 @@
+//! The two TC programs of the datapath: `from_guest` on each tap, `to_guest` on the host end of the service device.
+//!
+//! Each is one match from what the frame is to what is done with it. Once a frame is ours it never falls through half
+//! rewritten: it is redirected, answered, or dropped and counted.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+#[cfg(target_arch = "bpf")]
+mod atomic;
+#[cfg(target_arch = "bpf")]
+mod from_guest;
+#[cfg(target_arch = "bpf")]
+mod limits;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod skb;
+#[cfg(target_arch = "bpf")]
+mod sources;
+#[cfg(target_arch = "bpf")]
+mod to_guest;
+
+/// On the host there is nothing to run: this target exists so that `cargo check` and clippy see the whole workspace.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+mod program {
+    use aya_ebpf::{
+        bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+        macros::classifier,
+        programs::TcContext,
+    };
+    use aya_log_ebpf::debug;
+    use metadata_ebpf::counter::Counter;
+
+    use crate::{from_guest, maps, skb::Skb, to_guest};
+
+    /// What a program decided about a frame: the action, and what to count.
+    ///
+    /// Two words that always have a value, not an enum: the compiler packs an enum's fields into one register, the
+    /// unused ones as they happen to be, and the verifier rejects reading what was never written.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Outcome {
+        action: i32,
+        counter: u32,
+    }
+
+    impl Outcome {
+        /// Stands for no counter.
+        const NOTHING: u32 = u32::MAX;
+        /// Not ours: the next program or the switch gets it. Not counted.
+        pub(crate) const PASS: Self = Self { action: TC_ACT_UNSPEC, counter: Self::NOTHING };
+
+        /// Ours, and goes where the redirect helper said it would.
+        #[inline(always)]
+        pub(crate) fn redirect(action: i32, counter: Counter) -> Self {
+            Self { action, counter: counter as u32 }
+        }
+    }
+
+    /// Ours, and dropped.
+    impl From<Counter> for Outcome {
+        #[inline(always)]
+        fn from(counter: Counter) -> Self {
+            Self { action: TC_ACT_SHOT as i32, counter: counter as u32 }
+        }
+    }
+
+    /// An outcome; as an error, one that ends the work on a frame early.
+    pub(crate) type Result = core::result::Result<Outcome, Outcome>;
+
+    #[inline(always)]
+    fn conclude(ctx: &TcContext, result: Result) -> i32 {
+        let (Ok(Outcome { action, counter }) | Err(Outcome { action, counter })) = result;
+        if counter != Outcome::NOTHING {
+            maps::count(counter);
+            if maps::logging() {
+                debug!(ctx, "action {}, counter {}", action, counter);
+            }
+        }
+        action
+    }
+
+    /// TC ingress of a tap: frames of the guest.
+    #[classifier]
+    pub(crate) fn from_guest(ctx: TcContext) -> i32 {
+        conclude(&ctx, from_guest::handle(Skb::new(&ctx)))
+    }
+
+    /// TC ingress of the service device's host end: frames of the service.
+    #[classifier]
+    pub(crate) fn to_guest(ctx: TcContext) -> i32 {
+        conclude(&ctx, to_guest::handle(Skb::new(&ctx)))
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // The programs have no panicking path; the linker would keep one as a call that the verifier rejects.
+    loop {}
+}
+
+/// The licence as the kernel reads it: some helpers are there for GPL-compatible programs only.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

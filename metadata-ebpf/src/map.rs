@@ -1,0 +1,241 @@
+//! The layouts of the maps: written by one side, read by the other, so sizes are checked at compile time.
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::address::SOURCES_PER_PORT;
+
+/// Version of these layouts. Pinned maps of another version cannot be adopted; it names the pin directory.
+pub const LAYOUT: u32 = 2;
+
+/// A source that sent nothing for this long may make room for a new one, in nanoseconds.
+///
+/// Longer than any connection may sit idle in the proxy, so no live connection loses its way back.
+pub const SOURCE_IDLE_NS: u64 = 300 * 1_000_000_000;
+
+/// Key of `PORTS`: the device a frame came in on, and its VLAN.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[repr(C)]
+pub struct PortKey {
+    /// Interface index of the tap.
+    pub ifindex: u32,
+    /// VLAN id of the frame, 0 for untagged frames.
+    pub vlan: u32,
+}
+
+/// Value of `PORTS`: the assignment of a port. Written by the agent only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Port {
+    /// Index into `SOURCES`.
+    pub index: u32,
+    /// Generation of the assignment, 1 to 255.
+    pub generation: u32,
+    /// How many connections the port may open.
+    pub connections: Limit,
+    /// How many ARP, neighbour discovery and echo requests are answered.
+    pub answers: Limit,
+}
+
+/// A rate with a burst, as the generic cell rate algorithm takes it (ITU-T I.371, annex A): its state is one time stamp.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Limit {
+    /// Nanoseconds between two events at the allowed rate; 0 for no limit.
+    pub interval: u64,
+    /// Nanoseconds by which events may run ahead of that rate.
+    pub tolerance: u64,
+}
+
+/// Value of `SOURCES`, one for each port index: where replies go, and the sources learned behind the port.
+///
+/// The agent writes the whole value when it assigns or releases the index, at which time no `PORTS` entry leads here.
+/// Between those times only `from_guest` writes, and only while it holds `lock`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct PortSources {
+    /// Interface index of the tap, 0 while the index is not assigned.
+    pub ifindex: u32,
+    /// VLAN id of the port, 0 for untagged.
+    pub vlan: u32,
+    /// Generation of the assignment; kept when the index is released, so that the next one differs.
+    pub generation: u32,
+    /// Not used; the struct has no hidden padding.
+    pub reserved: u32,
+    /// 1 while a processor changes `sources`.
+    pub lock: u64,
+    /// State of [`Port::connections`].
+    pub connections: u64,
+    /// State of [`Port::answers`].
+    pub answers: u64,
+    /// The learned sources.
+    pub sources: [Source; SOURCES_PER_PORT],
+}
+
+/// One source behind a port: the addresses a guest used, needed to answer it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Source {
+    /// Time of the last frame, in nanoseconds of the kernel's monotonic clock; 0 while the entry is free.
+    ///
+    /// Set last when an entry is filled and cleared first when it is reused.
+    pub last_seen: u64,
+    /// Source address of the guest's frames, an IPv4 address as `::ffff:a.b.c.d`.
+    pub address: [u32; 4],
+    /// Source MAC of the guest's frames.
+    pub mac: Mac,
+    /// The MAC the guest sends to: its gateway, the metadata port, or ours. Replies come from there.
+    pub via: Mac,
+}
+
+/// A MAC address in one 64-bit word, so that it is read and written whole: the six bytes, then two zero bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Mac(u64);
+
+const _: () = assert!(size_of::<PortKey>() == 8);
+const _: () = assert!(size_of::<Port>() == 8 + 2 * size_of::<Limit>());
+const _: () = assert!(size_of::<Source>() == 8 + 16 + 8 + 8);
+const _: () = assert!(size_of::<PortSources>() == 40 + SOURCES_PER_PORT * size_of::<Source>());
+
+impl Limit {
+    /// `rate` events a second, and `burst` at once; no limit for a rate of 0.
+    pub const fn new(rate: u32, burst: u32) -> Self {
+        let interval = match 1_000_000_000_u64.checked_div(rate as u64) {
+            Some(interval) => interval,
+            None => 0,
+        };
+        Self { interval, tolerance: interval * burst.saturating_sub(1) as u64 }
+    }
+
+    /// The state after one more event at `now`, or `None` if that is one too many. Times are in nanoseconds.
+    #[inline(always)]
+    pub const fn after(self, state: u64, now: u64) -> Option<u64> {
+        let ahead = state.saturating_sub(now);
+        if ahead > self.tolerance { None } else { Some(now + ahead + self.interval) }
+    }
+}
+
+impl Mac {
+    /// From the bytes as they stand in a frame.
+    #[inline(always)]
+    pub const fn new(bytes: [u8; 6]) -> Self {
+        let [a, b, c, d, e, f] = bytes;
+        Self(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]))
+    }
+
+    /// The bytes as they stand in a frame.
+    #[inline(always)]
+    pub const fn bytes(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, _, _] = self.0.to_ne_bytes();
+        [a, b, c, d, e, f]
+    }
+}
+
+impl Source {
+    /// A free entry.
+    pub const FREE: Self = Self { last_seen: 0, address: [0; 4], mac: Mac(0), via: Mac(0) };
+
+    /// The address as the kernel program compares it.
+    #[inline(always)]
+    pub const fn mapped(address: Ipv4Addr) -> [u32; 4] {
+        [0, 0, 0xffff_u32.to_be(), address.to_bits().to_be()]
+    }
+
+    /// An IPv6 address as the kernel program compares it.
+    #[inline(always)]
+    pub const fn words(address: Ipv6Addr) -> [u32; 4] {
+        let bits = address.to_bits();
+        [
+            ((bits >> 96) as u32).to_be(),
+            ((bits >> 64) as u32).to_be(),
+            ((bits >> 32) as u32).to_be(),
+            (bits as u32).to_be(),
+        ]
+    }
+
+    /// The source address; `None` when it is an IPv6 address.
+    #[inline(always)]
+    pub const fn v4(&self) -> Option<Ipv4Addr> {
+        let [a, b, c, d] = self.address;
+        if a == 0 && b == 0 && c == 0xffff_u32.to_be() {
+            Some(Ipv4Addr::from_bits(u32::from_be(d)))
+        } else {
+            None
+        }
+    }
+
+    /// The source address as an IPv6 address, which an IPv4 one is mapped to.
+    #[inline(always)]
+    pub const fn v6(&self) -> Ipv6Addr {
+        let [a, b, c, d] = self.address;
+        let high = (u32::from_be(a) as u128) << 96 | (u32::from_be(b) as u128) << 64;
+        Ipv6Addr::from_bits(high | (u32::from_be(c) as u128) << 32 | u32::from_be(d) as u128)
+    }
+
+    /// The source address.
+    pub const fn ip(&self) -> IpAddr {
+        match self.v4() {
+            Some(address) => IpAddr::V4(address),
+            None => IpAddr::V6(self.v6()),
+        }
+    }
+}
+
+impl PortSources {
+    /// An index as the agent assigns it: nothing learned yet.
+    pub const fn assigned(key: PortKey, generation: u8) -> Self {
+        Self {
+            ifindex: key.ifindex,
+            vlan: key.vlan,
+            generation: generation as u32,
+            reserved: 0,
+            lock: 0,
+            connections: 0,
+            answers: 0,
+            sources: [Source::FREE; SOURCES_PER_PORT],
+        }
+    }
+
+    /// An index as the agent releases it: nothing leads to a device any more, the generation is remembered.
+    pub const fn released(generation: u8) -> Self {
+        Self::assigned(PortKey { ifindex: 0, vlan: 0 }, generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_round_trip() {
+        let bytes = [0xfa, 0x16, 0x3e, 1, 2, 3];
+        assert_eq!(Mac::new(bytes).bytes(), bytes);
+    }
+
+    #[test]
+    fn mapped_address_round_trip() {
+        let address = Ipv4Addr::new(192, 168, 1, 10);
+        let source = Source { address: Source::mapped(address), ..Source::FREE };
+        assert_eq!(source.v4(), Some(address));
+        assert_eq!(source.ip(), IpAddr::V4(address));
+        let address: Ipv6Addr = "fe80::1234:5678:9abc:def0".parse().unwrap();
+        let source = Source { address: Source::words(address), ..Source::FREE };
+        assert_eq!((source.v4(), source.ip()), (None, IpAddr::V6(address)));
+    }
+
+    #[test]
+    fn a_limit_lets_the_burst_and_then_the_rate_through() {
+        let limit = Limit::new(100, 5);
+        let mut state = 0;
+        let mut passed = |now| match limit.after(state, now) {
+            Some(next) => {
+                state = next;
+                true
+            }
+            None => false,
+        };
+        let start = 1_000_000_000;
+        assert_eq!((0..10).filter(|_| passed(start)).count(), 5);
+        assert_eq!((0..1000).filter(|ms| passed(start + ms * 1_000_000)).count(), 99);
+        assert!(Limit::new(0, 0).after(u64::MAX / 2, 1).is_none() && Limit::new(0, 0).interval == 0);
+    }
+}

@@ -1,0 +1,57 @@
+//! ARP for the metadata address (RFC 826, RFC 5227).
+use super::{ETHERNET_LEN, field, mac_source, set_field, set_macs};
+use crate::address::{METADATA_V4, SERVICE_MAC};
+
+/// Bytes of Ethernet header and an ARP packet for IPv4 over Ethernet.
+pub const LEN: usize = ETHERNET_LEN + 28;
+
+const FIXED: usize = 14;
+const OPERATION: usize = 20;
+const SENDER_MAC: usize = 22;
+const SENDER: usize = 28;
+const TARGET_MAC: usize = 32;
+const TARGET: usize = 38;
+
+/// Hardware type Ethernet, protocol type IPv4, address lengths 6 and 4.
+const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
+const REQUEST: [u8; 2] = [0, 1];
+const REPLY: [u8; 2] = [0, 2];
+
+/// What an ARP frame of a guest wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arp {
+    /// Nothing of us.
+    Pass,
+    /// The MAC of the metadata address.
+    Request,
+    /// To have the metadata address for itself.
+    Claim,
+}
+
+/// Requests for the metadata address, probes (sender 0.0.0.0) included, are answered: a guest that probes for the address
+/// finds it taken. Whatever has the metadata address as its sender claims it.
+#[inline(always)]
+pub fn classify(frame: &[u8; LEN]) -> Arp {
+    if field::<6, LEN>(frame, FIXED) != ETHERNET_IPV4 {
+        return Arp::Pass;
+    }
+    if field::<4, LEN>(frame, SENDER) == METADATA_V4.octets() {
+        return Arp::Claim;
+    }
+    if field::<4, LEN>(frame, TARGET) == METADATA_V4.octets() && field::<2, LEN>(frame, OPERATION) == REQUEST
+    {
+        return Arp::Request;
+    }
+    Arp::Pass
+}
+
+/// Turns a request for the metadata address into its answer, in place.
+#[inline(always)]
+pub fn answer(frame: &mut [u8; LEN]) {
+    let sender = field::<10, LEN>(frame, SENDER_MAC);
+    set_macs(frame, mac_source(frame), SERVICE_MAC);
+    set_field(frame, OPERATION, REPLY);
+    set_field(frame, SENDER_MAC, SERVICE_MAC);
+    set_field(frame, SENDER, METADATA_V4.octets());
+    set_field(frame, TARGET_MAC, sender);
+}

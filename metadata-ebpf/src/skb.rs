@@ -1,0 +1,193 @@
+//! The frame as the kernel hands it over: bounds-checked access and the few helper calls, all of the unsafe code of it.
+use core::{arch::asm, mem::offset_of, net::Ipv4Addr};
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_PSEUDO_HDR},
+    helpers::{
+        bpf_ktime_get_ns, bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_change_type,
+        bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    },
+    programs::TcContext,
+};
+use metadata_ebpf::packet::{checksum_difference, ipv4, ipv6};
+
+/// The packet is for this host (`PACKET_HOST` of linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
+
+/// EtherType of an 802.1Q tag.
+const ETHERTYPE_VLAN: u16 = 0x8100;
+
+/// A frame in a TC program.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb<'a> {
+    ctx: &'a TcContext,
+}
+
+impl<'a> Skb<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a TcContext) -> Self {
+        Self { ctx }
+    }
+
+    #[inline(always)]
+    fn raw(self) -> *mut __sk_buff {
+        self.ctx.skb.skb
+    }
+
+    /// EtherType, of the packet inside an offloaded VLAN tag if there is one.
+    #[inline(always)]
+    pub(crate) fn ethertype(self) -> u16 {
+        // SAFETY: the context is valid for the program's run; this and the fields below are readable ones.
+        u16::from_be(unsafe { (*self.raw()).protocol } as u16)
+    }
+
+    /// Interface index of the device the frame came in on.
+    #[inline(always)]
+    pub(crate) fn ifindex(self) -> u32 {
+        // SAFETY: as in `ethertype`.
+        unsafe { (*self.raw()).ifindex }
+    }
+
+    /// VLAN id of the frame, 0 without a tag.
+    ///
+    /// The kernel has taken a tag out of the packet's bytes before TC ingress runs (skb_vlan_untag in
+    /// __netif_receive_skb_core), so it does not matter whether the guest's driver offloads tagging.
+    #[inline(always)]
+    pub(crate) fn vlan(self) -> u32 {
+        // SAFETY: as in `ethertype`.
+        if self.has_vlan() { unsafe { (*self.raw()).vlan_tci & 0xfff } } else { 0 }
+    }
+
+    /// Whether the frame carries an offloaded VLAN tag.
+    #[inline(always)]
+    pub(crate) fn has_vlan(self) -> bool {
+        // SAFETY: as in `ethertype`.
+        unsafe { (*self.raw()).vlan_present != 0 }
+    }
+
+    /// Address of the first byte. The field is a 32-bit one that the verifier turns into a pointer as it is loaded;
+    /// loaded by the compiler it may be widened once more, which makes a number of it that is no pointer.
+    #[inline(always)]
+    fn data(self) -> usize {
+        let address: usize;
+        // SAFETY: a readable field of the context.
+        unsafe {
+            asm!("{address} = *(u32 *)({ctx} + {offset})", address = out(reg) address, ctx = in(reg) self.raw(),
+                offset = const offset_of!(__sk_buff, data), options(nostack, readonly));
+        }
+        address
+    }
+
+    /// Address behind the last byte that is accessible.
+    #[inline(always)]
+    fn data_end(self) -> usize {
+        let address: usize;
+        // SAFETY: a readable field of the context.
+        unsafe {
+            asm!("{address} = *(u32 *)({ctx} + {offset})", address = out(reg) address, ctx = in(reg) self.raw(),
+                offset = const offset_of!(__sk_buff, data_end), options(nostack, readonly));
+        }
+        address
+    }
+
+    /// The first `N` bytes, if the frame has that many; makes them accessible first when they are not.
+    ///
+    /// The reference must not be used after a helper that may move the packet: those below take `self` anew, and the
+    /// verifier rejects what the borrow checker cannot see.
+    #[inline(always)]
+    pub(crate) fn head<const N: usize>(self) -> Option<&'a mut [u8; N]> {
+        if self.data() + N > self.data_end() {
+            self.pull::<N>()?;
+        }
+        let data = self.data();
+        if data + N > self.data_end() {
+            return None;
+        }
+        // SAFETY: N bytes from `data` lie before `data_end`, as just compared; a byte array needs no alignment.
+        Some(unsafe { &mut *(data as *mut [u8; N]) })
+    }
+
+    /// Out of line: guests' frames have their headers in the linear part, so this is for the odd one.
+    #[inline(always)]
+    fn pull<const N: usize>(self) -> Option<()> {
+        // SAFETY: any length is allowed; the helper fails when the frame is shorter.
+        if unsafe { bpf_skb_pull_data(self.raw(), N as u32) } == 0 { Some(()) } else { None }
+    }
+
+    /// Makes the first `N` bytes private to this frame before they are written: a clone may share them.
+    #[inline(always)]
+    pub(crate) fn head_for_writing<const N: usize>(self) -> Option<&'a mut [u8; N]> {
+        self.pull::<N>()?;
+        self.head()
+    }
+
+    /// Corrects the TCP checksum after an address changed.
+    ///
+    /// By the kernel's helper, because only the kernel knows whether the field holds a whole checksum or, as virtio
+    /// guests send it, the sum of the pseudo-header alone (CHECKSUM_PARTIAL).
+    #[inline(always)]
+    pub(crate) fn replace_tcp4_checksum(self, old: Ipv4Addr, new: Ipv4Addr) -> Option<()> {
+        let (old, new) = (old.to_bits().to_be(), new.to_bits().to_be());
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | size_of::<u32>() as u64;
+        self.ctx.l4_csum_replace(ipv4::TCP_CHECKSUM, old.into(), new.into(), flags).ok()
+    }
+
+    /// The same for IPv6.
+    #[inline(always)]
+    pub(crate) fn replace_tcp6_checksum(self, old: [u32; 4], new: [u32; 4]) -> Option<()> {
+        let difference = checksum_difference(old, new);
+        // A size of zero tells the helper that `to` is a difference already.
+        self.ctx.l4_csum_replace(ipv6::TCP_CHECKSUM, 0, difference.into(), u64::from(BPF_F_PSEUDO_HDR)).ok()
+    }
+
+    /// Cuts or pads the frame.
+    #[inline(always)]
+    pub(crate) fn set_len(self, len: u32) -> Option<()> {
+        // SAFETY: any length is allowed; the helper fails for one that is not possible.
+        if unsafe { bpf_skb_change_tail(self.raw(), len, 0) } == 0 { Some(()) } else { None }
+    }
+
+    /// Takes the VLAN tag off.
+    #[inline(always)]
+    pub(crate) fn pop_vlan(self) -> Option<()> {
+        // SAFETY: no preconditions; a frame without a tag stays as it is.
+        if unsafe { bpf_skb_vlan_pop(self.raw()) } == 0 { Some(()) } else { None }
+    }
+
+    /// Puts a VLAN tag on.
+    #[inline(always)]
+    pub(crate) fn push_vlan(self, vlan: u16) -> Option<()> {
+        // SAFETY: no preconditions.
+        if unsafe { bpf_skb_vlan_push(self.raw(), ETHERTYPE_VLAN.to_be(), vlan) } == 0 {
+            Some(())
+        } else {
+            None
+        }
+    }
+
+    /// Into the peer of the service device, in the service namespace, without a detour over a queue.
+    ///
+    /// Frames to a gateway's MAC were classified as somebody else's when they arrived, which the IP layer drops.
+    #[inline(always)]
+    pub(crate) fn redirect_to_service(self, host_end: u32) -> i32 {
+        // SAFETY: both helpers take any value; a device that is gone drops the frame.
+        unsafe {
+            bpf_skb_change_type(self.raw(), PACKET_HOST);
+            bpf_redirect_peer(host_end, 0) as i32
+        }
+    }
+
+    /// Out of a device, towards the guest.
+    #[inline(always)]
+    pub(crate) fn redirect_to_tap(self, ifindex: u32) -> i32 {
+        // SAFETY: takes any value; a device that is gone drops the frame.
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+}
+
+/// The kernel's monotonic clock, in nanoseconds; never zero.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: no arguments, no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}

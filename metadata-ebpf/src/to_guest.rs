@@ -1,0 +1,88 @@
+//! What happens to a frame that the service sends.
+use metadata_ebpf::{
+    address::{SOURCES_PER_PORT, Tag},
+    counter::Counter,
+    map::{PortSources, Source},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ipv4, ipv6},
+};
+
+use crate::{
+    maps,
+    program::{Outcome, Result},
+    skb::Skb,
+};
+
+#[inline(always)]
+pub(crate) fn handle(skb: Skb<'_>) -> Result {
+    match skb.ethertype() {
+        ETHERTYPE_IPV4 => reply4(skb),
+        ETHERTYPE_IPV6 => reply6(skb),
+        _ => Err(Counter::ServiceOther.into()),
+    }
+}
+
+#[inline(always)]
+fn reply4(skb: Skb<'_>) -> Result {
+    let frame = skb.head_for_writing::<{ ipv4::TCP_LEN }>().ok_or(Counter::ServiceOther)?;
+    if !ipv4::is_reply(frame) {
+        return Err(Counter::ServiceOther.into());
+    }
+    if ipv4::is_refusal(frame) {
+        return Err(Counter::RefusalHidden.into());
+    }
+    let address = ipv4::destination(frame);
+    let tag = Tag::from_v4(address).ok_or(Counter::ServiceOther)?;
+    let port = port(tag)?;
+    let source = source(port, tag);
+    let guest = source.v4().filter(|_| source.last_seen != 0).ok_or(Counter::StaleTag)?;
+    ipv4::to_guest(frame, guest, source.mac.bytes(), source.via.bytes());
+    skb.replace_tcp4_checksum(address, guest).ok_or(Counter::RewriteFailed)?;
+    to_tap(skb, port)
+}
+
+#[inline(always)]
+fn reply6(skb: Skb<'_>) -> Result {
+    let frame = skb.head_for_writing::<{ ipv6::TCP_LEN }>().ok_or(Counter::ServiceOther)?;
+    if !ipv6::is_reply(frame) {
+        return Err(Counter::ServiceOther.into());
+    }
+    if ipv6::is_refusal(frame) {
+        return Err(Counter::RefusalHidden.into());
+    }
+    let address = ipv6::destination(frame);
+    let tag = Tag::from_v6(address).ok_or(Counter::ServiceOther)?;
+    let port = port(tag)?;
+    let source = source(port, tag);
+    if source.last_seen == 0 || source.v4().is_some() {
+        return Err(Counter::StaleTag.into());
+    }
+    ipv6::to_guest(frame, source.v6(), source.mac.bytes(), source.via.bytes());
+    skb.replace_tcp6_checksum(Source::words(address), source.address).ok_or(Counter::RewriteFailed)?;
+    to_tap(skb, port)
+}
+
+/// The port that a tag leads to, if that is still the assignment it was given out for.
+#[inline(always)]
+fn port(tag: Tag) -> core::result::Result<*mut PortSources, Counter> {
+    let port = maps::sources(tag.index()).ok_or(Counter::StaleTag)?;
+    // SAFETY: a value of an array map. An index assigned anew has another generation, which is compared.
+    let same = unsafe { (*port).ifindex != 0 && (*port).generation == u32::from(tag.generation()) };
+    if same { Ok(port) } else { Err(Counter::StaleTag) }
+}
+
+/// A copy of the source that a tag names; one that is replaced meanwhile is replaced by one behind the same tap.
+#[inline(always)]
+fn source(port: *mut PortSources, tag: Tag) -> Source {
+    // SAFETY: the index is within the array (the mask tells the verifier).
+    unsafe { (*port).sources[tag.source() & (SOURCES_PER_PORT - 1)] }
+}
+
+#[inline(always)]
+fn to_tap(skb: Skb<'_>, port: *mut PortSources) -> Result {
+    // SAFETY: a value of an array map.
+    let (ifindex, vlan) = unsafe { ((*port).ifindex, (*port).vlan) };
+    if vlan != 0 {
+        skb.push_vlan(vlan as u16).ok_or(Counter::RewriteFailed)?;
+    }
+    Ok(Outcome::redirect(skb.redirect_to_tap(ifindex), Counter::Replied))
+}

@@ -1,0 +1,321 @@
+//! What users hold: a [`Client`] with typed tables and a stream of events, and [`Handle`]s for requests.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::condition::Conditions;
+use crate::config::Config;
+use crate::connection::{Command, DisconnectReason, Driver, Notice, Task, Wanted};
+use crate::error::Error;
+use crate::message::Payload;
+use crate::operation::{self, Operation, OperationResult};
+use crate::remote::Remote;
+use crate::replica::{ApplyError, Batch, Composites, Dialect, Replica, Table};
+use crate::row::Row;
+use crate::schema::Schema;
+use crate::session::{Session, SessionConfig, SessionEvent, TableSpec};
+
+/// Messages between the connection and the consumer. When they are used up the socket is not read any more.
+const BACKLOG: usize = 64;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A server was found that serves the database, and monitoring began: requests can be made.
+    Connected {
+        /// The server.
+        remote: Remote,
+    },
+    /// There is no connection, or none yet. The tables stay as they are.
+    Disconnected {
+        /// The server.
+        remote: Remote,
+        /// The reason, for operators to read.
+        reason: DisconnectReason,
+        /// When the next attempt is made.
+        retry: Duration,
+    },
+    /// Rows changed, and the tables hold the new ones.
+    Batch(Batch),
+    /// The tables hold what the server holds. Comes once after each `Connected`, behind the batch of differences.
+    Synced,
+    /// A change of conditions is in force, and the tables hold the rows that it brought.
+    ConditionInForce(Generation),
+    /// A lock was obtained or lost.
+    Lock {
+        /// Its name.
+        name: String,
+        /// Whether this client holds it now.
+        held: bool,
+    },
+}
+
+/// A state of the conditions. Later ones are greater, and in force only when all before are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(u64);
+
+/// Collects the tables to replicate, before the first connection.
+#[derive(Debug)]
+pub struct Builder {
+    config: Config,
+    tables: Vec<TableSpec>,
+    replica: Replica,
+}
+
+impl Builder {
+    /// Replicates those rows of the table of `R` that meet `conditions`.
+    #[must_use]
+    pub fn monitor<R: Row>(self, conditions: Conditions) -> Self {
+        self.add::<R>(conditions, false)
+    }
+
+    /// The same for a table that older or newer schemas do not have; it is empty there.
+    #[must_use]
+    pub fn monitor_optional<R: Row>(self, conditions: Conditions) -> Self {
+        self.add::<R>(conditions, true)
+    }
+
+    fn add<R: Row>(mut self, conditions: Conditions, optional: bool) -> Self {
+        let spec = TableSpec { name: R::TABLE, columns: R::COLUMNS, optional, conditions };
+        match self.replica.index::<R>() {
+            Some(index) => self.tables[index] = spec,
+            None => {
+                self.replica.add::<R>();
+                self.tables.push(spec);
+            }
+        }
+        self
+    }
+
+    /// Begins to connect, on a task of its own on the current tokio runtime.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with time and I/O enabled.
+    pub fn connect(self) -> Client {
+        let Self { config, tables, replica } = self;
+        let conditions = tables.iter().map(|table| table.conditions.clone()).collect();
+        let session = Session::new(SessionConfig {
+            database: config.database.clone(),
+            tables,
+            probe_interval: config.probe_interval,
+            leader_only: config.leader_only,
+        });
+        let (commands, command_receiver) = mpsc::channel(BACKLOG);
+        let (notice_sender, notices) = mpsc::channel(BACKLOG);
+        let (wanted, wanted_receiver) =
+            watch::channel(Wanted { generation: 0, conditions, resyncs: 0, reason: String::new() });
+        let database = config.database.clone();
+        let task =
+            Task::spawn(Driver::new(config, session, command_receiver, wanted_receiver, notice_sender));
+        Client {
+            replica,
+            composites: Arc::default(),
+            stale: false,
+            in_force: None,
+            ready: VecDeque::new(),
+            notices,
+            wanted,
+            handle: Handle { database: database.into(), commands },
+            _task: task,
+        }
+    }
+}
+
+/// A replica of some tables of a database, kept up to date by a task that ends when this is dropped.
+#[derive(Debug)]
+pub struct Client {
+    replica: Replica,
+    composites: Arc<Composites>,
+    /// An update could not be applied: what follows is of no use until a complete dump.
+    stale: bool,
+    /// The conditions that came into force meanwhile.
+    in_force: Option<Generation>,
+    ready: VecDeque<Event>,
+    notices: mpsc::Receiver<Notice>,
+    wanted: watch::Sender<Wanted>,
+    handle: Handle,
+    _task: Task,
+}
+
+impl Client {
+    /// Begins to describe a client.
+    pub fn builder(config: Config) -> Builder {
+        Builder { config, tables: Vec::new(), replica: Replica::default() }
+    }
+
+    /// The next event. The tables change only in here, so that they always are as the last event left them.
+    ///
+    /// Can be dropped while waiting, as in `tokio::select!`, without losing anything. It has to be called again and
+    /// again: once some dozen events wait, updates are left in the socket, and lost connections are not made again.
+    pub async fn recv(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return event;
+            }
+            match self.notices.recv().await {
+                Some(notice) => self.take(notice),
+                // The task only ends with the runtime.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// The rows of a monitored table as of the last event; an empty table if it is not monitored.
+    pub fn table<R: Row>(&self) -> &Table<R> {
+        self.replica.table().unwrap_or(Table::EMPTY)
+    }
+
+    /// Replicates from now on those rows of the table of `R` that meet `conditions`.
+    ///
+    /// Rows that come in or go out by this arrive as inserts and deletes. [`Event::ConditionInForce`] with the
+    /// generation given here, or a later one, tells when they all have arrived.
+    pub fn set_condition<R: Row>(&mut self, conditions: Conditions) -> Result<Generation, Error> {
+        let index = self.replica.index::<R>().ok_or(Error::NotMonitored(R::TABLE))?;
+        let mut generation = 0;
+        self.wanted.send_if_modified(|wanted| {
+            let change = wanted.conditions[index] != conditions;
+            if change {
+                wanted.conditions[index] = conditions;
+                wanted.generation += 1;
+            }
+            generation = wanted.generation;
+            change
+        });
+        Ok(Generation(generation))
+    }
+
+    /// A handle for requests, which can be used while [`Self::recv`] waits.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// See [`Handle::transact`].
+    pub async fn transact(&self, operations: Vec<Operation>) -> Result<Vec<OperationResult>, Error> {
+        self.handle.transact(operations).await
+    }
+
+    fn take(&mut self, notice: Notice) {
+        match notice {
+            Notice::Connected(remote) => self.ready.push_back(Event::Connected { remote }),
+            Notice::Disconnected { remote, reason, retry } => {
+                self.ready.push_back(Event::Disconnected { remote, reason, retry });
+            }
+            Notice::Session(SessionEvent::Contents { updates, complete, dialect, composites }) => {
+                self.composites = composites;
+                self.stale &= !complete;
+                self.apply(&updates, complete, dialect);
+                if !self.stale {
+                    self.ready.push_back(Event::Synced);
+                    self.ready.extend(self.in_force.take().map(Event::ConditionInForce));
+                }
+            }
+            Notice::Session(SessionEvent::Update { updates, dialect }) => {
+                self.apply(&updates, false, dialect)
+            }
+            Notice::Session(SessionEvent::ConditionInForce(generation)) if self.stale => {
+                self.in_force = Some(Generation(generation));
+            }
+            Notice::Session(SessionEvent::ConditionInForce(generation)) => {
+                self.ready.push_back(Event::ConditionInForce(Generation(generation)));
+            }
+            Notice::Session(SessionEvent::Lock { name, held }) => {
+                self.ready.push_back(Event::Lock { name, held })
+            }
+            Notice::Session(SessionEvent::Ready | SessionEvent::Reply { .. }) => {}
+        }
+    }
+
+    fn apply(&mut self, updates: &Payload, complete: bool, dialect: Dialect) {
+        if self.stale {
+            return;
+        }
+        let (batch, result) = self.replica.apply(updates.as_bytes(), complete, dialect, &self.composites);
+        if !batch.is_empty() {
+            self.ready.push_back(Event::Batch(batch));
+        }
+        if let Err(error) = result {
+            self.start_over(&error);
+        }
+    }
+
+    fn start_over(&mut self, error: &ApplyError) {
+        self.stale = true;
+        self.wanted.send_modify(|wanted| {
+            wanted.resyncs += 1;
+            wanted.reason = error.to_string();
+        });
+    }
+}
+
+/// Makes requests over a client's connection.
+///
+/// A future that is dropped early does not take its request back: the server may still execute it.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    database: Arc<str>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Handle {
+    /// Executes operations as one transaction (RFC 7047, section 4.1.3), and gives the result of each.
+    pub async fn transact(&self, operations: Vec<Operation>) -> Result<Vec<OperationResult>, Error> {
+        let mut params = vec![json!(&*self.database)];
+        params.extend(operations.iter().map(Operation::json));
+        let names: Vec<&str> = operations.iter().map(Operation::name).collect();
+        let result = self.request("transact", params.into()).await?;
+        operation::read_results(&names, result.as_bytes())
+    }
+
+    /// The names of the server's databases.
+    pub async fn list_dbs(&self) -> Result<Vec<String>, Error> {
+        let result = self.request("list_dbs", json!([])).await?;
+        serde_json::from_slice(result.as_bytes()).map_err(Error::UnreadableReply)
+    }
+
+    /// The schema of the database.
+    pub async fn get_schema(&self) -> Result<Schema, Error> {
+        let result = self.request("get_schema", json!([&*self.database])).await?;
+        serde_json::from_slice(result.as_bytes()).map_err(Error::UnreadableReply)
+    }
+
+    /// Wants a lock from now on, across reconnections; [`Event::Lock`] tells when it is held.
+    pub async fn lock(&self, name: impl Into<String>) -> Result<(), Error> {
+        self.command(Command::Lock { name: name.into(), steal: false }).await
+    }
+
+    /// Takes a lock from whoever holds it.
+    pub async fn steal(&self, name: impl Into<String>) -> Result<(), Error> {
+        self.command(Command::Lock { name: name.into(), steal: true }).await
+    }
+
+    /// Gives a lock up, or stops waiting for it.
+    pub async fn unlock(&self, name: impl Into<String>) -> Result<(), Error> {
+        self.command(Command::Unlock { name: name.into() }).await
+    }
+
+    /// Makes any request of the protocol; the result is JSON text.
+    pub async fn request(
+        &self,
+        method: impl Into<String>,
+        params: serde_json::Value,
+    ) -> Result<Payload, Error> {
+        let (reply, result) = oneshot::channel();
+        self.command(Command::Request { method: method.into(), params, reply }).await?;
+        result.await.map_err(|_| Error::Closed)?
+    }
+
+    async fn command(&self, command: Command) -> Result<(), Error> {
+        self.commands.send(command).await.map_err(|_| Error::Closed)
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}

@@ -1,0 +1,60 @@
+//! What a client has to know before it connects.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::remote::Remotes;
+
+/// How to reach a database, and how patiently. The defaults are those of Open vSwitch's clients and of Neutron.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// The servers, tried in random order.
+    pub remotes: Remotes,
+    /// The name of the database, such as `OVN_Southbound`.
+    pub database: String,
+    /// How long a server may be silent before it is probed, and then before the connection is given up (60 s). Zero
+    /// never probes: a server that hangs is then waited for without end.
+    pub probe_interval: Duration,
+    /// The greatest delay between attempts to connect (8 s). The first is 1 s, and each is twice the one before.
+    pub backoff_max: Duration,
+    /// How long making a connection may take, TLS included (10 s).
+    pub connect_timeout: Duration,
+    /// Whether to use no server but the leader of a cluster (no). Followers are as good: they forward writes.
+    pub leader_only: bool,
+    /// The longest message to accept, in bytes (1 GiB). A complete dump is a single message.
+    pub message_limit: usize,
+    /// Keys and certificates for `ssl:` remotes.
+    pub tls: Option<TlsConfig>,
+}
+
+impl Config {
+    /// The defaults for `database` at `remotes`.
+    pub fn new(remotes: Remotes, database: impl Into<String>) -> Self {
+        Self {
+            remotes,
+            database: database.into(),
+            probe_interval: Duration::from_secs(60),
+            backoff_max: Duration::from_secs(8),
+            connect_timeout: Duration::from_secs(10),
+            leader_only: false,
+            message_limit: 1 << 30,
+            tls: None,
+        }
+    }
+}
+
+/// The PEM files for `ssl:` remotes. They are read for each connection, so that renewed ones are used from the next
+/// connection on.
+#[derive(Debug, Clone)]
+pub struct TlsConfig {
+    /// The client's private key.
+    pub private_key: PathBuf,
+    /// The client's certificate, followed by intermediate ones if there are any.
+    pub certificate: PathBuf,
+    /// The certificates of the authorities that may sign a server's certificate.
+    pub ca_certificates: PathBuf,
+    /// Whether the server's certificate has to name the host of the remote. Open vSwitch's own clients verify the chain
+    /// only, and the certificates that `ovs-pki` makes name no host.
+    pub verify_hostname: bool,
+}

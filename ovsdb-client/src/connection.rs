@@ -1,0 +1,381 @@
+//! The task that keeps a client connected: it moves bytes between sockets and the session, and waits.
+
+mod reason;
+
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::condition::Conditions;
+use crate::config::Config;
+use crate::error::Error;
+use crate::message::Payload;
+use crate::remote::Remote;
+use crate::session::{Hangup, Session, SessionEvent};
+use crate::splitter::Splitter;
+use crate::transport::{self, Stream};
+pub use reason::DisconnectReason;
+use reason::Progress;
+
+const READ_SIZE: usize = 64 * 1024;
+
+/// A server hangs up on a client that it does not hear from: by default it asks after 5 s and waits 5 s more. While the
+/// consumer is behind nothing is read, its question neither, so that it has to hear from us unasked.
+const KEEPALIVE: Duration = Duration::from_secs(3);
+
+/// Messages to a server that are not written yet, beyond which neither its messages nor more requests are taken.
+const MAX_OUTGOING: usize = 64;
+
+/// How long to look for the reason after a failed write.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What users ask of the task.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Request { method: String, params: serde_json::Value, reply: oneshot::Sender<Result<Payload, Error>> },
+    Lock { name: String, steal: bool },
+    Unlock { name: String },
+}
+
+/// What the owner of the replica wants, of which only the latest state counts.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) generation: u64,
+    pub(crate) conditions: Vec<Conditions>,
+    /// The number of times that a complete copy was asked for, and why the last time.
+    pub(crate) resyncs: u64,
+    pub(crate) reason: String,
+}
+
+/// What the task tells the owner of the replica.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    Connected(Remote),
+    Disconnected { remote: Remote, reason: DisconnectReason, retry: Duration },
+    Session(SessionEvent),
+}
+
+impl Notice {
+    fn len(&self) -> usize {
+        match self {
+            Self::Session(SessionEvent::Contents { updates, .. } | SessionEvent::Update { updates, .. }) => {
+                updates.as_bytes().len()
+            }
+            _ => 0,
+        }
+    }
+}
+
+pub(crate) struct Driver {
+    config: Config,
+    session: Session,
+    commands: mpsc::Receiver<Command>,
+    wanted: watch::Receiver<Wanted>,
+    resyncs: u64,
+    /// Why the connection has to be given up in favour of one that begins with a complete copy.
+    restart: Option<String>,
+    notices: mpsc::Sender<Notice>,
+    queue: VecDeque<Notice>,
+    /// The bytes of the updates in `queue`.
+    queued: usize,
+    replies: HashMap<u64, oneshot::Sender<Result<Payload, Error>>>,
+    remote: Remote,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        config: Config,
+        session: Session,
+        commands: mpsc::Receiver<Command>,
+        wanted: watch::Receiver<Wanted>,
+        notices: mpsc::Sender<Notice>,
+    ) -> Self {
+        let remote = config.remotes.first().clone();
+        Self {
+            config,
+            session,
+            commands,
+            wanted,
+            resyncs: 0,
+            restart: None,
+            notices,
+            queue: VecDeque::new(),
+            queued: 0,
+            replies: HashMap::new(),
+            remote,
+        }
+    }
+
+    /// Connects, again and again, until the task is aborted.
+    pub(crate) async fn run(mut self) -> Infallible {
+        let mut remotes = self.config.remotes.as_slice().to_vec();
+        shuffle(&mut remotes);
+        let mut backoff = Backoff::new(self.config.backoff_max, remotes.len());
+        let mut turn = 0;
+        loop {
+            self.remote = remotes[turn % remotes.len()].clone();
+            turn += 1;
+            let (reason, lasted) = self.attempt().await;
+            self.session.disconnected();
+            self.collect();
+            let retry = backoff.after(lasted, random());
+            tracing::debug!(remote = %self.remote, %reason, ?retry, "disconnected");
+            self.queue.push_back(Notice::Disconnected { remote: self.remote.clone(), reason, retry });
+            let until = Instant::now() + retry;
+            while Instant::now() < until || !self.queue.is_empty() {
+                tokio::select! {
+                    () = tokio::time::sleep_until(until), if Instant::now() < until => {}
+                    () = self.background(true) => {}
+                }
+            }
+        }
+    }
+
+    /// One connection, and how long it was of use.
+    async fn attempt(&mut self) -> (DisconnectReason, Duration) {
+        let (remote, tls, timeout) =
+            (self.remote.clone(), self.config.tls.clone(), self.config.connect_timeout);
+        let stream = {
+            let mut connecting = pin!(transport::connect(&remote, tls.as_ref(), timeout));
+            loop {
+                tokio::select! {
+                    result = &mut connecting => match result {
+                        Ok(stream) => break stream,
+                        Err(error) => return (error.into(), Duration::ZERO),
+                    },
+                    () = self.background(true) => {}
+                }
+            }
+        };
+        let mut progress = Progress::default();
+        let reason = match self.converse(stream, &mut progress).await {
+            Ok(never) => match never {},
+            Err(reason) => reason.explain(&progress, tls.as_ref()),
+        };
+        (reason, progress.ready.map_or(Duration::ZERO, |ready| ready.elapsed()))
+    }
+
+    /// Speaks with a server until that fails. Every branch can be dropped half done without losing anything.
+    async fn converse(
+        &mut self,
+        stream: Box<dyn Stream>,
+        progress: &mut Progress,
+    ) -> Result<Infallible, DisconnectReason> {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let mut splitter = Splitter::new(self.config.message_limit);
+        let mut buffer = vec![0; READ_SIZE];
+        let mut stalled_since = None;
+        let mut outgoing = Outgoing::default();
+        self.restart = None;
+        self.session.connected(Instant::now().into_std());
+        loop {
+            while let Some(message) = self.session.poll_transmit() {
+                outgoing.messages.push_back(message);
+            }
+            self.collect();
+            if let Some(reason) = self.restart.take() {
+                return Err(Hangup::Inconsistent(reason).into());
+            }
+            if progress.ready.is_none() && self.session.is_monitoring() {
+                progress.ready = Some(Instant::now());
+            }
+            let (outgoing_is_done, full) = (outgoing.is_done(), outgoing.is_full());
+            let stalled = self.is_stalled();
+            if !stalled && stalled_since.take().is_some() {
+                // Nobody listened to the server in the meantime: that was not its silence.
+                self.session.activity(Instant::now().into_std());
+            }
+            let timeout = if stalled {
+                Some(*stalled_since.get_or_insert_with(Instant::now) + KEEPALIVE)
+            } else {
+                self.session.timeout().map(Instant::from_std)
+            };
+            tokio::select! {
+                read = reader.read(&mut buffer), if !stalled && !full => match read {
+                    Ok(0) => return Err(DisconnectReason::Closed),
+                    Ok(length) => {
+                        let now = Instant::now().into_std();
+                        progress.heard = true;
+                        self.session.activity(now);
+                        splitter.push(&buffer[..length])?;
+                        while let Some(message) = splitter.next_message() {
+                            self.session.receive(now, message)?;
+                        }
+                    }
+                    Err(error) => return Err(DisconnectReason::Io(error)),
+                },
+                written = outgoing.write(&mut writer), if !outgoing_is_done => {
+                    if let Err(error) = written {
+                        return Err(DisconnectReason::Io(last_words(&mut reader).await.unwrap_or(error)));
+                    }
+                }
+                () = sleep_until(timeout) => {
+                    if stalled {
+                        stalled_since = Some(Instant::now());
+                        if outgoing_is_done {
+                            self.session.probe();
+                        }
+                    } else {
+                        self.session.handle_timeout(Instant::now().into_std())?;
+                    }
+                }
+                () = self.background(!full) => {}
+            }
+        }
+    }
+
+    /// Waits for one thing that has to be done whether there is a connection or not, and does it.
+    async fn background(&mut self, take_commands: bool) {
+        let command = tokio::select! {
+            Some(command) = self.commands.recv(), if take_commands => Some(command),
+            Ok(()) = self.wanted.changed() => None,
+            Ok(permit) = self.notices.reserve(), if !self.queue.is_empty() => {
+                if let Some(notice) = self.queue.pop_front() {
+                    self.queued -= notice.len();
+                    permit.send(notice);
+                }
+                return;
+            }
+            // The owner and all who could ask for something are gone; the task is about to be aborted.
+            else => std::future::pending().await,
+        };
+        match command {
+            Some(command) => self.execute(command),
+            None => self.take_wanted(),
+        }
+    }
+
+    /// Whether to leave everything in the socket because the consumer is behind.
+    ///
+    /// Not while somebody waits for an answer: that may be the consumer itself, and the answer be behind the updates.
+    fn is_stalled(&self) -> bool {
+        !self.queue.is_empty() && (self.replies.is_empty() || self.queued > self.config.message_limit)
+    }
+
+    fn take_wanted(&mut self) {
+        let wanted = self.wanted.borrow_and_update();
+        self.session.set_conditions(wanted.generation, wanted.conditions.clone());
+        if self.resyncs != wanted.resyncs {
+            self.resyncs = wanted.resyncs;
+            self.session.forget();
+            self.restart = Some(wanted.reason.clone());
+        }
+    }
+
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::Request { method, params, reply } => match self.session.request(&method, &params) {
+                Ok(id) => {
+                    self.replies.insert(id, reply);
+                }
+                // Who asked may have stopped waiting.
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Command::Lock { name, steal } => self.session.lock(&name, steal),
+            Command::Unlock { name } => self.session.unlock(&name),
+        }
+    }
+
+    /// Takes what happened out of the session: answers go to who asked, all else to the owner of the replica.
+    fn collect(&mut self) {
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                SessionEvent::Reply { id, result } => {
+                    if let Some(reply) = self.replies.remove(&id) {
+                        drop(reply.send(result));
+                    }
+                }
+                SessionEvent::Ready => self.queue.push_back(Notice::Connected(self.remote.clone())),
+                event => {
+                    let notice = Notice::Session(event);
+                    self.queued += notice.len();
+                    self.queue.push_back(notice);
+                }
+            }
+        }
+    }
+}
+
+/// What waits to be written.
+#[derive(Default)]
+struct Outgoing {
+    messages: VecDeque<Vec<u8>>,
+    /// How much of the first message was written.
+    written: usize,
+    unflushed: bool,
+}
+
+impl Outgoing {
+    /// Whether a peer that does not read has to be left alone until it does.
+    fn is_full(&self) -> bool {
+        self.messages.len() >= MAX_OUTGOING
+    }
+
+    fn is_done(&self) -> bool {
+        self.messages.is_empty() && !self.unflushed
+    }
+
+    /// Writes everything. Dropped half done, it goes on from there the next time.
+    async fn write(&mut self, writer: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
+        while let Some(message) = self.messages.front() {
+            self.unflushed = true;
+            self.written += writer.write(&message[self.written..]).await?;
+            if self.written == message.len() {
+                self.messages.pop_front();
+                self.written = 0;
+            }
+        }
+        writer.flush().await?;
+        self.unflushed = false;
+        Ok(())
+    }
+}
+
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Why a server no longer takes what is written: a TLS alert may still be waiting to be read.
+async fn last_words(reader: &mut (impl AsyncReadExt + Unpin)) -> Option<io::Error> {
+    let mut sink = tokio::io::sink();
+    tokio::time::timeout(LAST_WORDS, tokio::io::copy(reader, &mut sink)).await.ok()?.err()
+}
+
+/// A number from 0 to 1 that is different in each process: the standard library seeds its hash tables with one.
+fn random() -> f64 {
+    RandomState::new().hash_one(()) as f64 / u64::MAX as f64
+}
+
+fn shuffle<T>(items: &mut [T]) {
+    let keys = RandomState::new();
+    for last in (1..items.len()).rev() {
+        items.swap(last, (keys.hash_one(last) % (last as u64 + 1)) as usize);
+    }
+}
+
+/// The task; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Task(tokio::task::JoinHandle<Infallible>);
+
+impl Task {
+    pub(crate) fn spawn(driver: Driver) -> Self {
+        Self(tokio::spawn(driver.run()))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,66 @@
+//! Why there is no connection, in words for operators.
+
+use std::io;
+use std::path::Path;
+
+use tokio::time::Instant;
+
+use crate::config::TlsConfig;
+use crate::session::Hangup;
+use crate::splitter::SplitError;
+use crate::tls::{self, TlsError};
+use crate::transport::ConnectError;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DisconnectReason {
+    /// No connection could be made.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The server closed the connection.
+    #[error("the server closed the connection")]
+    Closed,
+    /// The server closed the connection before it sent anything.
+    #[error("the server broke the connection off without a word (does it expect ssl: there?)")]
+    Rejected,
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Io(io::Error),
+    /// What came was no stream of messages.
+    #[error(transparent)]
+    Split(#[from] SplitError),
+    /// The server is of no use, or misbehaved.
+    #[error(transparent)]
+    Session(#[from] Hangup),
+}
+
+/// How far a connection got.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// Whether the server sent anything.
+    pub(super) heard: bool,
+    /// When monitoring began.
+    pub(super) ready: Option<Instant>,
+}
+
+impl DisconnectReason {
+    /// Finds the cause of a broken connection where it is about certificates.
+    pub(super) fn explain(self, progress: &Progress, tls: Option<&TlsConfig>) -> Self {
+        let broken_off = |certificate: &Path, error| {
+            Self::from(ConnectError::from(TlsError::BrokenOff { certificate: certificate.to_owned(), error }))
+        };
+        let is_tls = |error: &io::Error| error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+        match (self, tls) {
+            (Self::Io(error), Some(files)) if is_tls(&error) => {
+                ConnectError::from(tls::explain(error, files)).into()
+            }
+            (Self::Io(error), Some(files)) if !progress.heard => broken_off(&files.certificate, error),
+            (Self::Closed, Some(files)) if !progress.heard => {
+                broken_off(&files.certificate, io::ErrorKind::UnexpectedEof.into())
+            }
+            (Self::Closed | Self::Io(_), None) if !progress.heard => Self::Rejected,
+            (reason, _) => reason,
+        }
+    }
+}

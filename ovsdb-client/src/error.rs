@@ -1,0 +1,62 @@
+//! What a request to a server can fail with.
+
+use crate::remote::RemoteError;
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No server is connected; the request was not sent.
+    #[error("no database server is connected")]
+    NotConnected,
+    /// The connection was lost before the answer came: the request may have been executed or not.
+    #[error("the connection was lost before the answer came: whether the request was executed is unknown")]
+    Interrupted,
+    /// The client was dropped.
+    #[error("the OVSDB client was closed")]
+    Closed,
+    /// The server refused the request.
+    #[error("the server refused {method}: {error}")]
+    Refused {
+        /// The method.
+        method: String,
+        /// The server's words.
+        error: String,
+    },
+    /// An operation of a transaction failed, and the transaction with it.
+    #[error("operation {} ({operation}) failed: {error}{}{details}", index + 1, if details.is_empty() { "" } else { ": " })]
+    Transaction {
+        /// The operation's index; the number of operations if the transaction failed as a whole.
+        index: usize,
+        /// The operation's name; `commit` if the transaction failed as a whole.
+        operation: &'static str,
+        /// The kind of failure (RFC 7047, section 5.2).
+        error: String,
+        /// The server's explanation.
+        details: String,
+    },
+    /// The server's answer is not what the protocol says.
+    #[error("the server's answer cannot be read: {0}")]
+    UnreadableReply(serde_json::Error),
+    /// The table is not among those monitored.
+    #[error("table {0} is not monitored: add it before connecting")]
+    NotMonitored(&'static str),
+    /// A remote that cannot be parsed.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+}
+
+/// The words of a JSON-RPC error, a string or an object with `error` and `details` (RFC 7047, section 3.1).
+pub(crate) fn describe(error: &str) -> String {
+    match serde_json::from_str(error) {
+        Ok(serde_json::Value::String(text)) => text,
+        Ok(serde_json::Value::Object(fields)) => {
+            let field = |name| fields.get(name).and_then(serde_json::Value::as_str);
+            match (field("error"), field("details")) {
+                (Some(error), Some(details)) => format!("{error}: {details}"),
+                (Some(error), None) => error.to_owned(),
+                _ => serde_json::Value::Object(fields).to_string(),
+            }
+        }
+        _ => error.to_owned(),
+    }
+}

@@ -1,0 +1,120 @@
+//! A client of OVSDB (RFC 7047 with the extensions of Open vSwitch) for tokio.
+//!
+//! A [`Client`] keeps typed copies of the tables and rows that a program is interested in, over any number of
+//! connections and servers, and tells what changes in them. [`Handle`]s make transactions and other requests.
+//!
+//! ```no_run
+//! use std::collections::BTreeMap;
+//! use ovsdb_client::{Clause, Client, Columns, Conditions, Config, Event, Operation};
+//!
+//! ovsdb_client::row! {
+//!     /// The columns of a logical port that this program needs.
+//!     pub struct PortBinding in "Port_Binding" {
+//!         logical_port: String,
+//!         kind: String = "type",
+//!         parent_port: Option<String>,
+//!         external_ids: BTreeMap<String, String>,
+//!         up: Option<bool> as optional,
+//!     }
+//! }
+//!
+//! # async fn example() -> Result<(), ovsdb_client::Error> {
+//! let config = Config::new("ssl:192.0.2.1:6642,ssl:192.0.2.2:6642".parse()?, "OVN_Southbound");
+//! let mut client = Client::builder(config)
+//!     .monitor::<PortBinding>(Conditions::any_of([Clause::equal("logical_port", "lsp1")]))
+//!     .connect();
+//! loop {
+//!     match client.recv().await {
+//!         Event::Connected { remote } => println!("connected to {remote}"),
+//!         Event::Disconnected { remote, reason, retry } => println!("{remote}: {reason}; again in {retry:?}"),
+//!         Event::Synced => println!("{} ports", client.table::<PortBinding>().len()),
+//!         Event::Batch(batch) => {
+//!             for change in batch.of::<PortBinding>() {
+//!                 match (&change.old, &change.new) {
+//!                     (None, Some(new)) => println!("{} is new", new.logical_port),
+//!                     (Some(old), None) => println!("{} is gone", old.logical_port),
+//!                     _ => println!("{} changed", change.uuid),
+//!                 }
+//!             }
+//!             // Conditions can follow what the program learns.
+//!             client.set_condition::<PortBinding>(Conditions::any_of([
+//!                 Clause::equal("logical_port", "lsp1"),
+//!                 Clause::equal("parent_port", "lsp1"),
+//!             ]))?;
+//!         }
+//!         Event::ConditionInForce(generation) => println!("conditions {generation} are in force"),
+//!         Event::Lock { .. } => {}
+//!     }
+//! }
+//! # }
+//! # async fn write(handle: ovsdb_client::Handle) -> Result<(), ovsdb_client::Error> {
+//! // Elsewhere, with `let handle = client.handle()`:
+//! let row = Columns::from([("nb_cfg".to_owned(), 7.into())]);
+//! let results = handle
+//!     .transact(vec![Operation::Update { table: "SB_Global".into(), condition: vec![], row }])
+//!     .await?;
+//! assert_eq!(results[0].count, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What can be relied on
+//!
+//! - Tables change only inside of [`Client::recv`], and each batch holds what one transaction of the server changed.
+//!   Folding all batches gives the tables.
+//! - After a reconnection, to the same server or another, only differences are told, whether the server could resume or
+//!   sent everything again. Rows stay while there is no server.
+//! - A server is left for another one when it does not answer probes, is cut off from its cluster, lost the database, or
+//!   is behind what an earlier one had when it was connected to.
+//! - A consumer that takes no events stops the socket from being read, except while a request waits for its answer. The
+//!   connection survives that as long as the server has nothing left to send.
+//! - A server that knows no conditions (before Open vSwitch 2.6) sends all rows.
+#![warn(missing_docs)]
+
+mod backoff;
+mod client;
+mod condition;
+mod config;
+mod connection;
+mod datum;
+mod error;
+#[cfg(test)]
+mod fuzz;
+mod index;
+mod message;
+mod operation;
+mod remote;
+mod replica;
+mod row;
+mod schema;
+pub mod session;
+mod splitter;
+mod tls;
+mod transport;
+mod value;
+
+pub use client::{Builder, Client, Event, Generation, Handle};
+pub use condition::{Clause, Conditions, Function};
+pub use config::{Config, TlsConfig};
+pub use connection::DisconnectReason;
+pub use datum::{AtomRef, Datum, FromAtom};
+pub use error::Error;
+pub use index::Index;
+pub use message::Payload;
+pub use operation::{Columns, Mutation, Mutator, Operation, OperationResult};
+pub use remote::{Endpoint, Remote, RemoteError, Remotes};
+pub use replica::{Batch, Change, Dialect, Table};
+pub use row::{Column, Row};
+pub use schema::{AtomicType, ColumnSchema, ColumnType, Schema, TableSchema};
+pub use splitter::{SplitError, Splitter};
+pub use tls::TlsError;
+pub use transport::ConnectError;
+pub use uuid::Uuid;
+pub use value::{Atom, Value};
+
+/// What the macros need; not part of the interface.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::row::{read_column, skip};
+    pub use serde::Deserializer;
+}

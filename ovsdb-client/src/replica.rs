@@ -1,0 +1,285 @@
+//! The client's copy of the monitored tables: applies what a server sends, and tells what changed.
+//!
+//! Values are read straight into typed rows. Whatever arrives, an increment or a complete dump, comes out as
+//! differences to the rows held before, and an error never hides a change that was applied already.
+
+mod reader;
+
+use std::any::Any;
+use std::collections::HashSet;
+use std::collections::hash_map::{DefaultHasher, HashMap};
+use std::fmt;
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+
+use serde::de::DeserializeSeed;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::datum::Name;
+use crate::row::Row;
+use reader::TableReader;
+
+/// The rows of one table, by identity.
+#[derive(Debug)]
+pub struct Table<R> {
+    rows: HashMap<Uuid, Arc<R>, BuildHasherDefault<DefaultHasher>>,
+}
+
+impl<R: 'static> Table<R> {
+    pub(crate) const EMPTY: &'static Self = &Self { rows: HashMap::with_hasher(BuildHasherDefault::new()) };
+
+    pub(crate) fn new() -> Self {
+        Self { rows: HashMap::default() }
+    }
+
+    /// The row with this identity.
+    pub fn get(&self, uuid: &Uuid) -> Option<&Arc<R>> {
+        self.rows.get(uuid)
+    }
+
+    /// Every row with its identity, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Uuid, &Arc<R>)> {
+        self.rows.iter()
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Puts `new` in the place of the row, and notes it if that is a change.
+    fn replace(&mut self, uuid: Uuid, new: Option<R>, changes: &mut Vec<Change<R>>)
+    where
+        R: PartialEq,
+    {
+        let new = new.map(Arc::new);
+        let old = match &new {
+            Some(row) => self.rows.insert(uuid, Arc::clone(row)),
+            None => self.rows.remove(&uuid),
+        };
+        if old != new {
+            changes.push(Change { uuid, old, new });
+        }
+    }
+}
+
+/// What happened to one row: an insert has no old row, a delete no new one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change<R> {
+    /// The row's identity.
+    pub uuid: Uuid,
+    /// The row as it was.
+    pub old: Option<Arc<R>>,
+    /// The row as it is.
+    pub new: Option<Arc<R>>,
+}
+
+/// The changes of one server transaction, or of one reconnection or change of conditions, in all monitored tables.
+#[derive(Default)]
+pub struct Batch {
+    tables: Vec<Box<dyn AnyChanges>>,
+}
+
+impl Batch {
+    /// What changed in the table of `R`.
+    pub fn of<R: Row>(&self) -> &[Change<R>] {
+        self.tables
+            .iter()
+            .find_map(|changes| changes.as_any().downcast_ref::<Vec<Change<R>>>())
+            .map_or(&[], Vec::as_slice)
+    }
+
+    /// The number of changed rows in all tables.
+    pub fn len(&self) -> usize {
+        self.tables.iter().map(|changes| changes.count()).sum()
+    }
+
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_list().entries(&self.tables).finish()
+    }
+}
+
+trait AnyChanges: fmt::Debug + Send + Sync {
+    fn as_any(&self) -> &dyn Any;
+    fn count(&self) -> usize;
+}
+
+impl<R: Row> AnyChanges for Vec<Change<R>> {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn count(&self) -> usize {
+        self.len()
+    }
+}
+
+/// How a server words the contents and changes of tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `monitor` and `update`: complete rows, old and new (RFC 7047, section 4.1.6).
+    Monitor,
+    /// `monitor_cond` and `update2`: new rows and differences (ovsdb-server(7), section 4.1.14).
+    MonitorCond,
+    /// `monitor_cond_since` and `update3`: the same with the transaction they lead to.
+    MonitorCondSince,
+}
+
+/// The columns of each table, in the order of the tables, that the server has and whose changes it sends as differences.
+pub(crate) type Composites = Vec<HashSet<&'static str>>;
+
+/// Why an update could not be applied. The replica has to be filled anew.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    /// A change of a row that the replica does not have.
+    #[error("the server changed row {uuid} of table {table}, which it never sent")]
+    UnknownRow {
+        /// The table.
+        table: &'static str,
+        /// The row.
+        uuid: Uuid,
+    },
+    /// A value that does not have the type that the schema says, or no table update at all.
+    #[error("the server sent something for table {table} that cannot be read: {source}")]
+    Unreadable {
+        /// The table.
+        table: &'static str,
+        /// What was wrong.
+        source: serde_json::Error,
+    },
+    /// An update that is not a set of tables.
+    #[error("the server sent an update that cannot be read: {0}")]
+    NoUpdate(#[from] serde_json::Error),
+}
+
+/// The monitored tables.
+#[derive(Default)]
+pub(crate) struct Replica {
+    tables: Vec<Box<dyn AnyTable>>,
+}
+
+impl Replica {
+    /// Adds an empty table and gives its index, which its [`Composites`] have as well.
+    pub(crate) fn add<R: Row>(&mut self) -> usize {
+        self.tables.push(Box::new(Table::<R>::new()));
+        self.tables.len() - 1
+    }
+
+    pub(crate) fn table<R: Row>(&self) -> Option<&Table<R>> {
+        self.tables.iter().find_map(|table| table.as_any().downcast_ref())
+    }
+
+    pub(crate) fn index<R: Row>(&self) -> Option<usize> {
+        self.tables.iter().position(|table| table.as_any().is::<Table<R>>())
+    }
+
+    /// Applies `updates` on top of the rows, or as the complete contents. The changes are those applied, error or not.
+    pub(crate) fn apply(
+        &mut self,
+        updates: &[u8],
+        complete: bool,
+        dialect: Dialect,
+        composites: &Composites,
+    ) -> (Batch, Result<(), ApplyError>) {
+        let mut batch = Batch::default();
+        let updates: HashMap<Name<'_>, &RawValue> = match serde_json::from_slice(updates) {
+            Ok(updates) => updates,
+            Err(error) => return (batch, Err(error.into())),
+        };
+        let mut result = Ok(());
+        for (table, composite) in self.tables.iter_mut().zip(composites) {
+            let update = updates.get(table.name()).copied();
+            if update.is_none() && !complete {
+                continue;
+            }
+            let (changes, outcome) = table.apply(update, complete, dialect, composite);
+            batch.tables.extend(changes);
+            result = outcome;
+            if result.is_err() {
+                break;
+            }
+        }
+        (batch, result)
+    }
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_list().entries(self.tables.iter().map(|table| table.name())).finish()
+    }
+}
+
+trait AnyTable: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn as_any(&self) -> &dyn Any;
+    fn apply(
+        &mut self,
+        update: Option<&RawValue>,
+        complete: bool,
+        dialect: Dialect,
+        composite: &HashSet<&'static str>,
+    ) -> (Option<Box<dyn AnyChanges>>, Result<(), ApplyError>);
+}
+
+impl<R: Row> AnyTable for Table<R> {
+    fn name(&self) -> &'static str {
+        R::TABLE
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn apply(
+        &mut self,
+        update: Option<&RawValue>,
+        complete: bool,
+        dialect: Dialect,
+        composite: &HashSet<&'static str>,
+    ) -> (Option<Box<dyn AnyChanges>>, Result<(), ApplyError>) {
+        let mut changes = Vec::new();
+        let mut seen = HashSet::new();
+        let mut unknown = None;
+        let mut result = Ok(());
+        if let Some(update) = update {
+            let reader = TableReader {
+                table: self,
+                changes: &mut changes,
+                seen: complete.then_some(&mut seen),
+                unknown: &mut unknown,
+                dialect,
+                composite,
+            };
+            result = reader
+                .deserialize(&mut serde_json::Deserializer::from_str(update.get()))
+                .map_err(|source| ApplyError::Unreadable { table: R::TABLE, source });
+        }
+        if let (Ok(()), Some(uuid)) = (&result, unknown) {
+            result = Err(ApplyError::UnknownRow { table: R::TABLE, uuid });
+        }
+        if complete && result.is_ok() {
+            let gone: Vec<Uuid> = self.rows.keys().filter(|uuid| !seen.contains(uuid)).copied().collect();
+            for uuid in gone {
+                self.replace(uuid, None, &mut changes);
+            }
+        }
+        let changes = (!changes.is_empty()).then(|| Box::new(changes) as Box<dyn AnyChanges>);
+        (changes, result)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,469 @@
+//! The protocol without I/O: what to send, what a message means, and when a peer is dead.
+//!
+//! A [`Session`] outlives connections: it remembers the last transaction and the conditions that the server knew, to
+//! resume from there. It is given messages and the time, and asked for messages and events.
+
+mod hangup;
+mod monitor;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::condition::Conditions;
+use crate::error::{Error, describe};
+use crate::message::{self, Envelope, Payload};
+use crate::replica::{Composites, Dialect};
+use crate::row::Column;
+use crate::schema::Schema;
+
+pub use hangup::Hangup;
+
+/// Updates kept while a monitor request is unanswered. A server sends none before its answer unless it is broken.
+const MAX_DEFERRED: usize = 1024;
+
+/// The names by which updates say which monitor they belong to (RFC 7047, section 4.1.5).
+const SERVER_MONITOR: &str = "server";
+const DATA_MONITOR: &str = "data";
+
+/// What a session is about.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// The database's name.
+    pub database: String,
+    /// The tables to replicate.
+    pub tables: Vec<TableSpec>,
+    /// How long a server may be silent before it is asked for a sign of life, and then before it is given up;
+    /// zero never asks.
+    pub probe_interval: Duration,
+    /// Whether to refuse servers of a cluster that are not its leader.
+    pub leader_only: bool,
+}
+
+/// A table to replicate.
+#[derive(Debug, Clone)]
+pub struct TableSpec {
+    /// The table's name.
+    pub name: &'static str,
+    /// Its columns.
+    pub columns: &'static [Column],
+    /// Whether databases may lack the table.
+    pub optional: bool,
+    /// The rows to begin with.
+    pub conditions: Conditions,
+}
+
+/// What a session has to tell.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// The server is acceptable and monitoring began. Requests can be made from now on.
+    Ready,
+    /// The answer to a monitor request.
+    Contents {
+        /// The tables.
+        updates: Payload,
+        /// Whether these are all rows; otherwise they are the changes since the last connection.
+        complete: bool,
+        /// How they are worded.
+        dialect: Dialect,
+        /// The columns that the server has and sends differences of.
+        composites: std::sync::Arc<Composites>,
+    },
+    /// Changes.
+    Update {
+        /// The tables.
+        updates: Payload,
+        /// How they are worded.
+        dialect: Dialect,
+    },
+    /// The conditions of this generation, and all before it, are in force.
+    ConditionInForce(u64),
+    /// A request was answered.
+    Reply {
+        /// The request's id, as [`Session::request`] gave it.
+        id: u64,
+        /// The result.
+        result: Result<Payload, Error>,
+    },
+    /// A lock was obtained or lost.
+    Lock {
+        /// The lock's name.
+        name: String,
+        /// Whether it is held now.
+        held: bool,
+    },
+}
+
+/// The state machine of one client.
+#[derive(Debug)]
+pub struct Session {
+    config: SessionConfig,
+    resume: monitor::Resume,
+    locks: BTreeMap<String, bool>,
+    next_id: u64,
+    /// The greatest log index seen in a cluster, by the cluster's id.
+    log_end: Option<(Uuid, u64)>,
+
+    state: State,
+    pending: HashMap<u64, Pending>,
+    transmits: VecDeque<Vec<u8>>,
+    events: VecDeque<SessionEvent>,
+    deferred: Vec<(Payload, Dialect, Option<Uuid>)>,
+    server: Option<ServerStatus>,
+    schema: Option<Schema>,
+    last_received: Option<Instant>,
+    probed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Disconnected,
+    /// Waiting for the schema and the server's own state.
+    Greeting,
+    /// Waiting for the contents of the tables.
+    Requested,
+    Monitoring(Dialect),
+}
+
+#[derive(Debug)]
+enum Pending {
+    Probe,
+    ChangeAware,
+    Server,
+    LogEnd,
+    Schema,
+    Monitor(Dialect),
+    ConditionChange,
+    Lock(String),
+    Unlock,
+    User(String),
+}
+
+/// The columns of `_Server`'s `Database` that decide whether a server is of use (ovsdb-server(5)).
+#[derive(Debug)]
+struct ServerStatus {
+    model: String,
+    connected: bool,
+    leader: bool,
+}
+
+impl Session {
+    /// A session that was never connected.
+    pub fn new(config: SessionConfig) -> Self {
+        Self {
+            resume: monitor::Resume::new(&config.tables),
+            config,
+            locks: BTreeMap::new(),
+            next_id: 0,
+            log_end: None,
+            state: State::Disconnected,
+            pending: HashMap::new(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            deferred: Vec::new(),
+            server: None,
+            schema: None,
+            last_received: None,
+            probed: false,
+        }
+    }
+
+    /// A connection was made.
+    pub fn connected(&mut self, now: Instant) {
+        self.disconnected();
+        self.state = State::Greeting;
+        self.activity(now);
+        let database = self.config.database.clone();
+        let this_database = json!([["name", "==", database]]);
+        self.send("set_db_change_aware", &json!([true]), Pending::ChangeAware);
+        let columns = json!(["name", "model", "connected", "leader"]);
+        self.send(
+            "monitor_cond",
+            &json!(["_Server", SERVER_MONITOR, { "Database": [{ "columns": columns, "where": this_database }] }]),
+            Pending::Server,
+        );
+        // The index is read once: it changes with every transaction of the cluster, and monitoring it would bring a
+        // message for each to clients that are interested in a few rows.
+        let log_end = json!({ "op": "select", "table": "Database", "where": this_database, "columns": ["cid", "index"] });
+        self.send("transact", &json!(["_Server", log_end]), Pending::LogEnd);
+        self.send("get_schema", &json!([database]), Pending::Schema);
+        for name in self.locks.keys().cloned().collect::<Vec<_>>() {
+            self.send("lock", &json!([name]), Pending::Lock(name));
+        }
+    }
+
+    /// The connection is gone. Requests without an answer fail.
+    pub fn disconnected(&mut self) {
+        self.state = State::Disconnected;
+        self.resume.disconnected();
+        self.transmits.clear();
+        self.deferred.clear();
+        self.server = None;
+        self.schema = None;
+        self.last_received = None;
+        self.probed = false;
+        for (id, pending) in std::mem::take(&mut self.pending) {
+            if let Pending::User(_) = pending {
+                self.events.push_back(SessionEvent::Reply { id, result: Err(Error::Interrupted) });
+            }
+        }
+        for (name, held) in &mut self.locks {
+            if std::mem::take(held) {
+                self.events.push_back(SessionEvent::Lock { name: name.clone(), held: false });
+            }
+        }
+    }
+
+    /// Whether requests can be made.
+    pub fn is_monitoring(&self) -> bool {
+        matches!(self.state, State::Monitoring(_))
+    }
+
+    /// Something was received, a complete message or not: the peer lives.
+    pub fn activity(&mut self, now: Instant) {
+        self.last_received = Some(now);
+        self.probed = false;
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn timeout(&self) -> Option<Instant> {
+        let interval = self.config.probe_interval;
+        if interval.is_zero() {
+            return None;
+        }
+        self.last_received.map(|last| last + if self.probed { interval * 2 } else { interval })
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Hangup> {
+        if self.timeout().is_none_or(|timeout| timeout > now) {
+            return Ok(());
+        }
+        if self.probed {
+            return Err(Hangup::Silent(self.config.probe_interval * 2));
+        }
+        self.probed = true;
+        self.probe();
+        Ok(())
+    }
+
+    /// Sends an `echo`, so that the server hears from a client that does not read at the moment.
+    pub fn probe(&mut self) {
+        self.send("echo", &json!([]), Pending::Probe);
+    }
+
+    /// The next message to send.
+    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+        self.transmits.pop_front()
+    }
+
+    /// The next thing that happened.
+    pub fn poll_event(&mut self) -> Option<SessionEvent> {
+        self.events.pop_front()
+    }
+
+    /// Makes a request of the user's; the answer comes as [`SessionEvent::Reply`].
+    pub fn request(&mut self, method: &str, params: &serde_json::Value) -> Result<u64, Error> {
+        match self.state {
+            State::Monitoring(_) => Ok(self.send(method, params, Pending::User(method.to_owned()))),
+            _ => Err(Error::NotConnected),
+        }
+    }
+
+    /// Wants a lock, now and after every reconnection (RFC 7047, section 4.1.8), by force if `steal`.
+    pub fn lock(&mut self, name: &str, steal: bool) {
+        self.locks.entry(name.to_owned()).or_insert(false);
+        if self.state != State::Disconnected {
+            let method = if steal { "steal" } else { "lock" };
+            self.send(method, &json!([name]), Pending::Lock(name.to_owned()));
+        }
+    }
+
+    /// Gives a lock up.
+    pub fn unlock(&mut self, name: &str) {
+        if let Some(held) = self.locks.remove(name) {
+            if held {
+                self.events.push_back(SessionEvent::Lock { name: name.to_owned(), held: false });
+            }
+            if self.state != State::Disconnected {
+                self.send("unlock", &json!([name]), Pending::Unlock);
+            }
+        }
+    }
+
+    fn send(&mut self, method: &str, params: &serde_json::Value, pending: Pending) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.transmits.push_back(message::request(id, method, params));
+        self.pending.insert(id, pending);
+        id
+    }
+
+    /// Takes a complete message. After an error the connection has to be closed.
+    pub fn receive(&mut self, now: Instant, message: Vec<u8>) -> Result<(), Hangup> {
+        self.activity(now);
+        let envelope: Envelope<'_> = serde_json::from_slice(&message)?;
+        let Some(method) = &envelope.method else {
+            let Some(id) = envelope.id.and_then(|id| id.get().parse().ok()) else { return Ok(()) };
+            let Some(pending) = self.pending.remove(&id) else { return Ok(()) };
+            let result = match (envelope.error, envelope.result) {
+                (Some(error), _) => Err(describe(error.get())),
+                (None, Some(result)) => Ok(Payload::range_of(&message, result)),
+                (None, None) => Ok(0..0),
+            };
+            let result = result.map(|range| Payload::new(message, range));
+            return self.answered(id, pending, result);
+        };
+        if let Some(id) = envelope.id {
+            // RFC 7047, section 4.1.11: the answer to an echo is what came with it.
+            self.transmits.push_back(match method.as_ref() {
+                "echo" => message::reply(id, envelope.params),
+                _ => message::unknown_method(id),
+            });
+            return Ok(());
+        }
+        let Some(params) = envelope.params else { return Ok(()) };
+        match method.as_ref() {
+            "update" | "update2" | "update3" => {
+                let update = monitor::Notification::read(method, params.get())?;
+                if update.monitor == SERVER_MONITOR {
+                    return self.server_changed(update.updates.get());
+                }
+                if update.monitor != DATA_MONITOR {
+                    return Ok(());
+                }
+                let range = Payload::range_of(&message, update.updates);
+                let (dialect, transaction) = (update.dialect, update.transaction);
+                self.updated(Payload::new(message, range), dialect, transaction)
+            }
+            "monitor_canceled" => {
+                let (monitor,): (serde_json::Value,) = serde_json::from_str(params.get())?;
+                if monitor == DATA_MONITOR { Err(Hangup::Canceled) } else { Ok(()) }
+            }
+            // RFC 7047, sections 4.1.9 and 4.1.10.
+            "locked" | "stolen" => {
+                let (name,): (String,) = serde_json::from_str(params.get())?;
+                self.lock_changed(name, method == "locked");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn answered(&mut self, id: u64, pending: Pending, result: Result<Payload, String>) -> Result<(), Hangup> {
+        match (pending, result) {
+            // Servers before Open vSwitch 2.9 know neither change awareness nor the database _Server.
+            (Pending::Probe | Pending::ChangeAware | Pending::Unlock, _) => Ok(()),
+            (Pending::Server, Ok(contents)) => {
+                self.server_changed(&String::from_utf8_lossy(contents.as_bytes()))?;
+                if self.server.is_none() {
+                    let database = self.config.database.clone();
+                    return Err(Hangup::NoDatabase {
+                        database,
+                        error: "not in the list of its databases".into(),
+                    });
+                }
+                self.greeted()
+            }
+            (Pending::LogEnd, Ok(result)) => {
+                self.check_log_end(result.as_bytes())?;
+                self.greeted()
+            }
+            (Pending::Server | Pending::LogEnd, Err(_)) => self.greeted(),
+            (Pending::Schema, Ok(schema)) => {
+                self.schema = Some(serde_json::from_slice(schema.as_bytes())?);
+                self.greeted()
+            }
+            (Pending::Schema, Err(error)) => {
+                Err(Hangup::NoDatabase { database: self.config.database.clone(), error })
+            }
+            (Pending::Monitor(dialect), result) => self.monitor_answered(dialect, result),
+            (Pending::ConditionChange, Ok(_)) => {
+                self.conditions_answered();
+                Ok(())
+            }
+            (Pending::ConditionChange, Err(error)) => {
+                Err(Hangup::Refused { method: "monitor_cond_change", error })
+            }
+            (Pending::Lock(name), Ok(result)) => {
+                let held = serde_json::from_slice::<serde_json::Value>(result.as_bytes())?["locked"] == true;
+                self.lock_changed(name, held);
+                Ok(())
+            }
+            (Pending::Lock(_), Err(error)) => Err(Hangup::Refused { method: "lock", error }),
+            (Pending::User(method), result) => {
+                let result = result.map_err(|error| Error::Refused { method, error });
+                self.events.push_back(SessionEvent::Reply { id, result });
+                Ok(())
+            }
+        }
+    }
+
+    fn lock_changed(&mut self, name: String, now_held: bool) {
+        if let Some(held) = self.locks.get_mut(&name)
+            && *held != now_held
+        {
+            *held = now_held;
+            self.events.push_back(SessionEvent::Lock { name, held: now_held });
+        }
+    }
+
+    /// Begins to monitor once everything about the server is known.
+    fn greeted(&mut self) -> Result<(), Hangup> {
+        let waiting =
+            self.pending.values().any(|p| matches!(p, Pending::Server | Pending::LogEnd | Pending::Schema));
+        if waiting || self.state != State::Greeting {
+            return Ok(());
+        }
+        self.begin_monitoring()
+    }
+
+    /// Takes an update of `_Server`'s table `Database`, of which only the row of our database is monitored.
+    fn server_changed(&mut self, updates: &str) -> Result<(), Hangup> {
+        let updates: serde_json::Value = serde_json::from_str(updates)?;
+        for update in updates["Database"].as_object().into_iter().flat_map(|rows| rows.values()) {
+            let Some((kind, row)) = update.as_object().and_then(|update| update.iter().next()) else {
+                continue;
+            };
+            if kind == "delete" {
+                return Err(Hangup::Canceled);
+            }
+            // Omitted columns of a new row have their default values.
+            let status = self.server.get_or_insert_with(|| ServerStatus {
+                model: String::new(),
+                connected: false,
+                leader: false,
+            });
+            if let Some(model) = row["model"].as_str() {
+                model.clone_into(&mut status.model);
+            }
+            status.connected = row["connected"].as_bool().unwrap_or(status.connected);
+            status.leader = row["leader"].as_bool().unwrap_or(status.leader);
+        }
+        match &self.server {
+            Some(server) if !server.connected => Err(Hangup::CutOff { model: server.model.clone() }),
+            Some(server) if self.config.leader_only && !server.leader => Err(Hangup::NotLeader),
+            _ => Ok(()),
+        }
+    }
+
+    /// A follower that is far behind would take the replica back in time.
+    fn check_log_end(&mut self, result: &[u8]) -> Result<(), Hangup> {
+        let result: serde_json::Value = serde_json::from_slice(result)?;
+        let row = &result[0]["rows"][0];
+        let cluster = row["cid"][1].as_str().and_then(|cid| cid.parse().ok());
+        let (Some(cluster), Some(index)) = (cluster, row["index"].as_u64()) else { return Ok(()) };
+        match self.log_end {
+            Some((known, seen)) if known == cluster && index < seen => Err(Hangup::Behind { index, seen }),
+            _ => {
+                self.log_end = Some((cluster, index));
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,448 @@
+//! A standalone ovsdb-server: contents, changes, conditions, transactions, reconnection.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed test is what they are for")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use common::*;
+use nix::sys::signal::Signal;
+use ovsdb_client::{
+    Clause, Client, Columns, Conditions, Error, Event, Function, Index, Mutation, Mutator, Operation, Uuid,
+    Value,
+};
+
+fn client(remotes: &str) -> Client {
+    Client::builder(config(remotes))
+        .monitor::<Item>(Conditions::All)
+        .monitor::<Global>(Conditions::All)
+        .connect()
+}
+
+#[tokio::test]
+async fn contents_and_changes_arrive_over_unix_and_tcp() {
+    let server = Server::start(SCHEMA);
+    for remote in [server.unix(), server.tcp()] {
+        let mut client = client(&remote);
+        assert!(matches!(next(&mut client).await, Event::Connected { remote: r } if r.to_string() == remote));
+        assert!(matches!(next(&mut client).await, Event::Synced));
+        assert!(client.table::<Item>().is_empty());
+
+        client.transact(vec![insert("a"), insert("b")]).await.unwrap();
+        assert_eq!(
+            summary(batch(&mut client).await.of::<Item>()),
+            ["+a", "+b"],
+            "one transaction, one batch"
+        );
+        client.transact(vec![update("a", "count", 5), delete("b")]).await.unwrap();
+        let changes = batch(&mut client).await;
+        assert_eq!(summary(changes.of::<Item>()), ["-b", "~a"]);
+        let modify = changes.of::<Item>().iter().find(|change| change.new.is_some()).unwrap();
+        assert_eq!(modify.old.as_ref().unwrap().count, 0);
+        assert_eq!(modify.new.as_ref().unwrap().count, 5);
+        assert_eq!(client.table::<Item>().get(&modify.uuid).unwrap().count, 5);
+
+        client.transact(vec![delete("a")]).await.unwrap();
+        assert_eq!(summary(batch(&mut client).await.of::<Item>()), ["-a"]);
+    }
+}
+
+#[tokio::test]
+async fn every_kind_of_column_follows_the_server() {
+    let server = Server::start(SCHEMA);
+    let mut client = client(&server.unix());
+    synced(&mut client).await;
+    client.transact(vec![insert("peer1"), insert("peer2"), insert("x")]).await.unwrap();
+    until_names(&mut client, &["peer1", "peer2", "x"]).await;
+    let id =
+        |client: &Client, name: &str| *client.table::<Item>().iter().find(|(_, i)| i.name == name).unwrap().0;
+    let (one, two) = (id(&client, "peer1"), id(&client, "peer2"));
+
+    // Each step sets columns to new values; the differences that the server sends must lead to the same.
+    let maps = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    };
+    let steps = [
+        Item {
+            price: 1.0,
+            up: Some(true),
+            tag: Some(7),
+            peer: Some(one),
+            labels: ["a".to_owned()].into(),
+            peers: [one].into(),
+            ids: maps(&[("k", "v")]),
+            ..Item::default()
+        },
+        Item {
+            price: 2.5,
+            up: Some(false),
+            tag: Some(8),
+            peer: Some(two),
+            labels: ["b".to_owned(), "c".to_owned(), "\"é\n".to_owned()].into(),
+            peers: [one, two].into(),
+            ids: maps(&[("k", "w"), ("l", "")]),
+            ..Item::default()
+        },
+        Item {
+            labels: ["c".to_owned()].into(),
+            peers: [two].into(),
+            ids: maps(&[("l", "")]),
+            ..Item::default()
+        },
+        Item::default(),
+    ];
+    for step in steps {
+        let step = Item { name: "x".into(), count: -3, ..step };
+        let row = Columns::from([
+            ("count".into(), step.count.into()),
+            ("price".into(), step.price.into()),
+            ("up".into(), step.up.into()),
+            ("tag".into(), step.tag.into()),
+            ("peer".into(), step.peer.into()),
+            ("labels".into(), step.labels.clone().into()),
+            ("peers".into(), step.peers.clone().into()),
+            ("ids".into(), step.ids.clone().into()),
+        ]);
+        client
+            .transact(vec![Operation::Update { table: "Item".into(), condition: named("x"), row }])
+            .await
+            .unwrap();
+        batch(&mut client).await;
+        let held = client.table::<Item>().iter().find(|(_, item)| item.name == "x").unwrap().1;
+        assert_eq!(**held, step);
+    }
+}
+
+#[tokio::test]
+async fn waiting_can_be_given_up_at_any_time() {
+    let server = Server::start(SCHEMA);
+    let (mut client, writer) = (client(&server.unix()), client(&server.unix()));
+    synced(&mut client).await;
+    let handle = writer.handle();
+    let writes = tokio::spawn(async move {
+        for i in 0..200 {
+            while handle.transact(vec![insert(&format!("i{i}"))]).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    let mut fold = Fold::<Item>(BTreeMap::new());
+    let mut by_name = Index::new(|item: &Item| item.name.clone());
+    while client.table::<Item>().len() < 200 {
+        tokio::select! {
+            biased;
+            event = client.recv() => if let Event::Batch(batch) = event {
+                fold.apply(&batch);
+                by_name.apply(&batch);
+            },
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    fold.check(&client);
+    writes.await.unwrap();
+    let uuid = by_name.get("i77").next().unwrap();
+    assert_eq!(client.table::<Item>().get(uuid).unwrap().name, "i77");
+    client.transact(vec![update("i77", "name", "renamed"), delete("i78")]).await.unwrap();
+    by_name.apply(&batch(&mut client).await);
+    assert_eq!(
+        [by_name.get("i77").count(), by_name.get("i78").count(), by_name.get("renamed").count()],
+        [0, 0, 1]
+    );
+}
+
+#[tokio::test]
+async fn conditions_bring_and_take_rows() {
+    let server = Server::start(SCHEMA);
+    let names = |names: &[&str]| Conditions::any_of(names.iter().map(|name| Clause::equal("name", *name)));
+    let mut client = Client::builder(config(&server.tcp())).monitor::<Item>(names(&["b"])).connect();
+    synced(&mut client).await;
+    client.transact(["a", "b", "c", "d"].map(insert).to_vec()).await.unwrap();
+    until_names(&mut client, &["b"]).await;
+
+    let generation = client.set_condition::<Item>(names(&["b", "c"])).unwrap();
+    let (_, batches) =
+        until(&mut client, |event, _| matches!(event, Event::ConditionInForce(g) if *g >= generation)).await;
+    assert_eq!(summaries(&batches), [["+c"]]);
+
+    // Many changes at once: only the last one counts, and is told to be in force.
+    client.set_condition::<Item>(names(&["a"])).unwrap();
+    client.set_condition::<Item>(Conditions::None).unwrap();
+    let last = client.set_condition::<Item>(names(&["d", "b"])).unwrap();
+    let (_, batches) =
+        until(&mut client, |event, _| matches!(event, Event::ConditionInForce(g) if *g == last)).await;
+    assert_eq!(item_names(&client), ["b", "d"]);
+    let mut fold = Fold(BTreeMap::new());
+    fold.apply_all_of(&batches, ["b", "c"], &client);
+
+    // The same again is in force already, and a change back and forth is none.
+    assert_eq!(client.set_condition::<Item>(names(&["d", "b"])).unwrap(), last);
+
+    let thousands: Vec<String> = (0..5000).map(|i| format!("port-{i}")).collect();
+    let clauses =
+        thousands.iter().map(|name| Clause::equal("name", name.as_str())).chain([Clause::equal("name", "a")]);
+    let generation = client.set_condition::<Item>(Conditions::any_of(clauses)).unwrap();
+    until(&mut client, |event, _| matches!(event, Event::ConditionInForce(g) if *g >= generation)).await;
+    assert_eq!(item_names(&client), ["a"]);
+
+    // A row that stops to match leaves, one that begins to match arrives.
+    client.transact(vec![update("a", "name", "z"), update("b", "name", "port-77")]).await.unwrap();
+    assert_eq!(summary(batch(&mut client).await.of::<Item>()), ["+port-77", "-a"]);
+
+    client.set_condition::<Item>(Conditions::All).unwrap();
+    until_names(&mut client, &["c", "d", "port-77", "z"]).await;
+    client.set_condition::<Item>(Conditions::None).unwrap();
+    until_names(&mut client, &[]).await;
+    assert!(matches!(client.set_condition::<Global>(Conditions::All), Err(Error::NotMonitored("Global"))));
+}
+
+impl Fold<Item> {
+    /// Folds `batches` into what the replica holds now, beginning with nothing known of the old rows.
+    fn apply_all_of(&mut self, batches: &[ovsdb_client::Batch], before: [&str; 2], client: &Client) {
+        let mut names: BTreeSet<String> = before.iter().map(|name| (*name).to_owned()).collect();
+        for change in batches.iter().flat_map(|batch| batch.of::<Item>()) {
+            match (&change.old, &change.new) {
+                (None, Some(new)) => assert!(names.insert(new.name.clone())),
+                (Some(old), None) => assert!(names.remove(&old.name)),
+                _ => {}
+            }
+        }
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), item_names(client));
+    }
+}
+
+#[tokio::test]
+async fn a_reconnection_tells_differences_only() {
+    let mut server = Server::start(SCHEMA);
+    let mut client = client(&server.unix());
+    synced(&mut client).await;
+    client.transact(vec![insert("same"), insert("changes"), insert("goes")]).await.unwrap();
+    until_names(&mut client, &["changes", "goes", "same"]).await;
+
+    // The server is away for a while, and its database changes meanwhile.
+    server.stop();
+    let (event, _) = until(&mut client, |event, _| matches!(event, Event::Disconnected { .. })).await;
+    assert!(matches!(event, Event::Disconnected { reason, .. } if !reason.to_string().is_empty()));
+    assert!(matches!(client.transact(vec![]).await, Err(Error::NotConnected)));
+    let change = r#"["Inventory",
+        {"op":"insert","table":"Item","row":{"name":"new"}},
+        {"op":"delete","table":"Item","where":[["name","==","goes"]]},
+        {"op":"update","table":"Item","where":[["name","==","changes"]],"row":{"tag":4}}]"#;
+    run("ovsdb-tool", &["transact", "db", change], &server.directory.0);
+    let generation =
+        client.set_condition::<Item>(Conditions::any_of([Clause::new("name", Function::NotEqual, "-")]));
+    assert_eq!(item_names(&client), ["changes", "goes", "same"], "the rows stay while the server is away");
+    server.restart();
+    let batches = synced(&mut client).await;
+    assert_eq!(summaries(&batches), [["+new", "-goes", "~changes"]]);
+    let generation = generation.unwrap();
+    until(&mut client, |event, _| matches!(event, Event::ConditionInForce(g) if *g >= generation)).await;
+
+    // Nothing happened: nothing is told.
+    server.restart();
+    assert!(synced(&mut client).await.is_empty());
+}
+
+#[tokio::test]
+async fn transactions_do_what_they_say() {
+    let server = Server::start(SCHEMA);
+    let mut client = client(&server.unix());
+    synced(&mut client).await;
+    let handle = client.handle();
+    assert_eq!(handle.list_dbs().await.unwrap(), ["Inventory", "_Server"]);
+    assert_eq!(handle.get_schema().await.unwrap().tables.len(), 2);
+
+    let table = || "Item".to_owned();
+    let results = handle
+        .transact(vec![
+            Operation::Insert {
+                table: table(),
+                row: [("name".into(), "a".into())].into(),
+                name: Some("new".into()),
+            },
+            Operation::Insert {
+                table: table(),
+                row: [("name".into(), "b".into()), ("peer".into(), Value::named_uuid("new"))].into(),
+                name: None,
+            },
+            Operation::Mutate {
+                table: table(),
+                condition: named("a"),
+                mutations: vec![
+                    Mutation::new("count", Mutator::Add, 5),
+                    Mutation::new("ids", Mutator::Insert, BTreeMap::from([("k", "v")])),
+                ],
+            },
+            Operation::Comment { text: "a test".into() },
+            Operation::Commit { durable: true },
+            Operation::Select {
+                table: table(),
+                condition: named("a"),
+                columns: Some(vec!["count".into(), "ids".into()]),
+            },
+            Operation::Wait {
+                timeout: Some(0),
+                table: table(),
+                condition: named("a"),
+                columns: vec!["count".into()],
+                until_equal: true,
+                rows: vec![[("count".into(), 5.into())].into()],
+            },
+        ])
+        .await
+        .unwrap();
+    let a: Uuid = results[0].uuid.unwrap();
+    assert_eq!(results[2].count, 1);
+    assert_eq!(results[5].rows[0]["count"], Value::from(5));
+    batch(&mut client).await;
+    let b = client.table::<Item>().get(&results[1].uuid.unwrap()).unwrap();
+    assert_eq!(b.peer, Some(a));
+
+    // What fails says what failed, and changes nothing.
+    let wait = Operation::Wait {
+        timeout: Some(0),
+        table: table(),
+        condition: named("a"),
+        columns: vec!["count".into()],
+        until_equal: true,
+        rows: vec![[("count".into(), 6.into())].into()],
+    };
+    let error = handle.transact(vec![delete("a"), wait]).await.unwrap_err();
+    assert!(matches!(&error, Error::Transaction { index: 1, operation: "wait", .. }), "{error}");
+    let error = handle.transact(vec![insert("a")]).await.unwrap_err();
+    assert!(matches!(&error, Error::Transaction { operation: "commit", .. }), "{error}");
+    assert!(error.to_string().contains("constraint violation"), "{error}");
+    let error = handle.transact(vec![Operation::Assert { lock: "mine".into() }]).await.unwrap_err();
+    assert!(error.to_string().contains("not owner"), "{error}");
+    let error = handle.request("nonsense", serde_json::json!([])).await.unwrap_err();
+    assert_eq!(error.to_string(), "the server refused nonsense: unknown method");
+    assert_eq!(item_names(&client), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn locks_are_obtained_lost_and_obtained_again() {
+    let mut server = Server::start(SCHEMA);
+    let (mut first, mut second) = (client(&server.unix()), client(&server.unix()));
+    synced(&mut first).await;
+    synced(&mut second).await;
+    let lock = |held: bool| move |event: &Event, _: &Client| matches!(event, Event::Lock { held: h, .. } if *h == held);
+    first.handle().lock("leader").await.unwrap();
+    until(&mut first, lock(true)).await;
+    first.transact(vec![Operation::Assert { lock: "leader".into() }]).await.unwrap();
+    second.handle().lock("leader").await.unwrap();
+    first.handle().unlock("leader").await.unwrap();
+    until(&mut first, lock(false)).await;
+    until(&mut second, lock(true)).await;
+    first.handle().steal("leader").await.unwrap();
+    until(&mut first, lock(true)).await;
+    until(&mut second, lock(false)).await;
+    second.handle().unlock("leader").await.unwrap();
+    server.restart();
+    until(&mut first, lock(false)).await;
+    until(&mut first, lock(true)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_noticed_and_comes_back() {
+    let server = Server::start(SCHEMA);
+    let mut config = config(&server.tcp());
+    config.probe_interval = Duration::from_millis(300);
+    let mut client = Client::builder(config).monitor::<Item>(Conditions::All).connect();
+    synced(&mut client).await;
+    client.transact(vec![insert("a")]).await.unwrap();
+    until_names(&mut client, &["a"]).await;
+    server.signal(Signal::SIGSTOP);
+    let began = std::time::Instant::now();
+    let (event, _) = until(&mut client, |event, _| matches!(event, Event::Disconnected { .. })).await;
+    let Event::Disconnected { reason, .. } = event else { panic!() };
+    assert!(reason.to_string().contains("did not answer the inactivity probe"), "{reason}");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    server.signal(Signal::SIGCONT);
+    assert!(synced(&mut client).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_idle_connection_lives_by_echo_in_both_directions() {
+    let server = Server::start(SCHEMA);
+    server.appctl(&["ovsdb-server/remove-remote", &format!("ptcp:{}:127.0.0.1", server.port)]);
+    let mut config = config(&server.unix());
+    config.probe_interval = Duration::from_millis(100);
+    let mut client = Client::builder(config).monitor::<Item>(Conditions::All).connect();
+    synced(&mut client).await;
+    let quiet = tokio::time::timeout(Duration::from_secs(2), client.recv()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_behind_keeps_its_connection() {
+    // The server asks after 5 s of silence and hangs up 5 s later.
+    let server = Server::start(SCHEMA);
+    let mut behind = client(&server.unix());
+    let mut writer = client(&server.unix());
+    synced(&mut behind).await;
+    synced(&mut writer).await;
+    for i in 0..300 {
+        writer.transact(vec![insert(&format!("i{i:03}"))]).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let mut events = 0;
+    while behind.table::<Item>().len() < 300 {
+        let event = next(&mut behind).await;
+        assert!(matches!(event, Event::Batch(_)), "{event:?}");
+        events += 1;
+    }
+    assert!(events > 60, "the socket holds the rest as one or more updates: {events}");
+    synced_still(&mut behind, &writer).await;
+}
+
+/// The connection of `client` still works: a change arrives.
+async fn synced_still(client: &mut Client, writer: &Client) {
+    writer.transact(vec![insert("last")]).await.unwrap();
+    assert_eq!(summary(batch(client).await.of::<Item>()), ["+last"]);
+}
+
+#[tokio::test]
+async fn an_update_that_cannot_be_applied_starts_over() {
+    let server = Server::start(SCHEMA);
+    let proxy = Proxy::start(&server, &[]).await;
+    let mut client = client(&proxy.remote());
+    synced(&mut client).await;
+    client.transact(vec![insert("a"), insert("b")]).await.unwrap();
+    until_names(&mut client, &["a", "b"]).await;
+    proxy.garble.store(true, std::sync::atomic::Ordering::Relaxed);
+    let handle = client.handle();
+    for count in 1..5 {
+        handle.transact(vec![update("a", "count", count)]).await.unwrap();
+    }
+    let generation = client.set_condition::<Item>(Conditions::any_of([Clause::equal("name", "a")])).unwrap();
+    let (event, batches) = until(&mut client, |event, _| matches!(event, Event::Disconnected { .. })).await;
+    let Event::Disconnected { reason, .. } = event else { panic!("{event:?}") };
+    assert!(batches.is_empty(), "nothing is told after what could not be read: {batches:?}");
+    assert!(reason.to_string().starts_with("starting over with a complete copy: "), "{reason}");
+    let (_, batches) =
+        until(&mut client, |event, _| matches!(event, Event::ConditionInForce(g) if *g == generation)).await;
+    assert_eq!(summaries(&batches).concat(), ["-b", "~a"]);
+    assert_eq!(client.table::<Item>().iter().next().unwrap().1.count, 4);
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_plainly() {
+    let server = Server::start(SCHEMA);
+    let reason_of = async |config: ovsdb_client::Config| {
+        let mut client = Client::builder(config).monitor::<Item>(Conditions::All).connect();
+        let Event::Disconnected { reason, .. } = next(&mut client).await else { panic!("connected") };
+        reason.to_string()
+    };
+    let mut other = config(&server.unix());
+    other.database = "Other".into();
+    assert!(reason_of(other).await.contains("does not serve database Other"));
+    assert!(reason_of(config("unix:/nonexistent/sock")).await.contains("No such file"));
+    assert!(
+        reason_of(config(&format!("tcp:127.0.0.1:{}", free_port()))).await.contains("Connection refused")
+    );
+    assert!(reason_of(config("ssl:127.0.0.1:1")).await.contains("which ssl: needs"));
+    assert!(reason_of(config("tcp:no.such.host.invalid:1")).await.contains("no.such.host.invalid"));
+    let mut small = config(&server.unix());
+    small.message_limit = 100;
+    assert!(reason_of(small).await.contains("limit of 100 bytes"));
+}

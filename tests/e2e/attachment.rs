@@ -1,0 +1,113 @@
+//! How the programs stay on their devices, and what one port may ask for.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use metadata_tests::{
+    agent::Options,
+    check::own_identity,
+    cloud::{Chassis as _, Cloud},
+    command::{Words as _, run},
+    stage::Stage,
+    wait::until,
+};
+
+fn cloud(lines: &[&str]) -> Result<Cloud<Stage>> {
+    let more = lines.iter().map(|line| ("metadata_ebpf", (*line).to_owned())).collect();
+    Cloud::on(Stage::start()?, &Options { more, ..Options::default() })
+}
+
+/// The agent's filters on a device, by the handle it gives them.
+fn filters(cloud: &Cloud<Stage>, device: &str) -> Result<usize> {
+    let shown = run(cloud.chassis.host().command("tc")?.words(format!("filter show dev {device} ingress")))?;
+    Ok(shown.matches("handle 0xa9fe").count())
+}
+
+#[test]
+fn a_removed_qdisc_is_put_back() -> Result<()> {
+    let cloud = cloud(&["attach = clsact"])?;
+    let [red, blue] = cloud.overlapping_guests()?;
+    own_identity(&red)?;
+    ensure!(filters(&cloud, &red.port.tap)? == 1);
+    for device in [red.port.tap.as_str(), "metadata0"] {
+        run(cloud.chassis.host().command("tc")?.words(format!("qdisc del dev {device} clsact")))?;
+        until("the program is back", Duration::from_secs(1), || {
+            ensure!(filters(&cloud, device)? == 1, "{device} has no filter");
+            Ok(())
+        })?;
+        own_identity(&red)?;
+        own_identity(&blue)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_restarted_agent_replaces_its_filters() -> Result<()> {
+    let mut cloud = cloud(&["attach = clsact"])?;
+    let [red, blue] = cloud.overlapping_guests()?;
+    own_identity(&red)?;
+    cloud.agent.kill()?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_ready()?;
+    for guest in [&red, &blue] {
+        own_identity(guest)?;
+        ensure!(filters(&cloud, &guest.port.tap)? == 1);
+    }
+    cloud.agent.stop()?;
+    cloud.agent.clean_up()?;
+    ensure!(filters(&cloud, &red.port.tap)? == 0, "a filter was left behind");
+    cloud.agent.resume()?;
+    cloud.agent.wait_ready()?;
+    own_identity(&red)
+}
+
+#[test]
+fn links_do_not_mind_what_happens_to_qdiscs() -> Result<()> {
+    let cloud = cloud(&["attach = tcx"])?;
+    let [red, _] = cloud.overlapping_guests()?;
+    for action in ["add", "del"] {
+        let mut tc = cloud.chassis.host().command("tc")?;
+        run(tc.words(format!("qdisc {action} dev {} clsact", red.port.tap)))?;
+        own_identity(&red)?;
+    }
+    Ok(())
+}
+
+/// Opens connections as fast as it can for a moment, from a guest whose limit is low.
+#[test]
+fn new_connections_are_limited_per_port() -> Result<()> {
+    let cloud = cloud(&["connection_rate = 20", "connection_burst = 20"])?;
+    let [greedy, other] = cloud.overlapping_guests()?;
+    let before = cloud.agent.settled_counters()?;
+    let started = Instant::now();
+    let mut opened = Vec::new();
+    while started.elapsed() < Duration::from_secs(2) && opened.len() < 2_000 {
+        match greedy.connect_with(None, Duration::from_millis(50)) {
+            Ok(connection) => opened.push(connection),
+            Err(error) => ensure!(matches!(error, metadata_tests::http::Error::Timeout), "{error}"),
+        }
+    }
+    let allowed = 20 + 20 * started.elapsed().as_secs() as usize + 20;
+    ensure!(opened.len() <= allowed, "{} connections in {:?}", opened.len(), started.elapsed());
+    ensure!(opened.len() >= 20, "the burst was not allowed: {}", opened.len());
+    own_identity(&other)?;
+    drop(opened);
+    let after: BTreeMap<_, _> = cloud.agent.settled_counters()?.into_iter().collect();
+    ensure!(after["connections_limited"] > before["connections_limited"], "{after:?}");
+    Ok(())
+}
+
+#[test]
+fn answers_are_limited_per_port() -> Result<()> {
+    let cloud = cloud(&["answer_rate = 5", "answer_burst = 5"])?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    let mut ping = guest.netns.command("ping")?;
+    // All but the first few are lost, which is a failure to ping.
+    let _ = run(ping.words("-f -c 200 -w 1 169.254.169.254"));
+    let counters = cloud.agent.settled_counters()?;
+    ensure!(counters["answers_limited"] > 0 && counters["echo_answered"] <= 20, "{counters:?}");
+    own_identity(&other)
+}

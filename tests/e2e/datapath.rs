@@ -1,0 +1,208 @@
+//! What the programs count, what they let pass, and that their checksums are right.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use metadata_tests::{
+    agent::service_namespace,
+    check::{META_DATA, is_identity_of, own_identity, transfer},
+    cloud::{Chassis as _, Cloud},
+    command::{Words as _, require, run},
+    guest::{Guest, METADATA},
+    http::{self, Error},
+    netns::Namespace,
+    ovn::Routing,
+    stage::Path,
+    wait::until,
+};
+
+const SOURCES_PER_PORT: u8 = 16;
+
+#[test]
+fn counters_are_exact() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let [on_link, routed] = cloud.overlapping_guests()?;
+    let before = cloud.agent.counters()?;
+    let segments = |guest: &Guest| -> Result<[u64; 2]> {
+        Ok([guest.netns.tcp_statistic("OutSegs")?, guest.netns.tcp_statistic("InSegs")?])
+    };
+
+    let mut sent = 0;
+    let mut received = 0;
+    for guest in [&on_link, &routed] {
+        let [out, into] = segments(guest)?;
+        for _ in 0..3 {
+            let mut connection = guest.connect()?;
+            let response = connection.request("GET", META_DATA, &[("Connection", "close")], b"")?;
+            is_identity_of(&guest.port, &response)?;
+            assert!(connection.is_closed()?);
+        }
+        cloud.agent.settled_counters()?;
+        let after = segments(guest)?;
+        sent += after[0] - out;
+        received += after[1] - into;
+    }
+
+    let after = cloud.agent.settled_counters()?;
+    let delta = |name: &str| after[name] - before[name];
+    assert_eq!(delta("arp_answered"), 1, "one guest has the address on its link");
+    assert_eq!(delta("source_learned"), 2);
+    assert_eq!((delta("redirected"), delta("replied")), (sent, received));
+    assert_eq!((delta("unknown_port"), delta("stale_slot"), delta("refusal_hidden")), (0, 0, 0));
+    Ok(())
+}
+
+#[test]
+fn other_traffic_passes() -> Result<()> {
+    let cloud = Cloud::with_ovn()?;
+    let network = cloud.chassis.add_network("red", Routing::Routed)?;
+    let (one, other) = (cloud.add_guest(&network)?, cloud.add_guest(&network)?);
+    for guest in [&one, &other] {
+        cloud.agent.wait_served(guest, cloud.chassis.ifindex(guest)?)?;
+        own_identity(guest)?;
+    }
+    let before = cloud.agent.settled_counters()?;
+    one.ping(other.port.address)?;
+    transfer(&one, &other, 80)?;
+    transfer(&other, &one, 8080)?;
+    let another_port = SocketAddrV4::new(*METADATA.ip(), 8080);
+    let answer = one.netns.run(|| http::connect_from(None, another_port, Duration::from_millis(300)))?;
+    assert!(matches!(answer, Err(Error::Timeout)), "{answer:?}");
+    let after = cloud.agent.counters()?;
+    for name in ["redirected", "replied", "source_learned", "arp_answered"] {
+        assert_eq!(after[name], before[name], "{name}");
+    }
+    own_identity(&one)
+}
+
+/// Who finishes checksums: the sender or the device, on the way there and on the way back.
+#[test]
+fn checksums_verify_with_and_without_offloads() -> Result<()> {
+    require(&["ethtool"])?;
+    let cloud = Cloud::with_inventory()?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    let body: Vec<u8> = (0..1 << 16).map(|index| (index * 7 % 253) as u8).collect();
+    cloud.nova.set_user_data(&guest.port, body.clone());
+    let service = Namespace::existing(&service_namespace(&cloud.chassis));
+    for (guest_offload, tap_offload) in [("on", "on"), ("off", "on"), ("on", "off"), ("off", "off")] {
+        run(guest.netns.command("ethtool")?.words(format!("-K eth0 tx {guest_offload}")))?;
+        let tap = &guest.port.tap;
+        run(cloud.chassis.host().command("ethtool")?.words(format!("-K {tap} tx {tap_offload}")))?;
+        for _ in 0..5 {
+            let response = guest.get("/latest/user-data")?;
+            assert!(response.body == body, "guest {guest_offload}, tap {tap_offload}: the body changed");
+            // A head of several segments on the way there.
+            let long = "x".repeat(6000);
+            assert_eq!(guest.request("GET", META_DATA, &[("Accept", &long)], b"")?.status, 200);
+        }
+        for netns in [&guest.netns, &service] {
+            assert_eq!(netns.tcp_statistic("InCsumErrors")?, 0, "guest {guest_offload}, tap {tap_offload}");
+            assert_eq!(netns.tcp_statistic("InErrs")?, 0, "guest {guest_offload}, tap {tap_offload}");
+        }
+    }
+    Ok(())
+}
+
+/// One guest may use a few source addresses at a time; using more hurts nobody else.
+#[test]
+fn sources_behind_a_port_are_limited() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let [greedy, other] = cloud.overlapping_guests()?;
+    let limit = Duration::from_secs(1);
+    let mut served = 0;
+    for host in 100..100 + 2 * SOURCES_PER_PORT {
+        let address = Ipv4Addr::new(192, 168, 1, host);
+        greedy.netns.ip(format!("addr add {address}/24 dev eth0"))?;
+        let mut connection = match greedy.connect_with(Some(SocketAddrV4::new(address, 0)), limit) {
+            Ok(connection) => connection,
+            Err(Error::Timeout) => break,
+            Err(error) => return Err(error.into()),
+        };
+        is_identity_of(&greedy.port, &connection.request("GET", META_DATA, &[], b"")?)?;
+        served += 1;
+    }
+    assert_eq!(served, SOURCES_PER_PORT);
+    assert!(cloud.agent.counter("sources_exhausted")? > 0);
+    assert_eq!(cloud.agent.counter("source_learned")?, u64::from(SOURCES_PER_PORT));
+    own_identity(&other)
+}
+
+/// What is addressed to the service and cannot be answered is dropped for a reason, and disturbs nothing.
+#[test]
+fn odd_packets_are_dropped_and_counted() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    own_identity(&guest)?;
+    let own = guest.port.address;
+    let segment = tcp_syn();
+    for (reason, packet) in [
+        ("fragment", ipv4(own, 0x2000, &[], &segment)),
+        ("fragment", ipv4(own, 0x0001, &[], &segment)),
+        ("ip_header", ipv4(own, 0, &[1, 1, 1, 1], &segment)),
+        ("tcp_truncated", ipv4(own, 0, &[], &segment[..8])),
+        ("bad_source", ipv4(Ipv4Addr::new(224, 0, 0, 1), 0, &[], &segment)),
+        ("bad_source", ipv4(Ipv4Addr::new(127, 0, 0, 1), 0, &[], &segment)),
+        ("bad_source", ipv4(*METADATA.ip(), 0, &[], &segment)),
+        ("bad_source", ipv4(Ipv4Addr::new(240, 0, 0, 1), 0, &[], &segment)),
+    ] {
+        let before = cloud.agent.settled_counters()?;
+        guest.send_packet(&packet)?;
+        until("the packet is counted", Duration::from_secs(2), || {
+            ensure!(cloud.agent.counter(reason)? == before[reason] + 1, "{reason} is not, for {packet:02x?}");
+            Ok(())
+        })?;
+        let after = cloud.agent.settled_counters()?;
+        for (name, count) in &after {
+            assert_eq!(*count, before[name] + u64::from(name == reason), "{name}, for {packet:02x?}");
+        }
+    }
+    own_identity(&guest)?;
+    own_identity(&other)
+}
+
+fn ipv4(source: Ipv4Addr, fragment: u16, options: &[u8], payload: &[u8]) -> Vec<u8> {
+    const TCP: u8 = 6;
+    let words = 5 + options.len() as u8 / 4;
+    let mut packet = vec![0x40 | words, 0, 0, 0, 0, 1];
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, TCP, 0, 0]);
+    packet.extend(source.octets());
+    packet.extend(METADATA.ip().octets());
+    packet.extend(options);
+    packet.extend(payload);
+    packet
+}
+
+fn tcp_syn() -> Vec<u8> {
+    let mut segment = 40000_u16.to_be_bytes().to_vec();
+    segment.extend(METADATA.port().to_be_bytes());
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+    segment
+}
+
+/// A guest cannot make its neighbours send their metadata requests to it.
+#[test]
+fn the_metadata_address_cannot_be_claimed() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let network = cloud.chassis.add_network("green")?;
+    let claimant = cloud.chassis.add_guest(&network, Path::OnLink)?;
+    let neighbour = cloud.chassis.add_guest(&network, Path::OnLink)?;
+    cloud.chassis.write_inventory(&[&claimant.port, &neighbour.port])?;
+    for guest in [&claimant, &neighbour] {
+        cloud.nova.add_instance(&guest.port);
+        cloud.agent.wait_served(guest, cloud.chassis.ifindex(guest)?)?;
+        own_identity(guest)?;
+    }
+    let entry = neighbour.netns.ip("-o neigh show 169.254.169.254")?;
+    let resolved = |entry: &str| entry.split_whitespace().nth(4).map(str::to_owned);
+    claimant.netns.ip("addr add 169.254.169.254/32 dev eth0")?;
+    for kind in ["-U", "-A"] {
+        run(claimant.netns.command("busybox")?.words(format!("arping {kind} -c 1 -I eth0 169.254.169.254")))?;
+    }
+    assert!(cloud.agent.counter("arp_claim")? >= 2);
+    assert_eq!(resolved(&neighbour.netns.ip("-o neigh show 169.254.169.254")?), resolved(&entry));
+    own_identity(&neighbour)
+}

@@ -1,0 +1,135 @@
+//! Metadata over IPv6: the same guests, the same identities, on networks that have no IPv6 subnet at all.
+
+use std::{
+    net::{Ipv6Addr, SocketAddrV6, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use metadata_tests::{
+    check::{META_DATA, is_identity_of, own_identity, was_signed_for},
+    cloud::Cloud,
+    command::{Words as _, run},
+    guest::Guest,
+    http::Connection,
+    wait::until,
+};
+
+const METADATA: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
+const SERVICE_MAC: &str = "02:00:a9:fe:a9:fe";
+/// How long an address takes to pass duplicate address detection.
+const DETECTION: Duration = Duration::from_secs(5);
+
+/// How a guest makes its link-local address (addr_gen_mode of Linux).
+#[derive(Debug, Clone, Copy)]
+enum Generation {
+    Eui64 = 0,
+    /// Nobody could tell the MAC from it (RFC 7217).
+    Random = 3,
+}
+
+/// Gives a guest IPv6 and waits until it has its address.
+fn enable(guest: &Guest, generation: Generation) -> Result<()> {
+    for setting in [
+        format!("net.ipv6.conf.eth0.addr_gen_mode={}", generation as u8),
+        "net.ipv6.conf.all.disable_ipv6=0".to_owned(),
+        "net.ipv6.conf.eth0.disable_ipv6=0".to_owned(),
+    ] {
+        let (key, value) = setting.split_once('=').context("no setting")?;
+        guest.netns.sysctl(key, value)?;
+    }
+    guest.netns.ip("link set eth0 down")?;
+    // With eth0 down its IPv4 route went too; over IPv6 none is needed.
+    guest.netns.ip("link set eth0 up")?;
+    until("the link-local address is usable", DETECTION, || {
+        let addresses = guest.netns.ip("-6 -o addr show dev eth0 scope link")?;
+        ensure!(addresses.contains("fe80:") && !addresses.contains("tentative"), "{addresses:?}");
+        Ok(())
+    })
+}
+
+fn connect(guest: &Guest) -> Result<Connection<TcpStream>> {
+    let scope = guest.netns.ifindex("eth0")?;
+    let address = SocketAddrV6::new(METADATA, 80, 0, scope);
+    let stream =
+        guest.netns.run(move || TcpStream::connect_timeout(&address.into(), Duration::from_secs(10)))?;
+    let stream = stream.context("no connection over IPv6")?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    Ok(Connection::new(stream))
+}
+
+fn own_identity_v6(guest: &Guest) -> Result<()> {
+    let response = connect(guest)?.request("GET", META_DATA, &[("Connection", "close")], b"")?;
+    is_identity_of(&guest.port, &response)
+}
+
+#[test]
+fn both_families_have_one_identity() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let guests = cloud.overlapping_guests()?;
+    for (guest, generation) in guests.iter().zip([Generation::Eui64, Generation::Random]) {
+        own_identity(guest)?;
+        enable(guest, generation)?;
+        cloud.nova.take_requests();
+        own_identity_v6(guest)?;
+        let requests = cloud.nova.take_requests();
+        ensure!(requests.len() == 1, "{requests:?}");
+        // The port has no IPv6 address: Nova is told the one it has.
+        was_signed_for(&guest.port, &requests[0])?;
+    }
+    let counters = cloud.agent.settled_counters()?;
+    ensure!(counters["nd_answered"] >= 2, "{counters:?}");
+    ensure!(counters["unknown_port"] == 0 && counters["service_other"] == 0, "{counters:?}");
+    Ok(())
+}
+
+#[test]
+fn a_large_answer_arrives_whole() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    enable(&guest, Generation::Eui64)?;
+    let user_data: Vec<u8> = (0..200_000_u32).map(|index| (index * 7 % 251) as u8).collect();
+    cloud.nova.set_user_data(&guest.port, user_data.clone());
+    for offloads in ["off", "on"] {
+        run(guest.netns.command("ethtool")?.words(format!("-K eth0 tx {offloads} rx {offloads}")))?;
+        let response =
+            connect(&guest)?.request("GET", "/latest/user-data", &[("Connection", "close")], b"")?;
+        ensure!(response.body == user_data, "offloads {offloads}: {} bytes", response.body.len());
+    }
+    let wrong = guest.netns.tcp_statistic("InCsumErrors")?;
+    ensure!(wrong == 0, "{wrong} segments had a wrong checksum");
+    Ok(())
+}
+
+#[test]
+fn the_address_cannot_be_taken() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let [thief, other] = cloud.overlapping_guests()?;
+    for guest in [&thief, &other] {
+        enable(guest, Generation::Eui64)?;
+    }
+    thief.netns.ip(format!("addr add {METADATA}/64 dev eth0"))?;
+    until("duplicate address detection fails", DETECTION, || {
+        let addresses = thief.netns.ip("-6 -o addr show dev eth0")?;
+        ensure!(addresses.contains("dadfailed"), "{addresses:?}");
+        Ok(())
+    })?;
+    thief.netns.ip(format!("addr del {METADATA}/64 dev eth0"))?;
+    own_identity_v6(&thief)?;
+    own_identity_v6(&other)?;
+    let entry = other.netns.ip(format!("-6 -o neigh show {METADATA}"))?;
+    ensure!(entry.contains(SERVICE_MAC), "{entry:?}");
+    Ok(())
+}
+
+#[test]
+fn echo_is_answered_over_both_families() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    run(guest.netns.command("busybox")?.words("ping -c 3 -W 2 -s 1000 169.254.169.254"))?;
+    enable(&guest, Generation::Eui64)?;
+    run(guest.netns.command("busybox")?.words(format!("ping6 -c 3 -W 2 -s 1000 -I eth0 {METADATA}")))?;
+    let answered = cloud.agent.counter("echo_answered")?;
+    ensure!(answered == 6, "{answered}");
+    Ok(())
+}

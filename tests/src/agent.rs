@@ -1,0 +1,286 @@
+//! The program under test: the real `metadata-agent`, started inside a chassis' namespace.
+
+use std::{collections::BTreeMap, fs, os::unix::net::UnixStream, path::PathBuf, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+
+use crate::{
+    cloud::Chassis,
+    command::{Words as _, run},
+    guest::Guest,
+    http::{Connection, Response},
+    netns, nova,
+    process::Daemon,
+    sandbox,
+    wait::until,
+};
+
+const BINARY: &str = "METADATA_AGENT_BIN";
+/// How the agent is to attach its programs, where a test does not say: the tests pass with each way there is.
+const ATTACH: &str = "METADATA_TEST_ATTACH";
+const START: Duration = Duration::from_secs(30);
+const REACTION: Duration = Duration::from_secs(10);
+const SETTLED: Duration = Duration::from_millis(100);
+
+/// What a test may want otherwise.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Seconds for which a request of an unknown instance is held.
+    pub hold: u32,
+    pub debug: bool,
+    /// More lines of its configuration, each with its section.
+    pub more: Vec<(&'static str, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { hold: 8, debug: false, more: Vec::new() }
+    }
+}
+
+/// One element of `GET /ports`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct PortStatus {
+    pub port: String,
+    pub tap: String,
+    pub ifindex: u32,
+    pub index: u32,
+    pub generation: u64,
+    pub instance: Option<String>,
+    pub state: String,
+}
+
+#[derive(Debug)]
+pub struct Agent {
+    daemon: Option<Daemon>,
+    binary: PathBuf,
+    config: PathBuf,
+    run_dir: PathBuf,
+    state: PathBuf,
+    log: PathBuf,
+    /// How to enter the chassis once more, for each start and for the clean-up.
+    host: PathBuf,
+}
+
+impl Agent {
+    /// Starts the agent and waits until it is ready.
+    pub fn start(chassis: &impl Chassis, options: &Options) -> Result<Self> {
+        let sandbox = chassis.sandbox();
+        let mut agent = Self {
+            daemon: None,
+            binary: binary()?,
+            config: sandbox.path("agent.conf"),
+            run_dir: sandbox.path("agent"),
+            state: sandbox.path("state"),
+            log: sandbox.log("agent"),
+            host: chassis.host().path(),
+        };
+        fs::create_dir(&agent.run_dir)?;
+        fs::write(&agent.config, agent.configuration(chassis, options))?;
+        agent.resume()?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts it again after a stop; it is on its way then, not yet ready.
+    pub fn resume(&mut self) -> Result<()> {
+        let mut command = netns::command_in(&self.host, &self.binary)?;
+        command.arg("run").arg("--config-file").arg(&self.config);
+        self.daemon = Some(Daemon::spawn("metadata-agent", command, self.log.clone())?);
+        Ok(())
+    }
+
+    /// SIGTERM.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            let status = daemon.stop()?;
+            ensure!(status.success(), "the agent was told to stop and ended with {status}");
+        }
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill()?;
+        }
+        Ok(())
+    }
+
+    /// SIGHUP: reads the inventory again.
+    pub fn reload(&self) -> Result<()> {
+        self.daemon.as_ref().context("the agent is stopped")?.signal(Signal::SIGHUP)
+    }
+
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let waited = until("the agent is ready", START, || {
+            let daemon = self.daemon.as_mut().context("the agent is stopped")?;
+            if let Err(ended) = daemon.check_running() {
+                // Waiting longer would not help.
+                return Ok(Err(ended));
+            }
+            let ready = self.admin("GET", "/ready")?;
+            ensure!(ready.status == 200, "pending: {}", ready.text());
+            Ok(Ok(()))
+        });
+        waited.with_context(|| format!("the agent says\n{}", sandbox::tail(&self.log)))?
+    }
+
+    /// Waits until it says that something is missing, in words that contain these, and returns them all.
+    pub fn wait_pending(&self, words: &str) -> Result<String> {
+        until(&format!("the agent misses something: {words}"), START, || {
+            let ready = self.admin("GET", "/ready")?;
+            let text = ready.text();
+            ensure!(ready.status == 503 && text.contains(words), "{}: {text}", ready.status);
+            Ok(text)
+        })
+    }
+
+    /// Everything it has logged, former runs included.
+    pub fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(&self.log)?)
+    }
+
+    pub fn ports(&self) -> Result<Vec<PortStatus>> {
+        let response = self.admin("GET", "/ports")?;
+        ensure!(response.status == 200, "GET /ports: {}", response.status);
+        serde_json::from_slice(&response.body).with_context(|| format!("GET /ports: {}", response.text()))
+    }
+
+    /// Waits until the guest's tap is served, as that device and that instance.
+    pub fn wait_served(&self, guest: &Guest, ifindex: u32) -> Result<PortStatus> {
+        let port = &guest.port;
+        until(&format!("{} is served", port.tap), REACTION, || {
+            let ports = self.ports()?;
+            let found = ports.iter().find(|status| {
+                status.tap == port.tap
+                    && status.ifindex == ifindex
+                    && status.state == "known"
+                    && status.instance.as_ref() == Some(&port.instance)
+            });
+            found.cloned().with_context(|| format!("/ports says {ports:?}"))
+        })
+    }
+
+    /// Waits until the guest's identity is on disk, which is not written at once.
+    pub fn wait_remembered(&self, guest: &Guest) -> Result<()> {
+        let file = self.state.join("metadata-agent/identities.json");
+        until(&format!("{} remembers {}", file.display(), guest.port.id), REACTION, || {
+            let text = fs::read_to_string(&file)?;
+            ensure!(text.contains(&guest.port.id), "{text}");
+            Ok(())
+        })
+    }
+
+    /// Waits until nothing is served on that tap.
+    pub fn wait_gone(&self, tap: &str) -> Result<()> {
+        until(&format!("{tap} is no longer served"), REACTION, || {
+            let ports = self.ports()?;
+            ensure!(ports.iter().all(|status| status.tap != tap), "/ports says {ports:?}");
+            Ok(())
+        })
+    }
+
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
+        let response = self.admin("GET", "/counters")?;
+        ensure!(response.status == 200, "GET /counters: {}", response.status);
+        serde_json::from_slice(&response.body).with_context(|| format!("GET /counters: {}", response.text()))
+    }
+
+    /// The counters once nothing moves any more: a closed connection's last segments may still be on their way.
+    pub fn settled_counters(&self) -> Result<BTreeMap<String, u64>> {
+        let mut before = self.counters()?;
+        until("nothing is counted any more", REACTION, || {
+            thread::sleep(SETTLED);
+            let now = self.counters()?;
+            let moved = before != now;
+            before.clone_from(&now);
+            ensure!(!moved, "now {now:?}");
+            Ok(now)
+        })
+    }
+
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        self.counters()?.get(name).copied().with_context(|| format!("/counters has no {name}"))
+    }
+
+    /// One request on the admin socket.
+    pub fn admin(&self, method: &str, target: &str) -> Result<Response> {
+        let stream = UnixStream::connect(self.run_dir.join("admin.sock"))
+            .context("the agent's admin socket does not answer")?;
+        stream.set_read_timeout(Some(REACTION))?;
+        Ok(Connection::new(stream).request(method, target, &[("Connection", "close")], b"")?)
+    }
+
+    /// How a person would ask this agent something.
+    pub fn command_line(&self, subcommand: &str) -> String {
+        format!("{} {subcommand} --config-file {}", self.binary.display(), self.config.display())
+    }
+
+    /// What is in a deployment's files, with Neutron's names.
+    fn configuration(&self, chassis: &impl Chassis, options: &Options) -> String {
+        let mut lines = vec![
+            ("DEFAULT", format!("nova_metadata_host = {}", nova::ADDRESS.ip())),
+            ("DEFAULT", format!("nova_metadata_port = {}", nova::ADDRESS.port())),
+            ("DEFAULT", "nova_metadata_protocol = http".to_owned()),
+            ("DEFAULT", format!("metadata_proxy_shared_secret = {}", nova::SECRET)),
+            ("DEFAULT", format!("state_path = {}", self.state.display())),
+            ("DEFAULT", format!("debug = {}", options.debug)),
+            ("metadata_ebpf", format!("netns = {}", service_namespace(chassis))),
+            ("metadata_ebpf", format!("run_dir = {}", self.run_dir.display())),
+            ("metadata_ebpf", format!("unknown_identity_hold = {}", options.hold)),
+        ];
+        if let Ok(mode) = std::env::var(ATTACH) {
+            lines.push(("metadata_ebpf", format!("attach = {mode}")));
+        }
+        lines.extend(chassis.agent_options());
+        lines.extend(options.more.iter().cloned());
+        let mut sections = BTreeMap::<_, Vec<_>>::new();
+        for (section, line) in lines {
+            sections.entry(section).or_default().push(line);
+        }
+        sections.iter().map(|(name, lines)| format!("[{name}]\n{}\n\n", lines.join("\n"))).collect()
+    }
+
+    /// Removes what a stopped agent leaves for its successor.
+    pub fn clean_up(&self) -> Result<()> {
+        let mut command = netns::command_in(&self.host, &self.binary)?;
+        run(command.words("cleanup --config-file").arg(&self.config))?;
+        Ok(())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.daemon = None;
+        if let Err(error) = self.clean_up() {
+            eprintln!("warning: the agent's clean-up failed: {error:#}");
+        }
+    }
+}
+
+/// The name of the namespace in which that chassis' agent listens.
+pub fn service_namespace(chassis: &impl Chassis) -> String {
+    format!("{}-svc", chassis.sandbox().prefix())
+}
+
+/// The agent that was built: named in the environment, or found in the target directory that we are in ourselves.
+fn binary() -> Result<PathBuf> {
+    let binary = match std::env::var_os(BINARY) {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let ours = std::env::current_exe()?;
+            // Tests are one directory below it.
+            let folder = ours.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+            folder.context("the test program is nowhere")?.join("metadata-agent")
+        }
+    };
+    ensure!(
+        binary.is_file(),
+        "there is no {} ({BINARY} may name another): `cargo xtask test` and `cargo xtask demo` build it",
+        binary.display()
+    );
+    Ok(binary)
+}

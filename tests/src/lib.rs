@@ -1,0 +1,34 @@
+//! What the end-to-end tests and the demo are made of: guests, a chassis for them to live on, a Nova, the agent.
+//!
+//! ```text
+//! sandbox   unique names and a run directory, swept when their process is gone
+//! netns     network namespaces        process   daemons that die with us     command   programs that end
+//! port      networks and ports        guest     a namespace with a NIC       http      its HTTP client
+//! tap       a NIC as a hypervisor makes it
+//! ovn::Lab  one chassis with a real OVN and Open vSwitch
+//! stage     one chassis with taps and bridges only
+//! nova      the metadata API          upstream  exact bytes in its place     agent     the program under test
+//! programs  the eBPF programs on single frames     model     what they should do
+//! cloud     a chassis, a Nova and an agent, ready for a test      check     what every test asks of an answer
+//! traffic   guests that ask all the time, and must not notice what happens meanwhile
+//! ```
+
+pub mod agent;
+pub mod check;
+pub mod cloud;
+pub mod command;
+pub mod guest;
+pub mod http;
+pub mod model;
+pub mod netns;
+pub mod nova;
+pub mod ovn;
+pub mod port;
+pub mod process;
+pub mod programs;
+pub mod sandbox;
+pub mod stage;
+pub(crate) mod tap;
+pub mod traffic;
+pub mod upstream;
+pub mod wait;

@@ -1,0 +1,162 @@
+//! The lab's processes: three databases, northd, the switch and ovn-controller.
+
+use std::{os::unix::net::UnixStream, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    Datapath,
+    southbound::{Servers, Southbound},
+};
+use crate::{
+    command::{Words as _, run},
+    netns::Namespace,
+    port::uuid,
+    process::Daemon,
+    sandbox::Sandbox,
+    wait::until,
+};
+
+pub(super) const NB_SOCKET: &str = "nb.sock";
+pub(super) const OVS_SOCKET: &str = "db.sock";
+pub(super) const HOSTNAME: &str = "lab-host";
+
+const NB_SCHEMA: &str = "/usr/share/ovn/ovn-nb.ovsschema";
+const OVS_SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+const START: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(super) struct Daemons {
+    // Dropped in this order: clients before their servers.
+    pub(super) controller: Daemon,
+    _vswitchd: Daemon,
+    _northd: Daemon,
+    ovs_database: Daemon,
+    pub(super) southbound: Servers,
+    _northbound: Daemon,
+}
+
+impl Daemons {
+    pub(super) fn start(
+        sandbox: &Sandbox,
+        host: &Namespace,
+        ovs: &Namespace,
+        datapath: Datapath,
+        southbound: Southbound,
+    ) -> Result<Self> {
+        let datapath_type = match datapath {
+            Datapath::Userspace => "netdev",
+            Datapath::Kernel => "system",
+        };
+        for (file, schema) in [("nb.db", NB_SCHEMA), ("conf.db", OVS_SCHEMA)] {
+            run(Command::new("ovsdb-tool").arg("create").arg(sandbox.path(file)).arg(schema))?;
+        }
+        let northbound = spawn_database(sandbox, host, "nb", "nb.db", NB_SOCKET, &[])?;
+        let southbound = Servers::start(sandbox, host, southbound)?;
+        let mut northd = command(sandbox, host, "ovn-northd")?;
+        northd.arg(format!("--ovnnb-db={}", unix(sandbox, NB_SOCKET)));
+        northd.arg(format!("--ovnsb-db={}", southbound.sockets(sandbox)));
+        let northd = spawn(sandbox, "northd", northd)?;
+
+        let ovs_database = spawn_ovs_database(sandbox, ovs)?;
+        let mut init = client("ovs-vsctl", sandbox, OVS_SOCKET);
+        run(init
+            .words("--no-wait init -- set Open_vSwitch . external_ids:ovn-bridge=br-int")
+            .words("external_ids:ovn-encap-type=geneve external_ids:ovn-encap-ip=127.0.0.1")
+            .words(format!("external_ids:ovn-bridge-datapath-type={datapath_type}"))
+            .words("external_ids:ovn-remote-probe-interval=30000")
+            .words(format!("external_ids:system-id={} external_ids:hostname={HOSTNAME}", uuid()?))
+            .arg(format!("external_ids:ovn-remote=\"{}\"", southbound.sockets(sandbox)))
+            // Without this the userspace datapath drops the unfinished checksums that guests with offloads send.
+            // The kernel's has no such thing to enable.
+            .words(format!("other_config:userspace-tso-enable={}", datapath == Datapath::Userspace)))?;
+        let mut vswitchd = command(sandbox, ovs, "ovs-vswitchd")?;
+        vswitchd.arg(unix(sandbox, OVS_SOCKET));
+        if datapath == Datapath::Userspace {
+            vswitchd.arg("--disable-system");
+        }
+        let vswitchd = spawn(sandbox, "vswitchd", vswitchd)?;
+        run(client("ovs-vsctl", sandbox, OVS_SOCKET)
+            .words("--may-exist add-br br-int -- set Bridge br-int fail-mode=secure")
+            .words(format!("datapath_type={datapath_type} other_config:disable-in-band=true")))?;
+        let controller = spawn_controller(sandbox, ovs)?;
+
+        Ok(Self {
+            controller,
+            _vswitchd: vswitchd,
+            _northd: northd,
+            ovs_database,
+            southbound,
+            _northbound: northbound,
+        })
+    }
+
+    pub(super) fn kill_ovs_database(&mut self) -> Result<()> {
+        self.ovs_database.kill().map(drop)
+    }
+
+    pub(super) fn start_ovs_database(&mut self, sandbox: &Sandbox, ovs: &Namespace) -> Result<()> {
+        self.ovs_database = spawn_ovs_database(sandbox, ovs)?;
+        Ok(())
+    }
+}
+
+/// A command line client of one of the databases, which gives up rather than wait for ever.
+pub(super) fn client(program: &str, sandbox: &Sandbox, socket: &str) -> Command {
+    let mut command = Command::new(program);
+    command.arg("--timeout=30").arg(format!("--db={}", unix(sandbox, socket)));
+    command
+}
+
+pub(super) fn spawn_controller(sandbox: &Sandbox, ovs: &Namespace) -> Result<Daemon> {
+    let mut controller = command(sandbox, ovs, "ovn-controller")?;
+    controller.arg(unix(sandbox, OVS_SOCKET));
+    spawn(sandbox, "controller", controller)
+}
+
+fn spawn_ovs_database(sandbox: &Sandbox, ovs: &Namespace) -> Result<Daemon> {
+    spawn_database(sandbox, ovs, "ovsdb", "conf.db", OVS_SOCKET, &[])
+}
+
+pub(super) fn spawn_database(
+    sandbox: &Sandbox,
+    netns: &Namespace,
+    name: &str,
+    file: &str,
+    socket: &str,
+    arguments: &[String],
+) -> Result<Daemon> {
+    let mut server = command(sandbox, netns, "ovsdb-server")?;
+    server.arg(sandbox.path(file)).arg(format!("--remote=p{}", unix(sandbox, socket)));
+    server.arg(format!("--unixctl={}", sandbox.path(format!("{name}.ctl")).display())).args(arguments);
+    let mut server = spawn(sandbox, name, server)?;
+    let socket = sandbox.path(socket);
+    until(&format!("{name} accepts connections"), START, || {
+        // Waiting would not help if it ended.
+        server.check_running().map_or_else(|ended| Ok(Err(ended)), |()| accepts(&socket).map(Ok))
+    })??;
+    Ok(server)
+}
+
+fn accepts(socket: &Path) -> Result<()> {
+    UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
+    Ok(())
+}
+
+fn spawn(sandbox: &Sandbox, name: &str, mut command: Command) -> Result<Daemon> {
+    command.words("-vconsole:info -vsyslog:off -vfile:off");
+    Daemon::spawn(name, command, sandbox.log(name))
+}
+
+/// A daemon that keeps all its files in the run directory.
+fn command(sandbox: &Sandbox, netns: &Namespace, program: &str) -> Result<Command> {
+    let mut command = netns.command(program)?;
+    for variable in ["OVS_RUNDIR", "OVN_RUNDIR", "OVS_DBDIR", "OVN_DBDIR", "OVS_LOGDIR", "OVN_LOGDIR"] {
+        command.env(variable, sandbox.dir());
+    }
+    Ok(command)
+}
+
+pub(super) fn unix(sandbox: &Sandbox, socket: &str) -> String {
+    format!("unix:{}", sandbox.path(socket).display())
+}

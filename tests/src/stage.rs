@@ -1,0 +1,130 @@
+//! One chassis without OVN: taps, a bridge per network, guests configured by hand, a static inventory for the agent.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::Result;
+
+use crate::{
+    cloud::Chassis,
+    command::require,
+    guest::Guest,
+    netns::Namespace,
+    port::{GATEWAY, Network, Port},
+    sandbox::Sandbox,
+};
+
+const MTU: u32 = 1500;
+const FIRST_IFINDEX: u32 = 1000;
+const PROGRAMS: [&str; 2] = ["busybox", "ip"];
+/// What guests that route send to; nobody has it, since nothing but metadata traffic would go there.
+const GATEWAY_MAC: &str = "fa:16:3e:00:00:01";
+
+/// How a guest reaches the metadata address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    OnLink,
+    ViaGateway,
+}
+
+impl Path {
+    fn next_hop(self) -> Option<(Ipv4Addr, &'static str)> {
+        (self == Self::ViaGateway).then_some((GATEWAY, GATEWAY_MAC))
+    }
+}
+
+#[derive(Debug)]
+pub struct Stage {
+    host: Namespace,
+    sandbox: Sandbox,
+    next_ifindex: AtomicU32,
+}
+
+impl Stage {
+    pub fn start() -> Result<Self> {
+        require(&PROGRAMS)?;
+        let sandbox = Sandbox::create()?;
+        let host = Namespace::create(&sandbox, "host")?;
+        let stage = Self { host, sandbox, next_ifindex: AtomicU32::new(FIRST_IFINDEX) };
+        stage.write_inventory(&[])?;
+        Ok(stage)
+    }
+
+    pub fn add_network(&self, name: &str) -> Result<Network> {
+        let network = Network::new(name)?;
+        self.host.ip(format!("link add {} type bridge", bridge(&network.id)))?;
+        self.host.ip(format!("link set {} up", bridge(&network.id)))?;
+        Ok(network)
+    }
+
+    /// A running guest, of which the inventory says nothing yet.
+    pub fn add_guest(&self, network: &Network, path: Path) -> Result<Guest> {
+        self.add_guest_on(Port::new(network)?, path)
+    }
+
+    pub fn add_guest_on(&self, port: Port, path: Path) -> Result<Guest> {
+        let guest = Guest::create(&self.sandbox, port)?;
+        self.start_tap(&guest, path)?;
+        Ok(guest)
+    }
+
+    /// Makes the tap, under its name but with a new ifindex, and configures the guest's end.
+    pub fn start_tap(&self, guest: &Guest, path: Path) -> Result<()> {
+        guest.insert_nic(&self.host, self.next_ifindex.fetch_add(1, Ordering::Relaxed), MTU)?;
+        self.host.ip(format!("link set {} master {}", guest.port.tap, bridge(&guest.port.network)))?;
+        guest.configure(path.next_hop())
+    }
+
+    pub fn stop_tap(&self, guest: &Guest) -> Result<()> {
+        self.host.ip(format!("link del {}", guest.port.tap))?;
+        Ok(())
+    }
+
+    /// The ifindex that the guest's tap has now.
+    pub fn ifindex(&self, guest: &Guest) -> Result<u32> {
+        self.host.ifindex(&guest.port.tap)
+    }
+
+    /// Replaces the inventory; whoever reads it sees all of the old one or all of the new one.
+    pub fn write_inventory(&self, ports: &[&Port]) -> Result<()> {
+        let draft = self.sandbox.path("inventory.draft");
+        let entries: Vec<_> = ports.iter().map(|port| entry(port)).collect();
+        fs::write(&draft, entries.join("\n"))?;
+        fs::rename(draft, self.inventory())?;
+        Ok(())
+    }
+
+    fn inventory(&self) -> PathBuf {
+        self.sandbox.path("inventory.toml")
+    }
+}
+
+impl Chassis for Stage {
+    fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
+    fn host(&self) -> &Namespace {
+        &self.host
+    }
+
+    fn agent_options(&self) -> Vec<(&'static str, String)> {
+        vec![("metadata_ebpf", format!("inventory = {}", self.inventory().display()))]
+    }
+}
+
+fn bridge(network: &str) -> String {
+    format!("br{}", &network[..8])
+}
+
+fn entry(port: &Port) -> String {
+    let Port { id, tap, address, instance, project, network, .. } = port;
+    format!(
+        "[[port]]\ntap = \"{tap}\"\nport = \"{id}\"\ninstance = \"{instance}\"\nproject = \"{project}\"\n\
+         network = \"{network}\"\nfixed_ips = [\"{address}\"]\n"
+    )
+}

@@ -1,0 +1,111 @@
+//! A NIC as a hypervisor makes it: a tap on the host, and frames with virtio's offloads carried to the guest's own.
+//!
+//! ```text
+//!   guest               |                                | host
+//!   eth0 (tap) ── descriptor ── relay (a thread) ── descriptor ── tapX [TC ingress] ── switch
+//! ```
+//!
+//! The guest's end is a tap as well, and its kernel does what a guest's kernel does: it leaves checksums unfinished and
+//! hands over TCP in pieces of up to 64 KiB. The header that says so (`virtio_net_hdr`) is carried as it is.
+
+use std::{
+    fs::File,
+    io::{self, ErrorKind, Read as _, Write as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::OpenOptionsExt as _,
+    },
+    thread,
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    errno::Errno,
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use crate::netns::Namespace;
+
+/// What a virtio NIC and vhost agree on: checksums, and segmentation of TCP over either IP.
+const OFFLOADS: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+/// The largest segment that is handed over whole, with its headers.
+const LARGEST_FRAME: usize = 70_000;
+
+mod ioctl {
+    //! The kernel's numbers (linux/if_tun.h).
+    use nix::{
+        ioctl_write_int_bad, ioctl_write_ptr, ioctl_write_ptr_bad,
+        libc::{c_int, c_uint, ifreq},
+        request_code_write,
+    };
+
+    ioctl_write_ptr_bad!(set_device, request_code_write!(b'T', 202, size_of::<c_int>()), ifreq);
+    ioctl_write_int_bad!(set_offload, request_code_write!(b'T', 208, size_of::<c_uint>()));
+    ioctl_write_ptr!(set_ifindex, b'T', 218, c_uint);
+}
+
+/// Makes `tap` on the host, with that ifindex, and `eth0` in the guest, and carries frames between them until one of
+/// the two is deleted.
+pub(crate) fn connect(host: &Namespace, tap: &str, ifindex: u32, guest: &Namespace) -> Result<()> {
+    let ends = [create(host, tap, Some(ifindex))?, create(guest, "eth0", None)?];
+    thread::spawn(move || relay(&ends));
+    Ok(())
+}
+
+/// A tap lives as long as somebody has its descriptor.
+fn create(netns: &Namespace, name: &str, ifindex: Option<u32>) -> Result<File> {
+    let make = || -> io::Result<File> {
+        // The device appears in the namespace in which this is opened.
+        let file =
+            File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+        // SAFETY: all zeroes is a valid value of this structure of integers.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = flags as libc::c_short;
+        // SAFETY: the descriptor is open, and the pointers are to values of the types that these calls read.
+        unsafe {
+            if let Some(ifindex) = ifindex {
+                ioctl::set_ifindex(file.as_raw_fd(), &ifindex)?;
+            }
+            ioctl::set_device(file.as_raw_fd(), &request)?;
+            ioctl::set_offload(file.as_raw_fd(), OFFLOADS as libc::c_int)?;
+        }
+        Ok(file)
+    };
+    netns.run(make)?.with_context(|| format!("cannot make the tap {name} in {}", netns.name()))
+}
+
+fn relay(ends: &[File; 2]) {
+    let mut frame = vec![0; LARGEST_FRAME];
+    loop {
+        let mut waiting = ends.each_ref().map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
+        match poll(&mut waiting, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+        for (from, to) in [(0, 1), (1, 0)] {
+            let events = waiting[from].revents().unwrap_or(PollFlags::empty());
+            if events.contains(PollFlags::POLLERR) || carry(&ends[from], &ends[to], &mut frame).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// All frames that wait at one end; an error when its device is gone.
+fn carry(mut from: &File, mut to: &File, frame: &mut [u8]) -> io::Result<()> {
+    loop {
+        let length = match from.read(frame) {
+            Ok(length) => length,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        // A device that is down takes nothing, like a cable that is not plugged in; that one is gone shows in its turn.
+        let _ = to.write(&frame[..length]);
+    }
+}

@@ -1,0 +1,123 @@
+//! A plain TCP server in Nova's place: keeps the exact bytes of each request, answers with given ones.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{SocketAddrV4, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::Result;
+
+use crate::netns::Namespace;
+
+/// Whoever is silent for longer is not waited for.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// What a request is answered with.
+#[derive(Debug, Clone)]
+pub enum Script {
+    /// These bytes; the connection stays open.
+    Answer(Vec<u8>),
+    /// These bytes, and the end of the connection.
+    AnswerAndClose(Vec<u8>),
+    /// Nothing, ever.
+    Silence,
+}
+
+#[derive(Debug)]
+pub struct Upstream {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    script: Mutex<Script>,
+    requests: Mutex<Vec<Vec<u8>>>,
+    stopped: AtomicBool,
+}
+
+impl Upstream {
+    pub fn start(host: &Namespace, address: SocketAddrV4, script: Script) -> Result<Self> {
+        let listener = host.listen(address)?;
+        listener.set_nonblocking(true)?;
+        let shared = Arc::new(Shared {
+            script: Mutex::new(script),
+            requests: Mutex::default(),
+            stopped: AtomicBool::new(false),
+        });
+        let server = shared.clone();
+        thread::spawn(move || server.accept(&listener));
+        Ok(Self { shared })
+    }
+
+    /// What the next requests are answered with.
+    pub fn set_script(&self, script: Script) {
+        *self.shared.script.lock().unwrap_or_else(PoisonError::into_inner) = script;
+    }
+
+    /// The bytes of the requests since this was last called, one entry for each.
+    pub fn take_requests(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut *self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::Release);
+    }
+}
+
+impl Shared {
+    fn accept(self: Arc<Self>, listener: &TcpListener) {
+        while !self.stopped.load(Ordering::Acquire) {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    let server = self.clone();
+                    thread::spawn(move || server.serve(stream));
+                }
+                Err(_) => thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    }
+
+    fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(SILENCE))?;
+        while let Some(request) = read_request(&mut stream)? {
+            self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+            let script = self.script.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            match script {
+                Script::Answer(bytes) => stream.write_all(&bytes)?,
+                Script::AnswerAndClose(bytes) => return stream.write_all(&bytes),
+                Script::Silence => {
+                    // Until the other side gives up, which shows as an error.
+                    stream.read_exact(&mut [0])?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One request: its head, and as much of a body as the head announces.
+fn read_request(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+    let mut request = Vec::new();
+    let mut byte = [0];
+    while !request.ends_with(b"\r\n\r\n") {
+        if stream.read(&mut byte)? == 0 {
+            return Ok(None);
+        }
+        request.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&request).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    let start = request.len();
+    request.resize(start + length.unwrap_or(0), 0);
+    stream.read_exact(&mut request[start..])?;
+    Ok(Some(request))
+}

@@ -1,0 +1,52 @@
+//! Measurements: the programs that make them, with what they compare with installed and built before.
+use clap::{Args, Subcommand};
+
+use crate::{
+    build,
+    command::{cargo, run},
+    setup,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// What the datapath costs bystanders, guests, and the neighbours of a guest that floods it.
+    Datapath,
+    /// ovsdb-client against Open vSwitch's clients in C and Python, on a Southbound of a region's size.
+    Ovsdb {
+        /// Ports in the Southbound.
+        #[arg(long, default_value_t = 100_000)]
+        rows: u32,
+        /// Runs of each client, of which the median counts.
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
+    },
+}
+
+/// Measures and prints a table.
+pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
+    match options.what {
+        What::Datapath => datapath(),
+        What::Ovsdb { rows, runs } => ovsdb(rows, runs),
+    }
+}
+
+fn datapath() -> anyhow::Result<()> {
+    setup::for_tests()?;
+    let agent = build::build(&build::Options { release: true })?;
+    let mut command = cargo();
+    command.args(["run", "--locked", "--release", "--package", "metadata-tests", "--bin", "bench-datapath"]);
+    run(command.env("METADATA_AGENT_BIN", agent))
+}
+
+fn ovsdb(rows: u32, runs: u32) -> anyhow::Result<()> {
+    setup::for_ovsdb_bench()?;
+    let mut command = cargo();
+    command.args(["run", "--locked", "--release", "--package", "ovsdb-client", "--example", "bench", "--"]);
+    run(command.args(["--rows", &rows.to_string(), "--runs", &runs.to_string()]))
+}

@@ -1,0 +1,83 @@
+//! How many tests ran, told from what `cargo test` prints.
+use std::{
+    fmt,
+    io::{BufRead as _, BufReader},
+    ops::AddAssign,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::command::{line, say};
+
+/// Tests by how they ended.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.ignored)
+    }
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+}
+
+impl Counts {
+    /// From the closing line of one test program: `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+    fn of(line: &str) -> Option<Self> {
+        let (_, rest) = line.trim().strip_prefix("test result: ")?.split_once(". ")?;
+        let count = |what: &str| {
+            let mut parts = rest.split("; ").filter_map(|part| part.split_once(' '));
+            parts.find(|(_, name)| *name == what)?.0.parse().ok()
+        };
+        Some(Self { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
+    }
+}
+
+/// Runs a command that runs tests, its output shown; an error if it fails, or if it ran no test.
+pub(crate) fn run_tests(command: &mut Command) -> anyhow::Result<Counts> {
+    let text = line(command);
+    say(&text);
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {text}"))?;
+    let mut total = Counts::default();
+    if let Some(output) = child.stdout.take() {
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line.with_context(|| format!("cannot read what {text} prints"))?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            if let Some(counts) = Counts::of(&line) {
+                total += counts;
+            }
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{text}: {status} ({total})");
+    }
+    if total.passed == 0 {
+        bail!("{text} ran no test");
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_are_counted() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 4 ignored; 0 measured; 0 filtered out; finished in 0.1s";
+        assert_eq!(Counts::of(line), Some(Counts { passed: 12, failed: 3, ignored: 4 }));
+        assert_eq!(Counts::of("test counters ... ok"), None);
+    }
+}

@@ -1,0 +1,191 @@
+//! Makes a Debian machine able to build and test everything. Idempotent: what is there is left alone.
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    command::{cargo, find, is_root, root, run_quietly, say},
+    ebpf,
+};
+
+/// What building needs: a C compiler and make for a crate with C and assembler parts (ring), and for bpf-linker's.
+const BUILD_PROGRAMS: &[(&str, &str)] = &[("cc", "gcc libc6-dev")];
+
+/// What tests and demo run, and the packages they come in.
+const TEST_PROGRAMS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
+    ("ping", "iputils-ping"),
+    ("arping", "iputils-arping"),
+    ("curl", "curl"),
+    ("udhcpc", "udhcpc"),
+    ("busybox", "busybox"),
+    ("ovsdb-server", "openvswitch-switch"),
+    ("ovs-vswitchd", "openvswitch-switch"),
+    ("ovs-pki", "openvswitch-pki"),
+    ("ovn-northd", "ovn-central"),
+    ("ovn-controller", "ovn-host"),
+];
+
+/// What virtual machines with other kernels need besides.
+const VM_PROGRAMS: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("depmod", "kmod"),
+    ("setpriv", "util-linux"),
+    ("dpkg-deb", "dpkg"),
+];
+
+/// What the checks of a change run besides.
+const CHECK_PROGRAMS: &[(&str, &str)] = &[("cargo-clippy", "rust-web-clippy"), ("cargo-fmt", "rustfmt-web")];
+
+/// What the measurements of ovsdb-client compare with, and the schema that they use.
+const OVSDB_BENCH_FILES: &[(&str, &str)] = &[
+    ("ovsdb-server", "openvswitch-switch"),
+    ("ovn-sbctl", "ovn-common"),
+    ("/usr/lib/python3/dist-packages/ovs/db/idl.py", "python3-openvswitch"),
+];
+
+/// Debian's newest toolchain for those who have none that can compile the eBPF programs.
+const TOOLCHAIN_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
+
+/// All of it.
+pub(crate) fn everything() -> anyhow::Result<()> {
+    for_checks()?;
+    say("setup complete");
+    Ok(())
+}
+
+/// What building the agent needs.
+pub(crate) fn for_build() -> anyhow::Result<()> {
+    packages(BUILD_PROGRAMS)?;
+    let toolchain = toolchain()?;
+    say(&format!("eBPF programs are compiled by {}", toolchain.name));
+    linker()
+}
+
+/// What building and running the tests needs.
+pub(crate) fn for_tests() -> anyhow::Result<()> {
+    packages(TEST_PROGRAMS)?;
+    for_build()
+}
+
+/// What the tests in virtual machines need.
+pub(crate) fn for_vm_tests() -> anyhow::Result<()> {
+    packages(VM_PROGRAMS)?;
+    for_tests()
+}
+
+/// What the checks of a change need, tests included.
+pub(crate) fn for_checks() -> anyhow::Result<()> {
+    packages(CHECK_PROGRAMS)?;
+    for_tests()
+}
+
+/// What the measurements of ovsdb-client need.
+pub(crate) fn for_ovsdb_bench() -> anyhow::Result<()> {
+    packages(BUILD_PROGRAMS)?;
+    packages(OVSDB_BENCH_FILES)
+}
+
+fn packages(programs: &[(&str, &str)]) -> anyhow::Result<()> {
+    let missing: Vec<&(&str, &str)> =
+        programs.iter().filter(|(program, _)| find(program).is_none()).collect();
+    let mut wanted: Vec<&str> = missing.iter().flat_map(|(_, packages)| packages.split(' ')).collect();
+    wanted.dedup();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    say(&format!("missing: {}", missing.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", ")));
+    install(&wanted)
+}
+
+/// Installs packages without starting the services they bring: a machine that runs tests is no hypervisor.
+fn install(packages: &[&str]) -> anyhow::Result<()> {
+    let list = packages.join(" ");
+    if find("apt-get").is_none() {
+        bail!("this is no Debian machine: install the equivalents of these packages by hand: {list}");
+    }
+    if !is_root() {
+        bail!("installing packages needs root: run this as root, or apt-get install {list}");
+    }
+    let _policy = NoServices::declare()?;
+    let apt = || {
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]);
+        apt
+    };
+    run_quietly(apt().arg("update"))?;
+    run_quietly(apt().args(["install", "--no-install-recommends"]).args(packages))
+}
+
+/// Debian's way to keep packages from starting services (invoke-rc.d(8)), for as long as this lives. One that the
+/// machine has already stays as it is.
+struct NoServices {
+    ours: bool,
+}
+
+impl NoServices {
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn declare() -> anyhow::Result<Self> {
+        use std::os::unix::fs::PermissionsExt as _;
+        if Path::new(Self::POLICY).exists() {
+            return Ok(Self { ours: false });
+        }
+        fs::write(Self::POLICY, "#!/bin/sh\nexit 101\n")
+            .with_context(|| format!("cannot write {}", Self::POLICY))?;
+        fs::set_permissions(Self::POLICY, fs::Permissions::from_mode(0o755))?;
+        Ok(Self { ours: true })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(Self::POLICY)
+        {
+            say(&format!("cannot remove {}: {error}; remove it by hand", Self::POLICY));
+        }
+    }
+}
+
+/// A toolchain that can compile for the eBPF target; the first that can be had, in this order: one that is there,
+/// rustup's source component for the one in use, Debian's packages.
+fn toolchain() -> anyhow::Result<ebpf::Toolchain> {
+    if let Ok(toolchain) = ebpf::Toolchain::find() {
+        return Ok(toolchain);
+    }
+    if find("rustup").is_some() {
+        let component =
+            run_quietly(Command::new("rustup").current_dir(root()).args(["component", "add", "rust-src"]));
+        match component {
+            Ok(()) => {
+                if let Ok(toolchain) = ebpf::Toolchain::find() {
+                    return Ok(toolchain);
+                }
+            }
+            Err(error) => say(&format!("rustup has no source of core for us: {error:#}")),
+        }
+    }
+    install(TOOLCHAIN_PACKAGES)?;
+    ebpf::Toolchain::find().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+/// bpf-linker goes to cargo's folder, or, where another version lives there, to our own.
+fn linker() -> anyhow::Result<()> {
+    if ebpf::linker(root()).is_some() {
+        return Ok(());
+    }
+    say("installing bpf-linker, which takes a minute or two");
+    let mut install = cargo();
+    // Its own build must not inherit the workspace's place or flags.
+    install.current_dir("/").args(["install", "--locked", "--version", ebpf::LINKER_VERSION, "bpf-linker"]);
+    if ebpf::cargo_home().join("bin/bpf-linker").exists() {
+        install.args(["--force", "--root"]).arg(root().join("target/tools"));
+    }
+    run_quietly(&mut install)?;
+    match ebpf::linker(root()) {
+        Some(_) => Ok(()),
+        None => bail!("bpf-linker {} was installed but does not start", ebpf::LINKER_VERSION),
+    }
+}

@@ -1,0 +1,67 @@
+//! Tests and the demonstration, with the agent they need built before.
+use anyhow::bail;
+use clap::Args;
+
+use crate::{
+    build,
+    command::{cargo, is_root, run},
+    counts::{Counts, run_tests},
+    setup,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoOptions {
+    /// On a real OVN and Open vSwitch, with DHCP from OVN.
+    #[arg(long)]
+    ovn: bool,
+    /// Leave everything running until interrupted, and say how to enter a guest.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct TestOptions {
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// Suites that are run once more with the other way to attach programs, which older kernels have.
+const ATTACHMENT_SUITES: &[&str] = &["datapath", "identity", "lifecycle", "restart"];
+
+/// Shows the service at work.
+pub(crate) fn demo(options: &DemoOptions) -> anyhow::Result<()> {
+    need_root("the demonstration makes network namespaces and loads eBPF programs")?;
+    setup::for_tests()?;
+    let agent = build::build(&build::Options { release: false })?;
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--locked", "--package", "metadata-tests", "--bin", "demo", "--"]);
+    command.args(options.ovn.then_some("--ovn")).args(options.keep.then_some("--keep"));
+    run(command.env("METADATA_AGENT_BIN", agent))
+}
+
+/// Runs the tests of all crates; the end-to-end ones against the agent as it is now.
+pub(crate) fn test(options: &TestOptions) -> anyhow::Result<Counts> {
+    need_root("the end-to-end tests make network namespaces and load eBPF programs")?;
+    setup::for_tests()?;
+    let agent = build::build(&build::Options { release: false })?;
+    let mut command = cargo();
+    command.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
+    command.args(options.filter.as_slice());
+    let mut counts = run_tests(command.env("METADATA_AGENT_BIN", &agent))?;
+    if options.filter.is_some() {
+        return Ok(counts);
+    }
+    let mut command = cargo();
+    command.args(["test", "--locked", "--package", "metadata-tests", "--no-fail-fast"]);
+    command.args(ATTACHMENT_SUITES.iter().flat_map(|suite| ["--test", suite]));
+    counts += run_tests(command.env("METADATA_AGENT_BIN", agent).env("METADATA_TEST_ATTACH", "clsact"))?;
+    Ok(counts)
+}
+
+/// An error unless we are root.
+pub(crate) fn need_root(why: &str) -> anyhow::Result<()> {
+    if !is_root() {
+        bail!("{why}: run this as root");
+    }
+    Ok(())
+}

@@ -1,0 +1,215 @@
+//! What a machine starts from: an archive with busybox, a few modules, and the scripts that make it a host.
+//!
+//! From there on the machine sees this machine's files, read-only, with a memory of its own for what it writes.
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, ensure};
+
+use super::{
+    kernel::{self, Installed},
+    quoted,
+};
+
+/// What is needed to see this machine's files: the bus, the file system over it, and the layer that takes writes.
+const MODULES: &[&str] = &["virtio_pci", "9pnet_virtio", "9p", "overlay"];
+
+/// Names of archives, before the process that wrote them.
+const PREFIX: &str = "initramfs-";
+
+/// Runs from the archive. Whatever fails ends the machine, with the reason on the second serial line.
+const INIT: &str = r#"#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+exec </dev/null >/dev/ttyS1 2>&1
+echo "linux $(uname -r)"
+fail() { echo "the machine cannot start: $1"; poweroff -f; }
+for module in /modules/*; do insmod "$module" || fail "$module"; done
+# The files are this machine's own and do not change while it runs: caching them is safe, and fast.
+mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=524288 host /host || fail 'no files'
+mount -t tmpfs writes /writes
+mkdir /writes/upper /writes/work
+mount -t overlay -o lowerdir=/host,upperdir=/writes/upper,workdir=/writes/work root /root || fail 'no overlay'
+mount -t tmpfs run /root/run
+mkdir -p /root/run/vm /root/lib/modules
+mount --bind "/host$MODULES" /root/lib/modules || fail 'no modules'
+cp /bin/busybox /host.sh /test.sh /root/run/vm/
+for tree in dev proc sys; do mount --move /$tree /root/$tree; done
+exec switch_root /root /run/vm/busybox sh /run/vm/host.sh
+"#;
+
+/// Runs as the first process with this machine's programs. Modules that a hypervisor's services load are loaded; all
+/// others (filters, schedulers, connection tracking) the kernel asks for itself, as it does in production.
+const HOST: &str = r#"
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/run LC_ALL=C
+mkdir -p /dev/pts /dev/shm /run/netns
+mount -t devpts pts /dev/pts
+mount -t tmpfs shm /dev/shm
+mount -t cgroup2 cgroup /sys/fs/cgroup
+ip link set lo up
+modprobe -a openvswitch tun
+# Open vSwitch counts processors only once the machine has been up for ten seconds, and believes that it has none before.
+while read -r up _ </proc/uptime && [ "${up%%.*}" -lt 11 ]; do sleep 0.2; done
+sh /run/vm/test.sh
+echo "vm-test: ended with $?"
+/run/vm/busybox poweroff -f
+"#;
+
+/// The archive of one run, removed when dropped.
+#[derive(Debug)]
+pub(super) struct Initramfs {
+    pub(super) file: PathBuf,
+}
+
+impl Initramfs {
+    /// Writes the archive for a machine that runs `test`.
+    pub(super) fn write(kernel: &Installed, cache: &Path, test: &str) -> anyhow::Result<Self> {
+        let busybox = kernel::busybox(cache)?;
+        let mut archive = Archive::default();
+        for folder in ["bin", "dev", "proc", "sys", "host", "writes", "root", "modules"] {
+            archive.folder(folder);
+        }
+        archive.console();
+        archive.file("bin/busybox", &fs::read(&busybox)?);
+        for (index, module) in load_order(&kernel.modules)?.iter().enumerate() {
+            archive.file(&format!("modules/{index:02}.ko"), &decompressed(module, &busybox)?);
+        }
+        let modules = kernel.modules.parent().unwrap_or(&kernel.modules).to_string_lossy();
+        let init = INIT.replace("\"/host$MODULES\"", &quoted(&format!("/host{modules}")));
+        archive.file("init", init.as_bytes());
+        archive.file("host.sh", HOST.as_bytes());
+        archive.file("test.sh", test.as_bytes());
+        // Another run may be using its own; one that was killed could not remove it.
+        sweep(&kernel.folder)?;
+        let file = kernel.folder.join(format!("{PREFIX}{}", std::process::id()));
+        fs::write(&file, archive.finish()).with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(Self { file })
+    }
+}
+
+impl Drop for Initramfs {
+    fn drop(&mut self) {
+        // One that stays is small, and below target.
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+/// Removes the archives of runs that are no more.
+fn sweep(folder: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(folder)?.flatten() {
+        let name = entry.file_name();
+        let run = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if run.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The files of `MODULES` and of what they need, in the order in which they can be loaded.
+fn load_order(modules: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let index = read(&modules.join("modules.dep"))?;
+    let built_in = read(&modules.join("modules.builtin"))?;
+    let name = |path: &str| {
+        let file = path.rsplit('/').next().unwrap_or_default();
+        file.split('.').next().unwrap_or_default().replace('-', "_")
+    };
+    let lines = index.lines().filter_map(|line| line.split_once(':'));
+    let needs: HashMap<String, (&str, &str)> =
+        lines.map(|(path, needs)| (name(path), (path, needs))).collect();
+    let mut order: Vec<PathBuf> = Vec::new();
+    for wanted in MODULES {
+        let Some((path, needs)) = needs.get(*wanted) else {
+            ensure!(built_in.lines().any(|path| name(path) == *wanted), "the kernel has no module {wanted}");
+            continue;
+        };
+        // The last of a line is to be loaded first.
+        for path in needs.split_whitespace().rev().chain([*path]) {
+            let file = modules.join(path);
+            if !order.contains(&file) {
+                order.push(file);
+            }
+        }
+    }
+    Ok(order)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Not every kernel decompresses its modules itself.
+fn decompressed(module: &Path, busybox: &Path) -> anyhow::Result<Vec<u8>> {
+    if module.extension().is_none_or(|extension| extension != "xz") {
+        return fs::read(module).with_context(|| format!("cannot read {}", module.display()));
+    }
+    let output = Command::new(busybox).args(["unxz", "-c"]).arg(module).output()?;
+    ensure!(output.status.success(), "cannot decompress {}", module.display());
+    Ok(output.stdout)
+}
+
+/// A cpio archive in the format that the kernel unpacks (its Documentation/driver-api/early-userspace).
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Archive {
+    fn folder(&mut self, name: &str) {
+        self.entry(name, 0o040_755, (0, 0), &[]);
+    }
+
+    fn file(&mut self, name: &str, content: &[u8]) {
+        self.entry(name, 0o100_755, (0, 0), content);
+    }
+
+    /// What the kernel opens for the first process.
+    fn console(&mut self) {
+        self.entry("dev/console", 0o020_600, (5, 1), &[]);
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
+        self.entries += 1;
+        let length = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let fields = [
+            self.entries,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            length(content.len()),
+            0,
+            0,
+            device.0,
+            device.1,
+            length(name.len() + 1),
+            0,
+        ];
+        self.bytes.extend(b"070701");
+        for field in fields {
+            self.bytes.extend(format!("{field:08X}").bytes());
+        }
+        self.bytes.extend(name.bytes().chain([0]));
+        self.pad();
+        self.bytes.extend(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, (0, 0), &[]);
+        self.bytes
+    }
+}
