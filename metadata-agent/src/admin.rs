@@ -1,21 +1,25 @@
-//! The admin interface: HTTP on a unix socket in the run directory, out of every guest's reach.
+//! The admin interface: HTTP on a unix socket in the run directory, and on a TCP port for those who want one; both are
+//! out of every guest's reach. What changes something is served on the socket only.
 //!
 //! | request | answer |
 //! | --- | --- |
 //! | `GET /ready` | 200, or 503 and what is missing, one item a line |
 //! | `GET /ports` | the ports and who is behind each, JSON |
 //! | `GET /counters` | what the datapath counted, JSON |
+//! | `GET /metrics` | all numbers, in Prometheus' text format |
 //! | `PUT /log?level=FILTER` | sets what is logged, as in `RUST_LOG` |
 //! | `PUT /log?datapath=on` (or `off`) | log records of the eBPF programs, one for each frame that is ours |
-use std::{convert::Infallible, io, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{convert::Infallible, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path};
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::UnixListener,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
     sync::{mpsc, oneshot},
 };
 use tracing::{debug, warn};
@@ -32,6 +36,8 @@ pub enum Question {
     Ports,
     /// The counters.
     Counters,
+    /// All numbers.
+    Metrics,
     /// Set the log filter.
     LogLevel(String),
     /// Switch the programs' log records.
@@ -62,33 +68,56 @@ impl Answer {
 /// A question and where its answer goes.
 pub type Exchange = (Question, oneshot::Sender<Answer>);
 
-/// Binds the socket, in place of one that a former agent left; serves it on the current runtime.
-pub fn serve(run_dir: &Path) -> io::Result<mpsc::Receiver<Exchange>> {
+/// Binds the socket, in place of one that a former agent left, and the TCP port if there is to be one; serves them on
+/// the current runtime.
+pub fn serve(run_dir: &Path, tcp: Option<SocketAddr>) -> anyhow::Result<mpsc::Receiver<Exchange>> {
     let path = run_dir.join(SOCKET);
     match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
+    }
+    let (sender, receiver) = mpsc::channel(16);
+    if let Some(address) = tcp {
+        let bind = || {
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        };
+        let listener = bind().with_context(|| format!("cannot listen at admin_listen = {address}"))?;
+        let sender = sender.clone();
+        tokio::spawn(accept(sender, Access::Read, async move || Ok(listener.accept().await?.0)));
     }
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    let (sender, receiver) = mpsc::channel(16);
-    tokio::spawn(accept(listener, sender));
+    tokio::spawn(accept(sender, Access::Change, async move || Ok(listener.accept().await?.0)));
     Ok(receiver)
 }
 
-async fn accept(listener: UnixListener, control: mpsc::Sender<Exchange>) {
+/// What may be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Change,
+}
+
+async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    control: mpsc::Sender<Exchange>,
+    access: Access,
+    next: impl AsyncFn() -> io::Result<S>,
+) {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        match next().await {
+            Ok(stream) => {
                 let control = control.clone();
                 let service = service_fn(move |request| {
                     let control = control.clone();
-                    async move { Ok::<_, Infallible>(respond(request, &control).await) }
+                    async move { Ok::<_, Infallible>(respond(request, access, &control).await) }
                 });
                 tokio::spawn(async move {
-                    if let Err(error) =
-                        http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
-                    {
+                    let mut http = http1::Builder::new();
+                    // Without a clock, whoever says nothing would be waited for, for ever.
+                    http.timer(TokioTimer::new());
+                    if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
                         debug!(%error, "admin connection ended");
                     }
                 });
@@ -101,8 +130,15 @@ async fn accept(listener: UnixListener, control: mpsc::Sender<Exchange>) {
     }
 }
 
-async fn respond(request: Request<Incoming>, control: &mpsc::Sender<Exchange>) -> Response<Full<Bytes>> {
+async fn respond(
+    request: Request<Incoming>,
+    access: Access,
+    control: &mpsc::Sender<Exchange>,
+) -> Response<Full<Bytes>> {
     let answer = match question(request.method(), request.uri().path(), request.uri().query()) {
+        Ok(Question::LogLevel(_) | Question::LogDatapath(_)) if access == Access::Read => {
+            Answer::error(StatusCode::FORBIDDEN, "changes are made on the socket in the run directory only\n")
+        }
         Ok(question) => {
             let (sender, answer) = oneshot::channel();
             let stopping = || Answer::error(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n");
@@ -124,6 +160,7 @@ fn question(method: &Method, path: &str, query: Option<&str>) -> Result<Question
         (&Method::GET, "/ready", _) => Ok(Question::Ready),
         (&Method::GET, "/ports", _) => Ok(Question::Ports),
         (&Method::GET, "/counters", _) => Ok(Question::Counters),
+        (&Method::GET, "/metrics", _) => Ok(Question::Metrics),
         (&Method::PUT, "/log", Some(("level", filter))) => Ok(Question::LogLevel(filter.to_owned())),
         (&Method::PUT, "/log", Some(("datapath", "on"))) => Ok(Question::LogDatapath(true)),
         (&Method::PUT, "/log", Some(("datapath", "off"))) => Ok(Question::LogDatapath(false)),
@@ -131,10 +168,13 @@ fn question(method: &Method, path: &str, query: Option<&str>) -> Result<Question
             StatusCode::BAD_REQUEST,
             "PUT /log?level=FILTER, or PUT /log?datapath=on (or off)\n",
         )),
-        (_, "/ready" | "/ports" | "/counters", _) => {
+        (_, "/ready" | "/ports" | "/counters" | "/metrics", _) => {
             Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n"))
         }
-        _ => Err(Answer::error(StatusCode::NOT_FOUND, "there are /ready, /ports, /counters and /log\n")),
+        _ => Err(Answer::error(
+            StatusCode::NOT_FOUND,
+            "there are /ready, /ports, /counters, /metrics and /log\n",
+        )),
     }
 }
 

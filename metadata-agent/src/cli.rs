@@ -4,13 +4,12 @@ use std::{
     os::unix::net::UnixStream,
     path::PathBuf,
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use metadata_ebpf::map::Limit;
-use tokio::{net::TcpListener, runtime, sync::oneshot};
+use tokio::runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -20,16 +19,14 @@ use crate::{
     control::Control,
     datapath::{self, Datapath, Netns, ServiceDevice},
     logging::{self, LogFilter},
+    metrics::Metrics,
     proxy::{
-        Limits, Proxy, Upstream,
+        self, Nova, Proxy, Workers,
         directory::{Directory, Signer},
     },
     reconcile::Reconciler,
     startup,
 };
-
-/// How long requests under way may take to end when the agent stops.
-const DRAIN: Duration = Duration::from_secs(5);
 
 /// Instance metadata for the guests of this host.
 #[derive(Debug, Parser)]
@@ -64,6 +61,8 @@ enum What {
     Ports,
     /// What the datapath counted.
     Counters,
+    /// Everything that is counted, in Prometheus' text format.
+    Metrics,
 }
 
 #[derive(Debug, Args)]
@@ -99,8 +98,9 @@ pub fn run() -> anyhow::Result<()> {
 }
 
 fn serve(config: &Config) -> anyhow::Result<()> {
-    let log = LogFilter::install(config.debug)?;
+    let (log, _writer) = LogFilter::install(config.debug)?;
     startup::check_capabilities()?;
+    startup::allow_connections(config.limits.connections)?;
     let _lock = startup::lock(&config.run_dir)?;
 
     let netns = Netns::open_or_create(&config.netns)
@@ -114,52 +114,25 @@ fn serve(config: &Config) -> anyhow::Result<()> {
     let directory = Arc::new(Directory::default());
     let reconciler = Reconciler::new(datapath, directory.clone(), Signer::new(config.nova.secret.reveal()))?;
 
-    // Two runtimes: however busy one half is, the other goes on.
+    let mut metrics = Metrics::new();
+    let proxy_metrics = metrics.register(proxy::Metrics::register);
+    let nova = Arc::new(Nova::new(&config.nova, Arc::new(proxy_metrics.clone()))?);
+    let proxy = Arc::new(Proxy::new(directory, Arc::new(sources), config.limits.clone(), proxy_metrics));
+    let (serving, stop) = (CancellationToken::new(), CancellationToken::new());
+    let workers = Workers::start(config.workers, &proxy, &nova, &listeners, &serving, &stop)?;
+    drop(listeners);
+
+    // The control plane has a thread of its own: however busy the guests are, it goes on.
     let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;
-    let data_plane = runtime::Builder::new_multi_thread()
-        .worker_threads(config.workers)
-        .thread_name("metadata-proxy")
-        .enable_all()
-        .build()?;
-
-    let limits = Limits { hold: config.hold, ..Limits::default() };
-    let upstream = {
-        let _inside = data_plane.enter();
-        Upstream::new(&config.nova).context("nova_metadata_host cannot stand in a URL")?
-    };
-    let proxy = Arc::new(Proxy::new(directory, Arc::new(sources), upstream, limits));
-    let (serving, may_serve) = oneshot::channel();
-    let stop = CancellationToken::new();
-    let proxy = data_plane.spawn({
-        let stop = stop.clone();
-        async move {
-            // Connections wait in the socket's queue until the ports are known: an early one would be nobody's.
-            if may_serve.await.is_ok() {
-                let listeners =
-                    listeners.into_iter().map(TcpListener::from_std).collect::<std::io::Result<_>>()?;
-                proxy.serve(listeners, stop).await;
-            }
-            anyhow::Ok(())
-        }
-    });
-
-    control_plane.block_on(async {
+    let result = control_plane.block_on(async {
         tokio::spawn(logging::follow_datapath(datapath_log));
-        let mut control = Control::start(config, reconciler, log, serving).await?;
-        control.run().await?;
-        info!("stopping");
-        stop.cancel();
-        drop(control);
-        match tokio::time::timeout(DRAIN, proxy).await {
-            Ok(result) => result.context("the proxy failed")?,
-            Err(_) => {
-                info!("requests under way are cut off");
-                Ok(())
-            }
-        }
-    })?;
-    data_plane.shutdown_background();
-    Ok(())
+        let mut control = Control::start(config, reconciler, log, nova, metrics, serving).await?;
+        control.run().await
+    });
+    info!("stopping");
+    stop.cancel();
+    workers.join();
+    result
 }
 
 fn limits(config: &Config) -> datapath::Limits {
@@ -175,6 +148,7 @@ fn show(what: What, config: &Config) -> anyhow::Result<()> {
         What::Ready => "/ready",
         What::Ports => "/ports",
         What::Counters => "/counters",
+        What::Metrics => "/metrics",
     };
     write!(socket, "GET {target} HTTP/1.0\r\n\r\n")?;
     let mut response = String::new();

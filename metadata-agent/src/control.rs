@@ -1,13 +1,14 @@
 //! The control plane: one thread that takes events, derives what should be served, and applies it.
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use serde_json::json;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -15,6 +16,8 @@ use crate::{
     config::{Config, Source},
     inventory::{Desired, Links, Ovn, StaticInventory},
     logging::LogFilter,
+    metrics::Metrics,
+    proxy::Nova,
     reconcile::Reconciler,
 };
 
@@ -31,8 +34,9 @@ pub struct Control {
     reconciler: Reconciler,
     admin: mpsc::Receiver<Exchange>,
     log: LogFilter,
-    /// Told when guests can be served: the first time everything was applied.
-    serving: Option<oneshot::Sender<()>>,
+    metrics: Metrics,
+    /// Cancelled when guests can be served: the first time everything was applied.
+    serving: CancellationToken,
 }
 
 /// Where ports and identities come from.
@@ -43,10 +47,9 @@ enum PortSource {
 }
 
 impl PortSource {
-    fn open(config: &Config) -> anyhow::Result<Self> {
+    fn open(config: &Config, nova: Arc<Nova>) -> anyhow::Result<Self> {
         Ok(match &config.source {
             Source::Ovn { ovs, southbound } => {
-                let nova = (config.nova.host.clone(), config.nova.port);
                 let (ovs, southbound) = (ovs.as_ref().clone(), southbound.as_ref().clone());
                 Self::Ovn(Box::new(Ovn::connect(ovs, southbound, &config.state_dir, nova)))
             }
@@ -113,15 +116,18 @@ impl Control {
         config: &Config,
         reconciler: Reconciler,
         log: LogFilter,
-        serving: oneshot::Sender<()>,
+        nova: Arc<Nova>,
+        metrics: Metrics,
+        serving: CancellationToken,
     ) -> anyhow::Result<Self> {
         Ok(Self {
-            source: PortSource::open(config)?,
+            source: PortSource::open(config, nova)?,
             links: Links::subscribe(reconciler.is_removable()).await?,
             reconciler,
-            admin: crate::admin::serve(&config.run_dir)?,
+            admin: crate::admin::serve(&config.run_dir, config.admin_listen)?,
             log,
-            serving: Some(serving),
+            metrics,
+            serving,
         })
     }
 
@@ -163,10 +169,9 @@ impl Control {
         if !complete {
             retry.get_or_insert_with(|| Instant::now() + RETRY);
         }
-        if let Some(serving) = self.serving.take() {
+        if !self.serving.is_cancelled() {
             info!(ports = desired.len(), "serving");
-            // The other half of the agent may be stopping.
-            let _ = serving.send(());
+            self.serving.cancel();
         }
     }
 
@@ -191,11 +196,18 @@ impl Control {
                 }
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
+            Question::Metrics => {
+                let pending = self.source.pending();
+                match self.metrics.text(&self.reconciler, pending.is_empty()) {
+                    Ok(text) => Answer::ok(text),
+                    Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+                }
+            }
             Question::LogLevel(filter) => match self.log.set(&filter) {
                 Ok(()) => Answer::ok(format!("logging {filter}\n")),
                 Err(error) => Answer::error(StatusCode::BAD_REQUEST, format!("{filter:?}: {error}\n")),
             },
-            Question::LogDatapath(on) => match self.reconciler.datapath().set_logging(on) {
+            Question::LogDatapath(on) => match self.reconciler.datapath_mut().set_logging(on) {
                 Ok(()) => {
                     Answer::ok(format!("log records of the datapath: {}\n", if on { "on" } else { "off" }))
                 }

@@ -10,6 +10,7 @@ pub mod datapath;
 mod error_chain;
 pub mod inventory;
 pub mod logging;
+pub mod metrics;
 pub mod proxy;
 pub mod reconcile;
 pub mod startup;

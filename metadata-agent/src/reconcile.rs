@@ -16,7 +16,10 @@ use tracing::{debug, error, info, warn};
 use crate::{
     datapath::{Assignment, Datapath, Error, Indexes},
     inventory::{Desired, DesiredPort, Who},
-    proxy::directory::{Directory, Port, Resolution, Signer},
+    proxy::{
+        Usage,
+        directory::{Directory, Port, Resolution, Signer},
+    },
 };
 
 /// The one owner of the datapath and the directory's only writer.
@@ -110,8 +113,21 @@ impl Reconciler {
         self.served.iter().map(|(key, served)| served.describe(*key)).collect()
     }
 
-    /// The datapath, for counters and logging.
-    pub fn datapath(&mut self) -> &mut Datapath {
+    /// How many ports there are of each state that `describe` tells.
+    pub fn identities(&self) -> [(&'static str, i64); 3] {
+        ["known", "unknown", "conflict"].map(|state| {
+            let count = self.served.values().filter(|served| served.state().0 == state).count();
+            (state, count as i64)
+        })
+    }
+
+    /// What the datapath counted.
+    pub fn datapath(&self) -> &Datapath {
+        &self.datapath
+    }
+
+    /// Switches the programs' log records.
+    pub fn datapath_mut(&mut self) -> &mut Datapath {
         &mut self.datapath
     }
 
@@ -215,6 +231,7 @@ impl Reconciler {
                     generation: assignment.generation,
                     resolution: receiver,
                     gone: CancellationToken::new(),
+                    usage: Usage::default(),
                 });
                 let attached = Err("not yet".to_owned());
                 let identity = identity(&wanted.who);
@@ -269,12 +286,17 @@ impl Served {
         self.wanted.port == wanted.port && self.wanted.device == wanted.device && same_identity
     }
 
-    fn describe(&self, key: PortKey) -> Value {
-        let (state, reason) = match &*self.resolution.borrow() {
+    /// What is known of the identity, and what is wrong with it.
+    fn state(&self) -> (&'static str, String) {
+        match &*self.resolution.borrow() {
             Resolution::Known(_) => ("known", String::new()),
             Resolution::Pending(reason) => ("unknown", reason.to_string()),
             Resolution::Conflict(reason) => ("conflict", reason.to_string()),
-        };
+        }
+    }
+
+    fn describe(&self, key: PortKey) -> Value {
+        let (state, reason) = self.state();
         let reason = match &self.attached {
             Ok(()) => reason,
             Err(error) => format!("not attached: {error}"),

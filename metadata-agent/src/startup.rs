@@ -2,11 +2,18 @@
 use std::{fs::File, io, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context as _, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
+use tracing::warn;
 
 /// Held for as long as the agent runs.
 #[derive(Debug)]
 pub struct RunLock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
+
+/// Maps, links, programs, databases and the like.
+const OTHER_DESCRIPTORS: u64 = 1024;
 
 /// The capabilities that are needed: number in linux/capability.h, name, why.
 const CAPABILITIES: [(u32, &str, &str); 3] = [
@@ -21,6 +28,29 @@ pub fn check_capabilities() -> anyhow::Result<()> {
     let missing = missing(&status)?;
     if !missing.is_empty() {
         bail!("the agent lacks {}; run it as root, or grant these", missing.join(" and "));
+    }
+    Ok(())
+}
+
+/// Makes room for that many connections of guests, each of which may need one to Nova too.
+pub fn allow_connections(count: u32) -> anyhow::Result<()> {
+    let wanted = 2 * u64::from(count) + OTHER_DESCRIPTORS;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
+    if soft >= wanted {
+        return Ok(());
+    }
+    // Root may raise both; others get as far as the hard limit.
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted.max(hard));
+    raised
+        .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard))
+        .context("cannot raise the limit of open files")?;
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < wanted {
+        warn!(
+            limit = soft,
+            wanted,
+            "too few open files for all connections: raise LimitNOFILE, or lower [metadata_ebpf] connections"
+        );
     }
     Ok(())
 }

@@ -96,7 +96,7 @@ impl Writer {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(2 * WAIT, taken).await.expect("the cluster takes no writes");
+        assert!(tokio::time::timeout(2 * WAIT, taken).await.is_ok(), "the cluster takes no writes");
     }
 
     /// Writes a last row `end`, and nothing after it.

@@ -231,6 +231,8 @@ impl Agent {
             ("metadata_ebpf", format!("netns = {}", service_namespace(chassis))),
             ("metadata_ebpf", format!("run_dir = {}", self.run_dir.display())),
             ("metadata_ebpf", format!("unknown_identity_hold = {}", options.hold)),
+            // Tests ask as fast as they can.
+            ("metadata_ebpf", "request_rate = 0".to_owned()),
         ];
         if let Ok(mode) = std::env::var(ATTACH) {
             lines.push(("metadata_ebpf", format!("attach = {mode}")));

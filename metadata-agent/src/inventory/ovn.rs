@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,10 +12,7 @@ use metadata_ebpf::map::PortKey;
 use ovsdb_client::{
     Clause, Client, Conditions, Config, Event, Generation, Mutation, Mutator, Operation, Row as _, Uuid,
 };
-use tokio::{
-    net::TcpStream,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -24,6 +22,7 @@ use super::{
     remembered::Remembered,
     rows::{ChassisPrivate, Interface, OpenVSwitch, PortBinding, SbGlobal},
 };
+use crate::proxy::Nova;
 
 /// How long a write to the Southbound, or a look whether Nova is there, may take.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,7 +41,7 @@ pub struct Ovn {
     /// Why guests cannot be served, in which case Neutron must not believe that they are.
     unable: Option<String>,
     /// Host and port of Nova, without which no guest can be served either.
-    nova: (String, u16),
+    nova: Arc<Nova>,
 }
 
 /// A connection and what is known of its state.
@@ -60,7 +59,7 @@ struct Database {
 
 impl Ovn {
     /// Begins to connect to both databases. Identities are remembered in `state`.
-    pub fn connect(ovs: Config, southbound: Config, state: &Path, nova: (String, u16)) -> Self {
+    pub fn connect(ovs: Config, southbound: Config, state: &Path, nova: Arc<Nova>) -> Self {
         let ovs = Client::builder(ovs)
             .monitor::<OpenVSwitch>(Conditions::All)
             .monitor::<Interface>(Conditions::All)
@@ -198,9 +197,7 @@ impl Ovn {
                 tokio::spawn(async move {
                     let beat = async {
                         // An agent that cannot reach Nova is up, but of no use to anybody.
-                        TcpStream::connect(&nova)
-                            .await
-                            .map_err(|error| format!("nova at {}: {error}", nova.0))?;
+                        nova.reach().await?;
                         handle.transact(vec![operation]).await.map_err(|error| error.to_string())
                     };
                     match timeout(HEARTBEAT_TIMEOUT, beat).await {

@@ -3,103 +3,245 @@
 //! cloud-init ends its stage on 404, 429, 500 and resets, and tries again on 503 with a Retry-After of at least 1;
 //! Ignition takes a 404 for "no configuration" and boots an unconfigured machine. So what we do not know is 503, never
 //! 404, and a 404 that a guest sees always is Nova's.
-use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
+use std::time::Duration;
 
-/// Body of every response to a guest.
-pub(super) type Body = BoxBody<Bytes, hyper::Error>;
+use http::StatusCode;
+
+use super::{
+    directory::Identity,
+    limits::Limits,
+    wire::{Malformed, Version, write_connection, write_field},
+};
 
 /// Why a request did not get an answer of Nova.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
+pub(super) enum Refusal {
     /// Nothing is known about who asks, even after waiting.
     Unknown(String),
     /// The sources of identity contradict each other.
     Conflict(String),
+    /// Too much at once, or in too short a time.
+    Limited { limit: Limit, wait: Duration },
     /// The request cannot be passed on.
-    BadRequest(&'static str),
-    /// The body is larger than any metadata request's.
-    TooLarge(usize),
-    /// Nova cannot be reached, or broke off.
+    Malformed(Malformed),
+    /// The head has more bytes than that.
+    HeadTooLarge(usize),
+    /// The body has more bytes than that.
+    BodyTooLarge(usize),
+    /// The rest of the request did not come in time.
+    Slow,
+    /// Nova cannot be reached.
     Unreachable,
+    /// Nova broke off, or what it says is no HTTP.
+    Broken,
     /// Nova did not answer in time.
     Timeout,
 }
 
-impl Refusal {
-    /// The status and what it says, one line, for the guest's console log.
-    fn describe(&self) -> (StatusCode, String) {
+/// The limits that a guest can meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Limit {
+    Connections,
+    PortConnections,
+    PortRequests,
+    PortHeld,
+    RequestRate,
+}
+
+impl Limit {
+    /// The option that sets it.
+    pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Unknown(_) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the metadata service does not know this port yet, try again".to_owned(),
-            ),
-            Self::Conflict(_) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the metadata service has contradictory information about this port, tell the operator"
-                    .to_owned(),
-            ),
-            Self::BadRequest(what) => (StatusCode::BAD_REQUEST, (*what).to_owned()),
-            Self::TooLarge(limit) => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("request bodies of more than {limit} bytes are not accepted"),
-            ),
-            Self::Unreachable => {
-                (StatusCode::BAD_GATEWAY, "the metadata service cannot reach nova, try again".to_owned())
-            }
-            Self::Timeout => {
-                (StatusCode::GATEWAY_TIMEOUT, "nova did not answer in time, try again".to_owned())
-            }
+            Self::Connections => "connections",
+            Self::PortConnections => "port_connections",
+            Self::PortRequests => "port_requests",
+            Self::PortHeld => "port_held",
+            Self::RequestRate => "request_rate",
         }
     }
 
-    /// What an operator wants to know beyond what the guest is told.
-    pub fn reason(&self) -> Option<&str> {
+    fn describe(self) -> &'static str {
         match self {
-            Self::Unknown(reason) | Self::Conflict(reason) => Some(reason),
+            Self::Connections => "the metadata service has too many connections",
+            Self::PortConnections => "too many connections",
+            Self::PortRequests => "too many requests at once",
+            Self::PortHeld => "too many requests wait for this port to become known",
+            Self::RequestRate => "too many requests in too short a time",
+        }
+    }
+}
+
+impl Refusal {
+    /// For metrics.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "unknown",
+            Self::Conflict(_) => "conflict",
+            Self::Limited { limit, .. } => limit.name(),
+            Self::Malformed(_) => "malformed",
+            Self::HeadTooLarge(_) => "head_too_large",
+            Self::BodyTooLarge(_) => "body_too_large",
+            Self::Slow => "slow",
+            Self::Unreachable => "nova_unreachable",
+            Self::Broken => "nova_broken",
+            Self::Timeout => "nova_timeout",
+        }
+    }
+
+    /// Which limit it was.
+    pub(super) fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Limited { limit, .. } => Some(*limit),
             _ => None,
         }
     }
 
-    /// As a response.
-    pub fn into_response(self) -> Response<Body> {
-        let (status, text) = self.describe();
-        let mut response = Response::new(whole(Bytes::from(format!("{text}\n"))));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=UTF-8"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    /// What an operator wants to know beyond what the guest is told.
+    pub(super) fn reason(&self) -> Option<String> {
+        match self {
+            Self::Unknown(reason) | Self::Conflict(reason) => Some(reason.clone()),
+            Self::Malformed(problem) => Some(problem.to_string()),
+            other => Some(other.name().to_owned()),
         }
-        response
+    }
+
+    pub(super) fn status(&self, limits: &Limits) -> StatusCode {
+        match self {
+            Self::Unknown(_) | Self::Conflict(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Limited { .. } => {
+                StatusCode::from_u16(limits.limit_status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+            }
+            Self::Malformed(Malformed::TooLarge) | Self::HeadTooLarge(_) => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            }
+            Self::Malformed(Malformed::Version) => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Slow => StatusCode::REQUEST_TIMEOUT,
+            Self::Unreachable | Self::Broken => StatusCode::BAD_GATEWAY,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// What happened, in words that end up in the guest's console log.
+    fn text(&self) -> String {
+        match self {
+            Self::Unknown(_) => "the metadata service does not know this port yet, try again".to_owned(),
+            Self::Conflict(_) => {
+                "the metadata service has contradictory information about this port, tell the operator"
+                    .to_owned()
+            }
+            Self::Limited { limit, .. } => format!("{}, try again later", limit.describe()),
+            Self::Malformed(problem) => format!("the request has {problem}"),
+            Self::HeadTooLarge(limit) => format!("request heads of more than {limit} bytes are not accepted"),
+            Self::BodyTooLarge(limit) => {
+                format!("request bodies of more than {limit} bytes are not accepted")
+            }
+            Self::Slow => "the request did not arrive in time".to_owned(),
+            Self::Unreachable => "the metadata service cannot reach nova, try again".to_owned(),
+            Self::Broken => "nova broke off its answer, try again".to_owned(),
+            Self::Timeout => "nova did not answer in time, try again".to_owned(),
+        }
+    }
+
+    /// Whole seconds after which to ask again; cloud-init takes a 0 for "never".
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Unknown(_) | Self::Conflict(_) => Some(1),
+            Self::Limited { wait, .. } => Some(wait.as_millis().div_ceil(1000).max(1) as u64),
+            _ => None,
+        }
+    }
+
+    /// Writes the response.
+    pub(super) fn write(&self, whom: Whom<'_>, form: Form, limits: &Limits, out: &mut Vec<u8>) {
+        let status = self.status(limits);
+        let body = format!("{} ({whom})\n", self.text());
+        let reason = status.canonical_reason().unwrap_or_default();
+        out.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).as_bytes());
+        write_field(b"Server", b"metadata-agent", out);
+        write_field(b"Content-Type", b"text/plain; charset=UTF-8", out);
+        write_field(b"Content-Length", body.len().to_string().as_bytes(), out);
+        if let Some(seconds) = self.retry_after() {
+            write_field(b"Retry-After", seconds.to_string().as_bytes(), out);
+        }
+        write_connection(form.version, form.keep_alive, out);
+        out.extend_from_slice(b"\r\n");
+        if form.has_body {
+            out.extend_from_slice(body.as_bytes());
+        }
     }
 }
 
-/// A body that is all there.
-pub(super) fn whole(bytes: Bytes) -> Body {
-    Full::new(bytes).map_err(|never| match never {}).boxed()
+/// Who is refused: as much as is known.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Whom<'a> {
+    pub(super) tap: &'a str,
+    pub(super) identity: Option<&'a Identity>,
+}
+
+impl std::fmt::Display for Whom<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.identity {
+            Some(Identity { port, instance, .. }) => write!(f, "port {port}, instance {instance}"),
+            None => write!(f, "interface {}", self.tap),
+        }
+    }
+}
+
+/// What the request lets its response look like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form {
+    pub(super) version: Version,
+    pub(super) keep_alive: bool,
+    /// Not for HEAD.
+    pub(super) has_body: bool,
+}
+
+impl Form {
+    /// To something that is no request.
+    pub(super) const LAST: Self = Self { version: Version::Http11, keep_alive: false, has_body: true };
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn write(refusal: &Refusal, form: Form) -> String {
+        let mut out = Vec::new();
+        refusal.write(Whom { tap: "tap0", identity: None }, form, &Limits::default(), &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
     #[test]
     fn nothing_of_ours_ends_a_boot() {
         for refusal in [
             Refusal::Unknown("x".into()),
             Refusal::Conflict("x".into()),
+            Refusal::Limited { limit: Limit::RequestRate, wait: Duration::from_millis(1) },
             Refusal::Unreachable,
+            Refusal::Broken,
             Refusal::Timeout,
         ] {
-            let response = refusal.clone().into_response();
-            assert!(
-                response.status().is_server_error() && response.status() != StatusCode::INTERNAL_SERVER_ERROR
-            );
-            if response.status() == StatusCode::SERVICE_UNAVAILABLE {
-                assert_eq!(response.headers()[header::RETRY_AFTER], "1", "{refusal:?}");
+            let status = refusal.status(&Limits::default());
+            assert!(status.is_server_error() && status != StatusCode::INTERNAL_SERVER_ERROR, "{refusal:?}");
+            if status == StatusCode::SERVICE_UNAVAILABLE {
+                assert!(write(&refusal, Form::LAST).contains("\r\nRetry-After: 1\r\n"), "{refusal:?}");
             }
         }
+    }
+
+    #[test]
+    fn answers_say_what_and_for_whom() {
+        let refusal = Refusal::Limited { limit: Limit::PortRequests, wait: Duration::from_millis(2500) };
+        let body = "too many requests at once, try again later (interface tap0)\n";
+        let head = format!(
+            "HTTP/1.1 503 Service Unavailable\r\nServer: metadata-agent\r\n\
+             Content-Type: text/plain; charset=UTF-8\r\nContent-Length: {}\r\nRetry-After: 3\r\n",
+            body.len()
+        );
+        assert_eq!(write(&refusal, Form::LAST), format!("{head}Connection: close\r\n\r\n{body}"));
+        let form = Form { version: Version::Http11, keep_alive: true, has_body: false };
+        assert_eq!(write(&refusal, form), format!("{head}\r\n"));
     }
 }

@@ -2,12 +2,13 @@
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
 use metadata_ebpf::address::Tag;
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use super::limits::Usage;
 
 /// Who a guest is, to Nova and in the log. Everything a request needs is computed once, here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,21 +25,32 @@ pub struct Identity {
     pub fixed_ips: Vec<IpAddr>,
 }
 
-/// An identity as it travels: header values, the signature among them.
-#[derive(Debug, Clone)]
+/// An identity that can travel: found fit for header lines, and signed.
+#[derive(Clone)]
 pub struct SignedIdentity {
     /// The identity itself.
     pub identity: Identity,
-    pub(super) instance: HeaderValue,
-    pub(super) project: HeaderValue,
-    pub(super) signature: HeaderValue,
-    forwarded_for: [Option<HeaderValue>; 2],
+    signature: String,
+    forwarded_for: [Option<String>; 2],
 }
 
 impl SignedIdentity {
-    /// The port's fixed address, of the family that the guest used if it has one of that.
-    pub(super) fn forwarded_for(&self, is_v4: bool) -> Option<&HeaderValue> {
-        self.forwarded_for[usize::from(!is_v4)].as_ref()
+    /// The headers that tell Nova who asks. The last is the port's fixed address, of the family that the guest used if
+    /// it has one of that; Nova takes it for the guest's local-ipv4 when nothing else tells, and for its log.
+    pub(super) fn headers(&self, is_v4: bool) -> impl Iterator<Item = (&'static str, &str)> {
+        let forwarded_for = self.forwarded_for[usize::from(!is_v4)].as_deref();
+        let identity = [
+            ("X-Instance-ID", self.identity.instance.as_str()),
+            ("X-Tenant-ID", self.identity.project.as_str()),
+            ("X-Instance-ID-Signature", self.signature.as_str()),
+        ];
+        identity.into_iter().chain(forwarded_for.map(|address| ("X-Forwarded-For", address)))
+    }
+}
+
+impl std::fmt::Debug for SignedIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SignedIdentity").field("identity", &self.identity).finish_non_exhaustive()
     }
 }
 
@@ -63,32 +75,20 @@ impl Signer {
 
     /// Nova compares `hmac.new(secret, instance_id, sha256).hexdigest()`, in lower case.
     pub fn sign(&self, identity: Identity) -> Result<SignedIdentity, InvalidIdentity> {
-        let header = |what: &'static str, value: &str| {
-            let invalid = || InvalidIdentity { what, value: value.to_owned(), port: identity.port.clone() };
-            // Stricter than a header needs: neither kind of id has spaces or anything else in it.
+        // Stricter than a header needs: neither kind of id has spaces or anything else in it.
+        for (what, value) in [("instance id", &identity.instance), ("project id", &identity.project)] {
             if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(invalid());
+                return Err(InvalidIdentity { what, value: value.clone(), port: identity.port.clone() });
             }
-            HeaderValue::from_str(value).map_err(|_| invalid())
-        };
-        let hex: String = hmac::sign(&self.0, identity.instance.as_bytes())
-            .as_ref()
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
-        let mut signature = header("signature", &hex)?;
-        signature.set_sensitive(true);
-        // Nova uses it as the guest's local-ipv4 when nothing else tells, and in its log.
+        }
+        let signature = hmac::sign(&self.0, identity.instance.as_bytes());
         let of_family = |is_v4: bool| {
             let ips = &identity.fixed_ips;
-            let first = ips.iter().find(|ip| ip.is_ipv4() == is_v4).or(ips.first());
-            first.map(|ip| header("fixed address", &ip.to_string())).transpose()
+            ips.iter().find(|ip| ip.is_ipv4() == is_v4).or(ips.first()).map(IpAddr::to_string)
         };
         Ok(SignedIdentity {
-            instance: header("instance id", &identity.instance)?,
-            project: header("project id", &identity.project)?,
-            signature,
-            forwarded_for: [of_family(true)?, of_family(false)?],
+            signature: signature.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
+            forwarded_for: [of_family(true), of_family(false)],
             identity,
         })
     }
@@ -116,6 +116,8 @@ pub struct Port {
     pub resolution: watch::Receiver<Resolution>,
     /// Cancelled when the assignment ends.
     pub gone: CancellationToken,
+    /// What the guest behind it takes of us now.
+    pub usage: Usage,
 }
 
 /// The ports by index. Readers take a snapshot and never wait.
@@ -135,7 +137,7 @@ impl Directory {
 }
 
 /// Tells the address a guest really used; for the log only, never for identity.
-pub trait Sources: Send + Sync + 'static {
+pub trait Sources: std::fmt::Debug + Send + Sync + 'static {
     /// The source behind a tag, if it is still known.
     fn source(&self, tag: Tag) -> Option<IpAddr>;
 }
@@ -158,10 +160,18 @@ mod tests {
     fn signature_is_what_nova_computes() {
         // python3: hmac.new(b"s3cret", b"0b0c9c6c-9c1c-4f9e-8d7a-1c9c1c9c1c9c", hashlib.sha256).hexdigest()
         let signed = Signer::new("s3cret").sign(identity()).unwrap();
-        assert_eq!(signed.signature, SIGNATURE);
-        assert_eq!(signed.forwarded_for(true).unwrap(), "192.168.1.10");
-        assert_eq!(signed.forwarded_for(false).unwrap(), "fd00::5");
-        assert!(!format!("{:?}", signed.signature).contains(&SIGNATURE[..8]));
+        let headers: Vec<_> = signed.headers(true).collect();
+        assert_eq!(
+            headers,
+            [
+                ("X-Instance-ID", "0b0c9c6c-9c1c-4f9e-8d7a-1c9c1c9c1c9c"),
+                ("X-Tenant-ID", "0123456789abcdef"),
+                ("X-Instance-ID-Signature", SIGNATURE),
+                ("X-Forwarded-For", "192.168.1.10")
+            ]
+        );
+        assert_eq!(signed.headers(false).last(), Some(("X-Forwarded-For", "fd00::5")));
+        assert!(!format!("{signed:?}").contains(&SIGNATURE[..8]));
     }
 
     const SIGNATURE: &str = "74d4b9f44e1ff37d6d04712f74fc3e9411531cd0bae6f09f02531d65f1d9eb4e";
@@ -177,7 +187,13 @@ mod tests {
     #[test]
     fn a_tag_of_another_generation_is_nobody() {
         let (_sender, resolution) = watch::channel(Resolution::Pending("".into()));
-        let port = Port { tap: "tap0".into(), generation: 3, resolution, gone: CancellationToken::new() };
+        let port = Port {
+            tap: "tap0".into(),
+            generation: 3,
+            resolution,
+            gone: CancellationToken::new(),
+            usage: Usage::default(),
+        };
         let directory = Directory::default();
         directory.publish([(7, Arc::new(port))].into());
         assert!(directory.port(Tag::new(3, 7, 5)).is_some());

@@ -1,141 +1,154 @@
-//! What of a guest's request goes to Nova, and what of Nova's answer goes to the guest. Pure functions.
+//! What of a guest's request goes to Nova. Pure functions.
 //!
 //! The request is built from an allow-list, not by removing things: whatever a guest thinks of next does not travel.
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, request, uri::PathAndQuery};
-use http_body_util::Full;
-
-use super::{answer::Refusal, directory::SignedIdentity};
-
-const X_INSTANCE_ID: HeaderName = HeaderName::from_static("x-instance-id");
-const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
-const X_INSTANCE_ID_SIGNATURE: HeaderName = HeaderName::from_static("x-instance-id-signature");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+use super::{
+    directory::SignedIdentity,
+    wire::{Request, write_field},
+};
 
 /// Headers of a guest that Nova may see: what describes the request and its body, nothing about who or how.
-static ALLOWED: [HeaderName; 10] = [
-    header::ACCEPT,
-    header::ACCEPT_ENCODING,
-    header::ACCEPT_LANGUAGE,
-    header::CACHE_CONTROL,
-    header::CONTENT_ENCODING,
-    header::CONTENT_TYPE,
-    header::IF_MODIFIED_SINCE,
-    header::IF_NONE_MATCH,
-    header::RANGE,
-    header::USER_AGENT,
+const ALLOWED: [&str; 10] = [
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "cache-control",
+    "content-encoding",
+    "content-type",
+    "if-modified-since",
+    "if-none-match",
+    "range",
+    "user-agent",
 ];
 
-/// Headers that belong to one connection (RFC 9110, section 7.6.1), not to the answer.
-static HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
-
-/// Where requests go.
-#[derive(Debug, Clone)]
-pub struct Target {
-    authority: http::uri::Authority,
-    host: HeaderValue,
-}
-
-impl Target {
-    /// For a `host:port`.
-    pub fn new(authority: &str) -> Result<Self, http::Error> {
-        Ok(Self { authority: authority.parse()?, host: HeaderValue::from_str(authority)? })
-    }
-
-    /// Host and port.
-    pub fn authority(&self) -> &str {
-        self.authority.as_str()
-    }
-}
-
-/// The target of the guest's request as it stood in the request line, if it is one that a metadata server has.
-pub(super) fn path(request: &request::Parts) -> Result<PathAndQuery, Refusal> {
-    if request.method == Method::CONNECT {
-        return Err(Refusal::BadRequest("this is no proxy: CONNECT is not served"));
-    }
-    match request.uri.path_and_query() {
-        Some(path) if path.as_str().starts_with('/') => Ok(path.clone()),
-        _ => Err(Refusal::BadRequest("the request target must be a path")),
-    }
-}
-
-/// The request that Nova gets.
+/// The request that Nova gets, body included. `host` is Nova's own name.
 pub(super) fn to_nova(
-    guest: &request::Parts,
-    path: PathAndQuery,
-    body: Bytes,
+    guest: &Request<'_>,
+    body: &[u8],
     who: &SignedIdentity,
     is_v4: bool,
-    target: &Target,
-) -> Result<Request<Full<Bytes>>, http::Error> {
-    let uri =
-        Uri::builder().scheme("http").authority(target.authority.clone()).path_and_query(path).build()?;
-    let mut request = Request::new(Full::new(body.clone()));
-    *request.method_mut() = guest.method.clone();
-    *request.uri_mut() = uri;
-    let headers = request.headers_mut();
-    headers.insert(header::HOST, target.host.clone());
-    for name in &ALLOWED {
-        for value in guest.headers.get_all(name) {
-            headers.append(name, value.clone());
+    host: &str,
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1024 + body.len());
+    for part in [guest.method, b" ", guest.target, b" HTTP/1.1\r\n"] {
+        out.extend_from_slice(part);
+    }
+    write_field(b"Host", host.as_bytes(), &mut out);
+    for (name, value) in guest.fields.iter() {
+        if ALLOWED.iter().any(|allowed| name.eq_ignore_ascii_case(allowed.as_bytes())) {
+            write_field(name, value, &mut out);
         }
     }
-    // Nova's password handler reads Content-Length of a POST and fails without; a bare GET has none.
-    if !body.is_empty() || guest.headers.contains_key(header::CONTENT_LENGTH) || guest.method == Method::POST
-    {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    // Nova's password handler reads the Content-Length of a POST and fails without; a bare GET has none.
+    if !body.is_empty() || guest.fields.values("content-length").next().is_some() || guest.method == b"POST" {
+        write_field(b"Content-Length", body.len().to_string().as_bytes(), &mut out);
     }
-    headers.insert(X_INSTANCE_ID, who.instance.clone());
-    headers.insert(X_TENANT_ID, who.project.clone());
-    headers.insert(X_INSTANCE_ID_SIGNATURE, who.signature.clone());
-    if let Some(address) = who.forwarded_for(is_v4) {
-        headers.insert(X_FORWARDED_FOR, address.clone());
+    for (name, value) in who.headers(is_v4) {
+        write_field(name.as_bytes(), value.as_bytes(), &mut out);
     }
-    Ok(request)
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(body);
+    out
 }
 
-/// Takes out of Nova's headers what concerns the connection between Nova and us.
-pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|list| list.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
+/// What of a target may stand in a log: metadata paths are public knowledge, query strings and odd ones may not be.
+pub(super) fn path_class(target: &[u8]) -> &'static str {
+    let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).peekable();
+    let Some(first) = parts.peek().copied() else { return "/" };
+    let mut has_meta_data = false;
+    let mut last: &[u8] = b"";
+    for part in parts {
+        has_meta_data |= part == b"meta-data";
+        last = part;
     }
-}
-
-/// What of a path may stand in a log: metadata paths are public knowledge, query strings and odd ones may not be.
-pub(super) fn path_class(path: &str) -> &'static str {
-    let path = path.split('?').next().unwrap_or_default().trim_matches('/');
-    if path.is_empty() {
-        return "/";
-    }
-    let last = path.rsplit('/').next().unwrap_or_default();
     match last {
-        "password" => "password",
-        "user-data" | "user_data" => "user-data",
-        "meta_data.json" => "meta_data.json",
-        "network_data.json" => "network_data.json",
-        "vendor_data.json" | "vendor_data2.json" => "vendor-data",
-        _ if path.split('/').any(|part| part == "meta-data") => "meta-data",
-        _ if path == "openstack" || path.starts_with("openstack/") => "openstack",
+        b"password" => "password",
+        b"user-data" | b"user_data" => "user-data",
+        b"meta_data.json" => "meta_data.json",
+        b"network_data.json" => "network_data.json",
+        b"vendor_data.json" | b"vendor_data2.json" => "vendor-data",
+        _ if has_meta_data => "meta-data",
+        _ if first == b"openstack" => "openstack",
         _ => "other",
     }
 }
 
 #[cfg(test)]
-#[path = "forward_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::proxy::directory::{Identity, Signer};
+
+    fn who() -> SignedIdentity {
+        let identity = Identity {
+            port: "port".into(),
+            instance: "11111111-2222-3333-4444-555555555555".into(),
+            project: "project".into(),
+            network: "network".into(),
+            fixed_ips: vec!["192.168.1.10".parse().unwrap()],
+        };
+        Signer::new("secret").sign(identity).unwrap()
+    }
+
+    fn forward(head: &str, body: &[u8]) -> String {
+        let request = Request::parse(head.as_bytes()).unwrap();
+        String::from_utf8(to_nova(&request, body, &who(), true, "nova:8775")).unwrap()
+    }
+
+    /// But for the signature, which is tested where it is made.
+    const OURS: &str = "X-Instance-ID: 11111111-2222-3333-4444-555555555555\r\nX-Tenant-ID: project\r\n\
+        X-Forwarded-For: 192.168.1.10\r\n\r\n";
+
+    fn without_signature(text: &str) -> String {
+        text.split_inclusive("\r\n").filter(|line| !line.starts_with("X-Instance-ID-Signature: ")).collect()
+    }
+
+    #[test]
+    fn nothing_of_a_guest_that_says_who_or_how_travels() {
+        let hostile = "GET /latest/meta-data/ HTTP/1.1\r\nX-Instance-ID: victim\r\nX-Tenant-ID: victim\r\n\
+            X-Instance-ID-Signature: 00\r\nX-Forwarded-For: 1.2.3.4\r\nX-Metadata-Provider: victim\r\n\
+            X-OVN-Network-ID: victim\r\nX_Instance_ID: victim\r\nForwarded: for=1.2.3.4\r\n\
+            Connection: X-Instance-ID, X-Tenant-ID\r\nUpgrade: h2c\r\nAuthorization: Bearer x\r\nCookie: a=b\r\n\
+            Host: victim\r\nExpect: 100-continue\r\nProxy-Authorization: x\r\nTE: trailers\r\n\r\n";
+        assert_eq!(
+            without_signature(&forward(hostile, b"")),
+            format!("GET /latest/meta-data/ HTTP/1.1\r\nHost: nova:8775\r\n{OURS}")
+        );
+    }
+
+    #[test]
+    fn what_describes_the_request_travels() {
+        let head = "POST /openstack/latest/password?a=%20 HTTP/1.1\r\nAccept: a\r\naccept: b\r\nUser-Agent: c\u{e9}\r\n\
+            Content-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(
+            without_signature(&forward(head, b"secret")),
+            format!(
+                "POST /openstack/latest/password?a=%20 HTTP/1.1\r\nHost: nova:8775\r\nAccept: a\r\naccept: b\r\n\
+                 User-Agent: c\u{e9}\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n{OURS}secret"
+            )
+        );
+    }
+
+    #[test]
+    fn a_length_is_told_where_nova_wants_one() {
+        assert!(!forward("GET / HTTP/1.1\r\n\r\n", b"").contains("Content-Length"));
+        assert!(forward("POST / HTTP/1.1\r\n\r\n", b"").contains("Content-Length: 0\r\n"));
+        assert!(
+            forward("PUT / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", b"").contains("Content-Length: 0\r\n")
+        );
+    }
+
+    #[test]
+    fn paths_are_classified_without_being_told() {
+        for (target, class) in [
+            ("/", "/"),
+            ("//?secret", "/"),
+            ("/latest/user-data?secret", "user-data"),
+            ("/openstack/latest/meta_data.json", "meta_data.json"),
+            ("/latest/meta-data/public-keys/0/openssh-key", "meta-data"),
+            ("/openstack/2018-08-27", "openstack"),
+            ("/secret", "other"),
+        ] {
+            assert_eq!(path_class(target.as_bytes()), class, "{target}");
+        }
+    }
+}

@@ -1,114 +1,148 @@
-//! Accepts guests' connections, establishes who each is, and serves its requests.
+//! Accepts guests' connections, establishes who each is, and watches over them until they end.
 use std::{
-    convert::Infallible,
-    net::{IpAddr, SocketAddr},
+    io,
+    net::{Shutdown, SocketAddr, TcpListener as StdListener},
     sync::Arc,
-    time::{Duration, Instant},
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode, request};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::BytesMut;
 use metadata_ebpf::address::Tag;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime,
+    time::{Instant, interval, sleep_until, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, warn};
 
 use super::{
-    answer::{Body, Refusal},
-    directory::{Directory, Identity, Port, Resolution, SignedIdentity, Sources},
-    forward,
-    upstream::Upstream,
+    access::Caller,
+    answer::{Form, Limit, Refusal, Whom},
+    connection::{Connection, End},
+    directory::{Directory, Sources},
+    limits::{Gauge, Limits, Permit},
+    metrics::Metrics,
+    receive::receive,
+    upstream::{Nova, Upstream},
 };
 
-/// What one guest may take.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// How long a request waits for its guest to become known.
-    pub hold: Duration,
-    /// How long a guest may take to send a request's head.
-    pub head: Duration,
-    /// How long a guest may take to send a request's body.
-    pub body: Duration,
-    /// Bytes of a request's body; Nova takes 1020 for the password, the only body there is.
-    pub body_bytes: usize,
-    /// Bytes of a request's head.
-    pub head_bytes: usize,
-}
+/// How long requests under way may take to end when the agent stops.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How often a worker looks after its idle connections to Nova.
+const SWEEP: Duration = Duration::from_secs(5);
+/// How long, and for how many bytes, a refused guest is heard out.
+const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 18);
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            hold: Duration::from_secs(8),
-            head: Duration::from_secs(30),
-            body: Duration::from_secs(30),
-            body_bytes: 64 * 1024,
-            head_bytes: 16 * 1024,
-        }
-    }
-}
-
-/// The guest-facing server.
+/// The guest-facing half: what all workers share.
+#[derive(Debug)]
 pub struct Proxy {
-    directory: Arc<Directory>,
-    sources: Arc<dyn Sources>,
-    upstream: Upstream,
-    limits: Limits,
-}
-
-/// Who a connection belongs to, decided once, when it is accepted.
-struct Caller {
-    port: Arc<Port>,
-    /// The address the guest used; for the log.
-    source: Option<IpAddr>,
-    /// Whether it came over IPv4.
-    is_v4: bool,
-}
-
-impl std::fmt::Debug for Proxy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Proxy").field("limits", &self.limits).finish_non_exhaustive()
-    }
+    pub(super) directory: Arc<Directory>,
+    pub(super) sources: Arc<dyn Sources>,
+    pub(super) limits: Limits,
+    pub(super) metrics: Metrics,
+    pub(super) connections: Gauge,
 }
 
 impl Proxy {
-    /// Over the given directory, sources and upstream.
+    /// Over the given directory and sources.
     pub fn new(
         directory: Arc<Directory>,
         sources: Arc<dyn Sources>,
-        upstream: Upstream,
         limits: Limits,
+        metrics: Metrics,
     ) -> Self {
-        Self { directory, sources, upstream, limits }
+        Self { directory, sources, limits, metrics, connections: Gauge::default() }
+    }
+}
+
+/// Threads that serve. A connection stays with the worker that accepted it, and so does its connection to Nova: nothing
+/// that belongs to one request crosses from thread to thread.
+#[derive(Debug)]
+pub struct Workers(Vec<JoinHandle<()>>);
+
+impl Workers {
+    /// Starts that many. They accept connections once `serving` is cancelled, until `stop` is.
+    pub fn start(
+        count: usize,
+        proxy: &Arc<Proxy>,
+        nova: &Arc<Nova>,
+        listeners: &[StdListener],
+        serving: &CancellationToken,
+        stop: &CancellationToken,
+    ) -> io::Result<Self> {
+        let start = |number| {
+            let listeners = listeners.iter().map(StdListener::try_clone).collect::<io::Result<Vec<_>>>()?;
+            let worker =
+                Worker { proxy: proxy.clone(), upstream: Upstream::new(nova.clone()), stop: stop.clone() };
+            let serving = serving.clone();
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            thread::Builder::new().name(format!("metadata-proxy-{number}")).spawn(move || {
+                if let Err(error) = runtime.block_on(Arc::new(worker).serve(listeners, serving)) {
+                    error!(%error, "cannot accept guests' connections");
+                }
+            })
+        };
+        Ok(Self((0..count).map(start).collect::<io::Result<_>>()?))
     }
 
-    /// Serves the sockets until told to stop, and then ends when the requests under way have.
-    pub async fn serve(self: Arc<Self>, listeners: Vec<TcpListener>, stop: CancellationToken) {
+    /// Waits until all have ended, which they do a few seconds after they were told to stop.
+    pub fn join(self) {
+        for worker in self.0 {
+            if worker.join().is_err() {
+                error!("a worker panicked");
+            }
+        }
+    }
+}
+
+struct Worker {
+    proxy: Arc<Proxy>,
+    upstream: Upstream,
+    stop: CancellationToken,
+}
+
+impl Worker {
+    async fn serve(
+        self: Arc<Self>,
+        listeners: Vec<StdListener>,
+        serving: CancellationToken,
+    ) -> io::Result<()> {
+        // Connections wait in the socket's queue until the ports are known: an early one would be nobody's.
+        tokio::select! {
+            () = serving.cancelled() => {}
+            () = self.stop.cancelled() => return Ok(()),
+        }
         let connections = TaskTracker::new();
         for listener in listeners {
-            connections.spawn(self.clone().accept(listener, connections.clone(), stop.clone()));
+            let listener = TcpListener::from_std(listener)?;
+            connections.spawn(self.clone().accept(listener, connections.clone()));
+        }
+        let mut sweep = interval(SWEEP);
+        loop {
+            tokio::select! {
+                _ = sweep.tick() => self.upstream.sweep(),
+                () = self.stop.cancelled() => break,
+            }
         }
         connections.close();
-        connections.wait().await;
+        if timeout(DRAIN, connections.wait()).await.is_err() {
+            warn!(connections = connections.len(), "requests under way are cut off");
+        }
+        Ok(())
     }
 
-    async fn accept(
-        self: Arc<Self>,
-        listener: TcpListener,
-        connections: TaskTracker,
-        stop: CancellationToken,
-    ) {
+    async fn accept(self: Arc<Self>, listener: TcpListener, connections: TaskTracker) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = stop.cancelled() => break,
+                () = self.stop.cancelled() => break,
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    if let Some(caller) = self.identify_caller(&stream, peer) {
-                        connections.spawn(self.clone().connection(stream, caller, stop.clone()));
+                    if let Some((stream, caller, permits)) = self.admit(stream, peer) {
+                        connections.spawn(self.clone().converse(stream, caller, permits));
                     }
                 }
                 // Out of descriptors or memory, or a connection that died in the queue: others can still be served.
@@ -120,163 +154,99 @@ impl Proxy {
         }
     }
 
-    fn identify_caller(&self, stream: &TcpStream, peer: SocketAddr) -> Option<Caller> {
+    /// Whose connection it is, and whether it may stay.
+    fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<(TcpStream, Caller, [Permit; 2])> {
+        let Proxy { directory, sources, limits, metrics, connections } = &*self.proxy;
         let tag = Tag::from_ip(peer.ip());
-        let port = tag.and_then(|tag| self.directory.port(tag));
-        if port.is_none() {
+        let Some((tag, port)) = tag.and_then(|tag| Some((tag, directory.port(tag)?))) else {
             // The port went away between the handshake and now: nobody is there to be answered.
             debug!(%peer, "connection of a port that is gone");
-            abort(stream);
-        }
-        Some(Caller { port: port?, source: self.sources.source(tag?), is_v4: peer.is_ipv4() })
-    }
-
-    async fn connection(self: Arc<Self>, stream: TcpStream, caller: Caller, stop: CancellationToken) {
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "cannot set TCP_NODELAY");
-        }
-        let caller = Arc::new(caller);
-        let service = {
-            let (proxy, caller) = (self.clone(), caller.clone());
-            service_fn(move |request| {
-                let (proxy, caller) = (proxy.clone(), caller.clone());
-                async move { Ok::<_, Infallible>(proxy.request(request, &caller).await) }
-            })
+            reset(&stream);
+            return None;
         };
-        let mut connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.head)
-            .max_buf_size(self.limits.head_bytes)
-            .half_close(true)
-            .serve_connection(TokioIo::new(stream), service);
-        let mut stopping = false;
-        loop {
-            tokio::select! {
-                result = &mut connection => {
-                    if let Err(error) = result {
-                        debug!(tap = %caller.port.tap, %error, "connection of a guest ended");
-                    }
-                    return;
+        metrics.accepted.inc();
+        let of_port = port.usage.connections.take(limits.port_connections);
+        let of_all = connections.take(limits.connections);
+        match (of_port, of_all) {
+            (Some(of_port), Some(of_all)) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    debug!(%error, "cannot set TCP_NODELAY");
                 }
-                () = caller.port.gone.cancelled() => break,
-                () = stop.cancelled(), if !stopping => {
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
-                    stopping = true;
-                }
+                let caller = Caller { source: sources.source(tag), is_v4: peer.is_ipv4(), port };
+                Some((stream, caller, [of_port, of_all]))
+            }
+            (of_port, _) => {
+                let limit = if of_port.is_none() { Limit::PortConnections } else { Limit::Connections };
+                metrics.limit(limit);
+                debug!(tap = %port.tap, limit = limit.name(), "connection refused");
+                self.turn_away(&stream, limit, &port.tap);
+                None
             }
         }
-        abort(connection.into_parts().io.inner());
     }
 
-    async fn request(&self, request: Request<Incoming>, caller: &Caller) -> Response<Body> {
-        let started = Instant::now();
-        let (parts, body) = request.into_parts();
-        let (who, result, nova) = self.answer(&parts, body, caller).await;
-        let (response, refusal) = match result {
-            Ok(response) => (response, None),
-            Err(refusal) => (refusal.clone().into_response(), Some(refusal)),
+    /// Says why, without waiting for anything: who has too many connections gets no time.
+    fn turn_away(&self, stream: &TcpStream, limit: Limit, tap: &str) {
+        let mut out = Vec::new();
+        let refusal = Refusal::Limited { limit, wait: Duration::ZERO };
+        refusal.write(Whom { tap, identity: None }, Form::LAST, &self.proxy.limits, &mut out);
+        // A request that is here already would turn the close into a reset.
+        let _ = stream.try_read(&mut [0; 4096]);
+        let _ = stream.try_write(&out);
+        let _ = socket(stream).shutdown(Shutdown::Write);
+    }
+
+    async fn converse(self: Arc<Self>, mut stream: TcpStream, caller: Caller, _permits: [Permit; 2]) {
+        let metrics = &self.proxy.metrics;
+        metrics.connections.inc();
+        let deadline = Instant::now() + self.proxy.limits.lifetime;
+        let end = {
+            let mut connection =
+                Connection::new(&mut stream, &caller, &self.proxy, &self.upstream, &self.stop);
+            tokio::select! {
+                biased;
+                // With the port gone, segments still to be sent have nowhere to go.
+                () = caller.port.gone.cancelled() => End::Broken,
+                end = connection.serve() => end,
+                () = sleep_until(deadline) => End::Broken,
+            }
         };
-        log(
-            caller,
-            who.as_deref().map(|who| &who.identity),
-            &parts,
-            response.status(),
-            started.elapsed(),
-            nova,
-            refusal,
-        );
-        response
-    }
-
-    /// Who asked (if that is known), what they get, and how long Nova took.
-    async fn answer(
-        &self,
-        parts: &request::Parts,
-        body: Incoming,
-        caller: &Caller,
-    ) -> (Option<Arc<SignedIdentity>>, Result<Response<Body>, Refusal>, Option<Duration>) {
-        let who = match self.identify(&caller.port).await {
-            Ok(who) => who,
-            Err(refusal) => return (None, Err(refusal), None),
-        };
-        let mut nova = None;
-        let result = async {
-            let path = forward::path(parts)?;
-            let body = self.collect(body).await?;
-            let request = forward::to_nova(parts, path, body, &who, caller.is_v4, self.upstream.target())
-                .map_err(|_| Refusal::BadRequest("the request cannot be passed on"))?;
-            let asked = Instant::now();
-            let answer = self.upstream.send(request).await;
-            nova = Some(asked.elapsed());
-            let (mut head, body) = answer?.into_parts();
-            forward::strip_hop_by_hop(&mut head.headers);
-            head.version = http::Version::HTTP_11;
-            Ok(Response::from_parts(head, body.boxed()))
+        match end {
+            End::Closed => {}
+            End::Broken => reset(&stream),
+            End::Unread => linger(&mut stream).await,
         }
-        .await;
-        (Some(who), result, nova)
-    }
-
-    /// The identity behind a port, waited for if it is not known yet: to hold a request is the one answer that every
-    /// boot client understands.
-    async fn identify(&self, port: &Port) -> Result<Arc<SignedIdentity>, Refusal> {
-        let mut resolution = port.resolution.clone();
-        let resolved = resolution.wait_for(|resolution| !matches!(resolution, Resolution::Pending(_)));
-        let resolution = match tokio::time::timeout(self.limits.hold, resolved).await {
-            Ok(Ok(resolution)) => resolution.clone(),
-            // Time is up, or the port is gone; the connection is closed in the latter case.
-            Ok(Err(_)) | Err(_) => port.resolution.borrow().clone(),
-        };
-        match resolution {
-            Resolution::Known(who) => Ok(who),
-            Resolution::Pending(reason) => Err(Refusal::Unknown(reason.to_string())),
-            Resolution::Conflict(reason) => Err(Refusal::Conflict(reason.to_string())),
-        }
-    }
-
-    /// The whole body: nothing of a request goes to Nova before all of it is here.
-    async fn collect(&self, body: Incoming) -> Result<Bytes, Refusal> {
-        let limit = self.limits.body_bytes;
-        match tokio::time::timeout(self.limits.body, Limited::new(body, limit).collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refusal::TooLarge(limit)),
-            Ok(Err(_)) => Err(Refusal::BadRequest("the request's body is cut short or malformed")),
-            Err(_) => Err(Refusal::BadRequest("the request's body did not arrive in time")),
-        }
+        metrics.connections.dec();
     }
 }
 
-/// Closes without a farewell: with the port gone, segments still to be sent have nowhere to go.
-fn abort(stream: &TcpStream) {
+/// Closes without a farewell.
+fn reset(stream: &TcpStream) {
     if let Err(error) = stream.set_zero_linger() {
         debug!(%error, "cannot reset a connection");
     }
 }
 
-/// One line for each request. Never headers, query strings or bodies: they hold secrets.
-fn log(
-    caller: &Caller,
-    identity: Option<&Identity>,
-    request: &request::Parts,
-    status: StatusCode,
-    total: Duration,
-    nova: Option<Duration>,
-    refusal: Option<Refusal>,
-) {
-    info!(
-        target: "access",
-        tap = %caller.port.tap,
-        port = identity.map(|identity| identity.port.as_str()),
-        network = identity.map(|identity| identity.network.as_str()),
-        instance = identity.map(|identity| identity.instance.as_str()),
-        project = identity.map(|identity| identity.project.as_str()),
-        source = caller.source.map(tracing::field::display),
-        method = %request.method,
-        path = forward::path_class(request.uri.path()),
-        status = status.as_u16(),
-        ms = total.as_secs_f64() * 1e3,
-        nova_ms = nova.map(|time| time.as_secs_f64() * 1e3),
-        reason = refusal.as_ref().and_then(Refusal::reason),
-        "request"
-    );
+/// Ends our side, and reads what still comes for a while.
+async fn linger(stream: &mut TcpStream) {
+    if socket(stream).shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let (time, most) = LINGER;
+    let drain = async {
+        let mut read = 0;
+        while read < most {
+            let mut received = BytesMut::new();
+            match receive(stream, &mut received).await {
+                Ok(0) | Err(_) => return,
+                Ok(length) => read += length,
+            }
+        }
+    };
+    // Either way it was heard long enough.
+    let _ = timeout(time, drain).await;
+}
+
+fn socket(stream: &TcpStream) -> socket2::SockRef<'_> {
+    socket2::SockRef::from(stream)
 }

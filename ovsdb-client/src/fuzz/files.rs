@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Random, fuzz};
 use crate::config::TlsConfig;
 use crate::remote::Remotes;
 use crate::tls::{Connector, TlsError};
+use fuzz::{Random, fuzz};
 
 const REMOTES: &[&str] = &[
     "ssl:192.0.2.1:6642,ssl:192.0.2.2:6642",

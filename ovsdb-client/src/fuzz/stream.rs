@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::fuzz;
 use crate::condition::Conditions;
 use crate::row::Row as _;
 use crate::session::{Session, SessionConfig, TableSpec};
 use crate::splitter::{SplitError, Splitter};
+use fuzz::fuzz;
 
 crate::row! {
     struct Port in "Port" {

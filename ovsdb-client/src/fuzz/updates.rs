@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Random, fuzz};
 use crate::replica::{Composites, Dialect, Replica};
+use fuzz::{Random, fuzz};
 
 crate::row! {
     struct Port in "Port" {

@@ -1,0 +1,46 @@
+//! The databases of OVN and Open vSwitch, by Neutron's options.
+use std::time::Duration;
+
+use super::{
+    Error, Source,
+    ini::Value,
+    options::{Options, milliseconds, seconds},
+};
+
+/// `[ovs]` and `[ovn]`.
+pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
+    let probe = options.parse("ovn", "ovsdb_probe_interval", Duration::from_secs(60), milliseconds)?;
+    let client = |section, option, default: &str, database| {
+        let value = options.text(section, option).unwrap_or_else(|| Value::default(default));
+        let remotes = remotes(&value.text).map_err(|problem| Error::new(section, option, value, problem))?;
+        let mut config = ovsdb_client::Config::new(remotes, database);
+        config.probe_interval = probe;
+        Ok::<_, Error>(Box::new(config))
+    };
+    let ovs = client("ovs", "ovsdb_connection", "unix:/run/openvswitch/db.sock", "Open_vSwitch")?;
+    let mut southbound = client("ovn", "ovn_sb_connection", "tcp:127.0.0.1:6642", "OVN_Southbound")?;
+    southbound.backoff_max =
+        options.parse("ovn", "ovsdb_retry_max_interval", southbound.backoff_max, seconds)?;
+    if southbound.remotes.as_slice().iter().any(|remote| matches!(remote, ovsdb_client::Remote::Ssl(_))) {
+        let file = |option| {
+            options.path("ovn", option)?.ok_or(Error::Missing {
+                section: "ovn",
+                option,
+                remedy: "ovn_sb_connection has an ssl: remote, which needs a key, a certificate and a CA file",
+            })
+        };
+        southbound.tls = Some(ovsdb_client::TlsConfig {
+            private_key: file("ovn_sb_private_key")?,
+            certificate: file("ovn_sb_certificate")?,
+            ca_certificates: file("ovn_sb_ca_cert")?,
+            verify_hostname: false,
+        });
+    }
+    Ok(Source::Ovn { ovs, southbound })
+}
+
+/// One or several remotes; a list may go on over several lines.
+fn remotes(text: &str) -> Result<ovsdb_client::Remotes, String> {
+    let joined: String = text.split_whitespace().collect();
+    joined.parse().map_err(|error: ovsdb_client::RemoteError| error.to_string())
+}

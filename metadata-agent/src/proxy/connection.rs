@@ -1,0 +1,332 @@
+//! One guest's connection: heads in, requests out to Nova, answers back.
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{
+    access::{self, Caller},
+    answer::{Form, Limit, Refusal, Whom},
+    directory::{Resolution, SignedIdentity},
+    forward,
+    receive::receive,
+    server::Proxy,
+    upstream::{Answer, Upstream},
+    wire::{Chunks, Framing, HeadEnd, Request},
+};
+
+/// Sent before the body to who waits for it.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// How a connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Everything was said.
+    Closed,
+    /// An answer was given to something that was not read to its end: the rest must be read and thrown away, or the
+    /// reset that the kernel sends for unread bytes overtakes the answer.
+    Unread,
+    /// An answer was broken off, and nothing but a reset tells the guest so.
+    Broken,
+}
+
+/// A conversation with a guest, over whatever carries bytes.
+#[derive(Debug)]
+pub(super) struct Connection<'a, S> {
+    pub(super) stream: S,
+    pub(super) caller: &'a Caller,
+    pub(super) proxy: &'a Proxy,
+    pub(super) upstream: &'a Upstream,
+    /// Ends the connection when what is under way is done.
+    pub(super) stop: &'a CancellationToken,
+    received: BytesMut,
+}
+
+/// What became of a request, for the log and the metrics.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) who: Option<Arc<SignedIdentity>>,
+    pub(super) status: u16,
+    /// Bytes of the body that the guest got.
+    pub(super) bytes: u64,
+    /// Until Nova's answer began.
+    pub(super) nova: Option<Duration>,
+    pub(super) refusal: Option<Refusal>,
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
+    pub(super) fn new(
+        stream: S,
+        caller: &'a Caller,
+        proxy: &'a Proxy,
+        upstream: &'a Upstream,
+        stop: &'a CancellationToken,
+    ) -> Self {
+        Self { stream, caller, proxy, upstream, stop, received: BytesMut::new() }
+    }
+
+    /// Serves one request after another.
+    pub(super) async fn serve(&mut self) -> End {
+        loop {
+            if self.received.is_empty() {
+                // What an idle connection keeps is nothing.
+                self.received = BytesMut::new();
+                let received = tokio::select! {
+                    received = timeout(self.proxy.limits.idle, receive(&mut self.stream, &mut self.received)) => received,
+                    () = self.stop.cancelled() => return End::Closed,
+                };
+                if !matches!(received, Ok(Ok(1..))) {
+                    return End::Closed;
+                }
+            }
+            // Apart, since its state is large and most connections are idle.
+            match Box::pin(self.exchange()).await {
+                Ok(None) => {}
+                Ok(Some(end)) => return end,
+                Err(error) => {
+                    debug!(tap = %self.caller.port.tap, %error, "connection of a guest ended");
+                    return End::Closed;
+                }
+            }
+        }
+    }
+
+    /// One request; tells how the connection ends, if it does. An error is the guest's: it went away.
+    async fn exchange(&mut self) -> io::Result<Option<End>> {
+        let head = match timeout(self.proxy.limits.head, self.head()).await {
+            Ok(Ok(Ok(Some(head)))) => head,
+            Ok(Ok(Ok(None))) => return Ok(Some(End::Closed)),
+            Ok(Ok(Err(refusal))) => return self.refuse_unread(refusal).await,
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return self.refuse_unread(Refusal::Slow).await,
+        };
+        let request = match Request::parse(&head) {
+            Ok(request) => request,
+            Err(problem) => return self.refuse_unread(Refusal::Malformed(problem)).await,
+        };
+        let started = Instant::now();
+        let mut outcome = Outcome::default();
+        let end = self.answer(&request, &mut outcome).await;
+        access::record(self.proxy, self.caller, Some(&request), &outcome, started.elapsed());
+        end
+    }
+
+    /// The next head, or nothing if the guest left instead.
+    async fn head(&mut self) -> io::Result<Result<Option<Bytes>, Refusal>> {
+        let limit = self.proxy.limits.head_bytes;
+        let mut end = HeadEnd::default();
+        loop {
+            match end.find(&self.received) {
+                Ok(Some(end)) if end <= limit => return Ok(Ok(Some(self.received.split_to(end).freeze()))),
+                Ok(None) if self.received.len() < limit => {}
+                Ok(_) => return Ok(Err(Refusal::HeadTooLarge(limit))),
+                Err(problem) => return Ok(Err(Refusal::Malformed(problem))),
+            }
+            if receive(&mut self.stream, &mut self.received).await? == 0 {
+                return Ok(Ok(None));
+            }
+        }
+    }
+
+    /// Answers something that is no request, or that is not known to be one yet.
+    async fn refuse_unread(&mut self, refusal: Refusal) -> io::Result<Option<End>> {
+        let mut outcome = Outcome::default();
+        let end = self.refuse(refusal, Form::LAST, &mut outcome).await;
+        access::record(self.proxy, self.caller, None, &outcome, Duration::ZERO);
+        end
+    }
+
+    async fn refuse(
+        &mut self,
+        refusal: Refusal,
+        form: Form,
+        outcome: &mut Outcome,
+    ) -> io::Result<Option<End>> {
+        let limits = &self.proxy.limits;
+        let identity = outcome.who.as_deref().map(|who| &who.identity);
+        let mut out = Vec::with_capacity(512);
+        refusal.write(Whom { tap: &self.caller.port.tap, identity }, form, limits, &mut out);
+        outcome.status = refusal.status(limits).as_u16();
+        outcome.refusal = Some(refusal);
+        self.send(&out).await?;
+        Ok((!form.keep_alive).then_some(End::Unread))
+    }
+
+    async fn answer(&mut self, request: &Request<'_>, outcome: &mut Outcome) -> io::Result<Option<End>> {
+        let has_body = request.method != b"HEAD";
+        let mut form = Form { version: request.version, keep_alive: request.keep_alive, has_body };
+        if let Resolution::Known(who) = &*self.caller.port.resolution.borrow() {
+            outcome.who = Some(who.clone());
+        }
+        let who = match self.admit().await {
+            Ok(who) => outcome.who.insert(who).clone(),
+            Err(refusal) => {
+                form.keep_alive &= request.body == Framing::Length(0) && !self.stop.is_cancelled();
+                return self.refuse(refusal, form, outcome).await;
+            }
+        };
+        let body = match self.body(request).await? {
+            Ok(body) => body,
+            Err(refusal) => return self.refuse(refusal, Form { keep_alive: false, ..form }, outcome).await,
+        };
+        form.keep_alive &= !self.stop.is_cancelled();
+        let Some(_permit) = self.caller.port.usage.requests.take(self.proxy.limits.port_requests) else {
+            let refusal = Refusal::Limited { limit: Limit::PortRequests, wait: Duration::ZERO };
+            return self.refuse(refusal, form, outcome).await;
+        };
+        let asked = Instant::now();
+        let is_v4 = self.caller.is_v4;
+        let build = |host: &str| forward::to_nova(request, &body, &who, is_v4, host);
+        let answer = self.upstream.send(request.method, request.is_safe(), build).await;
+        outcome.nova = Some(asked.elapsed());
+        match answer {
+            Ok(answer) => self.pass_on(answer, request, form, outcome).await,
+            Err(refusal) => self.refuse(refusal, form, outcome).await,
+        }
+    }
+
+    /// Whose request it is, waited for if that is not known yet: to hold a request is the one answer that every boot
+    /// client understands.
+    async fn admit(&self) -> Result<Arc<SignedIdentity>, Refusal> {
+        let (port, limits) = (&self.caller.port, &self.proxy.limits);
+        port.usage
+            .request(&limits.requests, Instant::now())
+            .map_err(|wait| Refusal::Limited { limit: Limit::RequestRate, wait })?;
+        let mut current = port.resolution.borrow().clone();
+        if let Resolution::Pending(_) = current {
+            let Some(_permit) = port.usage.held.take(limits.port_held) else {
+                return Err(Refusal::Limited { limit: Limit::PortHeld, wait: Duration::ZERO });
+            };
+            let mut resolution = port.resolution.clone();
+            let resolved = resolution.wait_for(|resolution| !matches!(resolution, Resolution::Pending(_)));
+            // Time may be up, or the port gone; in the latter case nobody hears what follows.
+            if let Ok(Ok(resolved)) = timeout(limits.hold, resolved).await {
+                current = resolved.clone();
+            }
+        }
+        match current {
+            Resolution::Known(who) => Ok(who),
+            Resolution::Pending(reason) => Err(Refusal::Unknown(reason.to_string())),
+            Resolution::Conflict(reason) => Err(Refusal::Conflict(reason.to_string())),
+        }
+    }
+
+    /// The whole body: nothing of a request goes to Nova before all of it is here.
+    async fn body(&mut self, request: &Request<'_>) -> io::Result<Result<Vec<u8>, Refusal>> {
+        let limit = self.proxy.limits.body_bytes;
+        let mut body = Vec::new();
+        let mut chunks = Chunks::default();
+        if matches!(request.body, Framing::Length(length) if length > limit as u64) {
+            return Ok(Err(Refusal::BodyTooLarge(limit)));
+        }
+        if request.expects_continue && self.received.is_empty() && request.body != Framing::Length(0) {
+            self.send(CONTINUE).await?;
+        }
+        loop {
+            let complete = match request.body {
+                Framing::Length(length) => {
+                    let missing = (length as usize).saturating_sub(body.len());
+                    let here = self.received.split_to(missing.min(self.received.len()));
+                    body.extend_from_slice(&here);
+                    here.len() == missing
+                }
+                Framing::Chunked | Framing::Close => match chunks.decode(&mut self.received, &mut body) {
+                    Ok(complete) => complete,
+                    Err(problem) => return Ok(Err(Refusal::Malformed(problem))),
+                },
+            };
+            if body.len() > limit {
+                return Ok(Err(Refusal::BodyTooLarge(limit)));
+            }
+            if complete {
+                return Ok(Ok(body));
+            }
+            match timeout(self.proxy.limits.pause, receive(&mut self.stream, &mut self.received)).await {
+                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(received) => drop(received?),
+                Err(_) => return Ok(Err(Refusal::Slow)),
+            }
+        }
+    }
+
+    /// Nova's answer, piece by piece. Its head waits for the first piece: with it most answers are complete, and one
+    /// that breaks off before can still become an answer of ours.
+    async fn pass_on(
+        &mut self,
+        mut answer: Answer,
+        request: &Request<'_>,
+        mut form: Form,
+        outcome: &mut Outcome,
+    ) -> io::Result<Option<End>> {
+        let (mut out, mut piece) = (Vec::new(), Vec::new());
+        let mut more = match answer.read(&mut piece).await {
+            Ok(more) => more,
+            Err(error) => {
+                debug!(%error, "nova broke off");
+                return self.refuse(Refusal::Broken, form, outcome).await;
+            }
+        };
+        outcome.status = answer.head.status;
+        let framing = answer.head.write_for(request, form.keep_alive, &mut out);
+        form.keep_alive &= framing != Framing::Close;
+        while more {
+            frame(framing, &piece, &mut out);
+            outcome.bytes += piece.len() as u64;
+            self.send(&out).await?;
+            out.clear();
+            piece.clear();
+            more = match answer.read(&mut piece).await {
+                Ok(more) => more,
+                Err(error) => {
+                    debug!(%error, "nova broke off");
+                    outcome.refusal = Some(Refusal::Broken);
+                    return Ok(Some(End::Broken));
+                }
+            };
+        }
+        self.upstream.give_back(answer);
+        outcome.bytes += piece.len() as u64;
+        frame(framing, &piece, &mut out);
+        if framing == Framing::Chunked {
+            out.extend_from_slice(b"0\r\n\r\n");
+        }
+        self.send(&out).await?;
+        Ok((!form.keep_alive).then_some(if self.received.is_empty() { End::Closed } else { End::Unread }))
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let sending = async {
+            let mut left = bytes;
+            while !left.is_empty() {
+                match timeout(self.proxy.limits.pause, self.stream.write(left)).await {
+                    Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => left = &left[written?..],
+                    Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+                }
+            }
+            Ok(())
+        };
+        sending.await
+    }
+}
+
+fn frame(framing: Framing, piece: &[u8], out: &mut Vec<u8>) {
+    match framing {
+        Framing::Chunked if piece.is_empty() => {}
+        Framing::Chunked => {
+            out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+            out.extend_from_slice(piece);
+            out.extend_from_slice(b"\r\n");
+        }
+        Framing::Length(_) | Framing::Close => out.extend_from_slice(piece),
+    }
+}

@@ -1,0 +1,156 @@
+//! What guests may take of us: each port for itself, and all of them together.
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::rate::{Bucket, SlidingWindow, WindowLimit};
+use crate::config::Rate;
+
+/// The bounds.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections of all guests together.
+    pub connections: u32,
+    /// Connections of one port; 0 for no limit.
+    pub port_connections: u32,
+    /// Requests of one port that are with Nova; 0 for no limit.
+    pub port_requests: u32,
+    /// Requests of one port that wait for its identity; 0 for no limit.
+    pub port_held: u32,
+    /// Requests of one port in time.
+    pub requests: RequestLimits,
+    /// Answered to a request beyond a limit: 503, or 429 for those who want it.
+    pub limit_status: u16,
+    /// How long a request waits for its guest to become known.
+    pub hold: Duration,
+    /// How long a guest may take to send a request's head.
+    pub head: Duration,
+    /// How long a guest may pause within a request's body, or while it takes the response.
+    pub pause: Duration,
+    /// How long a connection may wait for a next request.
+    pub idle: Duration,
+    /// How long a connection may last.
+    pub lifetime: Duration,
+    /// Bytes of a request's head.
+    pub head_bytes: usize,
+    /// Bytes of a request's body; Nova takes 1020 for the password, the only body there is.
+    pub body_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 8192,
+            port_connections: 128,
+            port_requests: 32,
+            port_held: 32,
+            requests: RequestLimits { rate: Rate { rate: 100, burst: 200 }, windows: [None, None] },
+            limit_status: 503,
+            hold: Duration::from_secs(8),
+            head: Duration::from_secs(30),
+            pause: Duration::from_secs(32),
+            idle: Duration::from_secs(30),
+            lifetime: Duration::from_secs(600),
+            head_bytes: 16 * 1024,
+            body_bytes: 64 * 1024,
+        }
+    }
+}
+
+/// How many requests a port may make in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Ours.
+    pub rate: Rate,
+    /// Neutron's base and burst windows, where `[metadata_rate_limiting]` is on.
+    pub windows: [Option<WindowLimit>; 2],
+}
+
+/// What one port takes now. Both families count together, and reconnecting does not help.
+#[derive(Debug, Default)]
+pub struct Usage {
+    pub(super) connections: Gauge,
+    pub(super) requests: Gauge,
+    pub(super) held: Gauge,
+    rates: Mutex<Rates>,
+}
+
+#[derive(Debug, Default)]
+struct Rates {
+    bucket: Bucket,
+    windows: [SlidingWindow; 2],
+}
+
+impl Usage {
+    /// Counts a request, or says how long the next one has to wait.
+    pub(super) fn request(&self, limits: &RequestLimits, now: Instant) -> Result<(), Duration> {
+        // A panic elsewhere leaves counts that are as good as any.
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let Rates { bucket, windows } = &mut *rates;
+        let mut limited = windows.iter_mut().zip(limits.windows);
+        let in_window = limited.find_map(|(window, limit)| window.wait(limit?, now));
+        if let Some(wait) = bucket.wait(limits.rate, now).max(in_window) {
+            return Err(wait);
+        }
+        bucket.add(limits.rate, now);
+        for (window, limit) in windows.iter_mut().zip(limits.windows) {
+            if let Some(limit) = limit {
+                window.add(limit, now);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many there are of something; each holds a permit while it lasts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Gauge(Arc<AtomicU32>);
+
+impl Gauge {
+    /// One more, unless there are `most` already; 0 for no limit.
+    pub(super) fn take(&self, most: u32) -> Option<Permit> {
+        let permit = Permit(self.0.clone());
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        (most == 0 || before < most).then_some(permit)
+    }
+}
+
+/// Counts for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Permit(Arc<AtomicU32>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permits_are_given_back() {
+        let gauge = Gauge::default();
+        let held: Vec<_> = (0..5).filter_map(|_| gauge.take(3)).collect();
+        assert_eq!(held.len(), 3);
+        drop(held);
+        assert_eq!((0..3).filter_map(|_| gauge.take(3)).collect::<Vec<_>>().len(), 3);
+        assert!((0..100).all(|_| gauge.take(0).is_some()));
+    }
+
+    #[test]
+    fn the_strictest_limit_holds_and_refused_requests_do_not_count() {
+        let window = WindowLimit { count: 4, window: Duration::from_secs(10) };
+        let limits = RequestLimits { rate: Rate { rate: 100, burst: 200 }, windows: [Some(window), None] };
+        let (usage, now) = (Usage::default(), Instant::now());
+        assert_eq!((0..50).filter(|_| usage.request(&limits, now).is_ok()).count(), 4);
+        let wait = usage.request(&limits, now).unwrap_err();
+        assert!(wait > Duration::from_secs(5) && wait <= window.window, "{wait:?}");
+        assert!(usage.request(&limits, now + Duration::from_secs(20)).is_ok());
+    }
+}

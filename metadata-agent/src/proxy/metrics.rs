@@ -1,0 +1,137 @@
+//! What the guest-facing half counts, in Prometheus' terms.
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use super::{answer::Limit, connection::Outcome, upstream::Observer};
+
+/// Handles on the numbers; copies share them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    requests: Family<Answered, Counter>,
+    refusals: Family<Refused, Counter>,
+    limits: Family<Limited, Counter>,
+    bytes: Counter,
+    total: Histogram,
+    nova: Histogram,
+    pub(super) connections: Gauge,
+    pub(super) accepted: Counter,
+    nova_up: Family<NovaEndpoint, Gauge>,
+    nova_connections: Family<NovaEndpoint, Counter>,
+    nova_failures: Family<NovaEndpoint, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    by: By,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "they are values of labels")]
+enum By {
+    nova,
+    agent,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refused {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limited {
+    limit: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NovaEndpoint {
+    endpoint: String,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        // 50 µs to 100 s: from a local answer to the longest wait.
+        let seconds = || Histogram::new(exponential_buckets(50e-6, 2.5, 16));
+        let metrics = Self {
+            requests: Family::default(),
+            refusals: Family::default(),
+            limits: Family::default(),
+            bytes: Counter::default(),
+            total: seconds(),
+            nova: seconds(),
+            connections: Gauge::default(),
+            accepted: Counter::default(),
+            nova_up: Family::default(),
+            nova_connections: Family::default(),
+            nova_failures: Family::default(),
+        };
+        let Self { requests, refusals, limits, bytes, total, nova, connections, accepted, .. } =
+            metrics.clone();
+        registry.register("requests", "Requests answered, by whom and with what status", requests);
+        registry.register("refusals", "Requests answered by the agent itself, by reason", refusals);
+        registry.register("limits_hit", "Connections and requests beyond a limit", limits);
+        registry.register("response_bytes", "Bytes of response bodies sent to guests", bytes);
+        registry.register(
+            "request_seconds",
+            "Time from a request's head to its last byte of response",
+            total,
+        );
+        registry.register("nova_seconds", "Time until nova's answer began", nova);
+        registry.register("connections", "Connections of guests", connections);
+        registry.register("connections_accepted", "Connections accepted from guests", accepted);
+        let Self { nova_up, nova_connections, nova_failures, .. } = metrics.clone();
+        registry.register("nova_up", "Whether an endpoint of nova is taken for healthy", nova_up);
+        registry.register("nova_connections", "Connections made to an endpoint of nova", nova_connections);
+        registry.register(
+            "nova_failures",
+            "Connections to and requests of an endpoint that failed",
+            nova_failures,
+        );
+        metrics
+    }
+
+    pub(super) fn request(&self, outcome: &Outcome, total: Duration) {
+        let by = if outcome.nova.is_some() && outcome.refusal.is_none() { By::nova } else { By::agent };
+        self.requests.get_or_create(&Answered { by, status: outcome.status }).inc();
+        self.bytes.inc_by(outcome.bytes);
+        self.total.observe(total.as_secs_f64());
+        if let Some(nova) = outcome.nova {
+            self.nova.observe(nova.as_secs_f64());
+        }
+        if let Some(refusal) = &outcome.refusal {
+            self.refusals.get_or_create(&Refused { reason: refusal.name() }).inc();
+            if let Some(limit) = refusal.limit() {
+                self.limit(limit);
+            }
+        }
+    }
+
+    pub(super) fn limit(&self, limit: Limit) {
+        self.limits.get_or_create(&Limited { limit: limit.name() }).inc();
+    }
+}
+
+impl Observer for Metrics {
+    fn up(&self, endpoint: &str, up: bool) {
+        self.nova_up.get_or_create(&NovaEndpoint { endpoint: endpoint.to_owned() }).set(up.into());
+    }
+
+    fn connected(&self, endpoint: &str) {
+        self.nova_connections.get_or_create(&NovaEndpoint { endpoint: endpoint.to_owned() }).inc();
+    }
+
+    fn failed(&self, endpoint: &str) {
+        self.nova_failures.get_or_create(&NovaEndpoint { endpoint: endpoint.to_owned() }).inc();
+    }
+}

@@ -1,0 +1,176 @@
+//! One connection to Nova: a request out, an answer in.
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::{
+    io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
+
+use crate::proxy::{
+    receive::receive,
+    wire::{Chunks, Framing, HeadEnd, Malformed, Response},
+};
+
+/// More than any head of Nova's has; what is beyond it would only be memory.
+const MOST_HEAD_BYTES: usize = 64 * 1024;
+
+/// Why there is no answer, or no rest of it.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::proxy) enum Broken {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("the answer has {0}")]
+    Malformed(#[from] Malformed),
+    #[error("the connection was closed within the answer")]
+    Closed,
+    #[error("the answer does not go on")]
+    Stalled,
+}
+
+/// With or without TLS.
+pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// A connection with what was received and not used yet.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: Stream,
+    received: BytesMut,
+    /// Index of the endpoint that it leads to.
+    pub(super) endpoint: usize,
+    /// How long an answer's body may pause.
+    pause: Duration,
+}
+
+impl Connection {
+    pub(super) fn new(stream: Stream, endpoint: usize, pause: Duration) -> Self {
+        Self { stream, received: BytesMut::new(), endpoint, pause }
+    }
+
+    /// Whether nothing was said on an idle connection, an end neither.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let mut context = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.stream).poll_read(&mut context, &mut buffer).is_pending()
+    }
+
+    /// Sends a request and waits for the answer's head.
+    pub(super) async fn exchange(mut self, request: &[u8], method: &[u8]) -> Result<Answer, Broken> {
+        self.stream.write_all(request).await?;
+        self.stream.flush().await?;
+        loop {
+            let head = Response::parse(self.head().await?, method)?;
+            // Switching protocols is for those who asked for it, and we never do.
+            if head.status == 101 {
+                return Err(Broken::Malformed(Malformed::StatusLine));
+            }
+            if !head.is_interim() {
+                let left = match head.body {
+                    Framing::Length(length) => Left::Length(length),
+                    Framing::Chunked => Left::Chunks(Chunks::default()),
+                    Framing::Close => Left::Close,
+                };
+                return Ok(Answer { head, connection: self, left });
+            }
+        }
+    }
+
+    async fn head(&mut self) -> Result<bytes::Bytes, Broken> {
+        let mut end = HeadEnd::default();
+        loop {
+            if let Some(end) = end.find(&self.received)? {
+                return Ok(self.received.split_to(end).freeze());
+            }
+            if self.received.len() > MOST_HEAD_BYTES {
+                return Err(Malformed::TooLarge.into());
+            }
+            if receive(&mut self.stream, &mut self.received).await? == 0 {
+                return Err(Broken::Closed);
+            }
+        }
+    }
+}
+
+/// An answer whose body is still to be read.
+#[derive(Debug)]
+pub(in crate::proxy) struct Answer {
+    pub(in crate::proxy) head: Response,
+    connection: Connection,
+    left: Left,
+}
+
+/// What of the body is still to come.
+#[derive(Debug)]
+enum Left {
+    Length(u64),
+    Chunks(Chunks),
+    /// Until the connection ends.
+    Close,
+    Nothing,
+}
+
+impl Answer {
+    /// Appends what comes next of the body, and waits for it if need be; false when that was the last of it.
+    pub(in crate::proxy) async fn read(&mut self, body: &mut Vec<u8>) -> Result<bool, Broken> {
+        let before = body.len();
+        loop {
+            if self.take(body)? {
+                return Ok(false);
+            }
+            if body.len() > before {
+                return Ok(true);
+            }
+            let Connection { stream, received, pause, .. } = &mut self.connection;
+            match timeout(*pause, receive(stream, received)).await {
+                Err(_) => return Err(Broken::Stalled),
+                Ok(received) => match (received?, &self.left) {
+                    (0, Left::Close) => self.left = Left::Nothing,
+                    (0, _) => return Err(Broken::Closed),
+                    _ => {}
+                },
+            }
+        }
+    }
+
+    /// Moves what is there; true at the end.
+    fn take(&mut self, body: &mut Vec<u8>) -> Result<bool, Malformed> {
+        let received = &mut self.connection.received;
+        let ended = match &mut self.left {
+            Left::Nothing => true,
+            Left::Close => {
+                body.extend_from_slice(received);
+                received.clear();
+                false
+            }
+            Left::Chunks(chunks) => chunks.decode(received, body)?,
+            Left::Length(left) => {
+                let here = usize::try_from(*left).unwrap_or(usize::MAX).min(received.len());
+                body.extend_from_slice(&received[..here]);
+                received.advance(here);
+                *left -= here as u64;
+                *left == 0
+            }
+        };
+        if ended {
+            self.left = Left::Nothing;
+        }
+        Ok(ended)
+    }
+
+    /// The connection, if another request can follow: nothing may be left over, or it would be taken for the next
+    /// answer.
+    pub(super) fn into_reusable(self) -> Option<Connection> {
+        let reusable =
+            self.head.keep_alive && matches!(self.left, Left::Nothing) && self.connection.received.is_empty();
+        reusable.then_some(self.connection)
+    }
+}

@@ -1,0 +1,205 @@
+//! Nova: its endpoints, what is known of their health, pooled connections, and the retries that are safe.
+mod connection;
+mod endpoint;
+mod tls;
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{net::TcpStream, time::timeout_at};
+use tokio_util::either::Either;
+use tracing::debug;
+
+pub(super) use self::connection::Answer;
+use self::{connection::Connection, endpoint::Endpoint, tls::Tls};
+pub use self::{endpoint::Observer, tls::TlsError};
+use super::answer::Refusal;
+use crate::{config, error_chain::chain};
+
+/// An idle connection older than this is not used again: nova's servers close theirs after a while, and a request
+/// sent into a closing connection is lost.
+const IDLE: Duration = Duration::from_secs(20);
+/// Idle connections that a worker keeps to each endpoint.
+const KEPT: usize = 32;
+
+/// What all workers know of Nova.
+#[derive(Debug)]
+pub struct Nova {
+    endpoints: Vec<Endpoint>,
+    tls: Option<Tls>,
+    connect_timeout: Duration,
+    response_timeout: Duration,
+    next: AtomicUsize,
+}
+
+impl Nova {
+    /// As configured. Reads certificates, so that what is wrong with them is said at start.
+    pub fn new(config: &config::Nova, observer: Arc<dyn Observer>) -> Result<Self, TlsError> {
+        let endpoint = |address: &config::Endpoint| Endpoint::new(address.clone(), observer.clone());
+        Ok(Self {
+            endpoints: config.endpoints.iter().map(endpoint).collect(),
+            tls: config.tls.as_ref().map(Tls::load).transpose()?,
+            connect_timeout: config.connect_timeout,
+            response_timeout: config.response_timeout,
+            // A thousand hypervisors must not all begin with the same endpoint.
+            next: AtomicUsize::new(std::process::id() as usize),
+        })
+    }
+
+    /// All endpoints, in turn; those that failed lately come last, as nobody knows better.
+    fn order(&self, now: Instant) -> impl Iterator<Item = usize> {
+        let count = self.endpoints.len();
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % count;
+        let mut order: Vec<usize> = (first..first + count).map(|index| index % count).collect();
+        order.sort_by_key(|index| !self.endpoints[*index].is_up(now));
+        order.into_iter()
+    }
+
+    /// Makes a connection to any endpoint, only to see that it can be made.
+    pub async fn reach(&self) -> Result<(), String> {
+        let mut failures = Vec::new();
+        for index in self.order(Instant::now()) {
+            match self.connect(index).await {
+                Ok(_) => return Ok(()),
+                Err(error) => failures.push(format!("nova at {}: {}", self.endpoints[index], chain(&error))),
+            }
+        }
+        Err(failures.join("; "))
+    }
+
+    async fn connect(&self, index: usize) -> io::Result<Connection> {
+        let connecting = async {
+            let address = self.endpoints[index].address();
+            let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+            stream.set_nodelay(true)?;
+            let stream = match &self.tls {
+                None => Either::Left(stream),
+                Some(tls) => Either::Right(Box::new(tls.connect(&address.host, stream).await?)),
+            };
+            Ok(Connection::new(stream, index, self.response_timeout))
+        };
+        match tokio::time::timeout(self.connect_timeout, connecting).await {
+            Ok(result) => result,
+            Err(_) => {
+                let text = format!("no connection within {} s", self.connect_timeout.as_secs_f64());
+                Err(io::Error::new(io::ErrorKind::TimedOut, text))
+            }
+        }
+    }
+}
+
+/// One worker's way to Nova: connections stay with the worker that made them.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    nova: Arc<Nova>,
+    idle: Vec<Pool>,
+}
+
+/// Idle connections to one endpoint, the last used at the end.
+type Pool = Mutex<Vec<(Connection, Instant)>>;
+
+impl Upstream {
+    pub(super) fn new(nova: Arc<Nova>) -> Self {
+        let idle = nova.endpoints.iter().map(|_| Pool::default()).collect();
+        Self { nova, idle }
+    }
+
+    /// Sends what `build` makes for a host; returns when the head of the answer is there.
+    ///
+    /// A request that may be repeated goes over a pooled connection, and when that or its endpoint fails, to the next
+    /// endpoint. Any other gets a new connection, since a pooled one may be dying, and is sent once.
+    pub(super) async fn send(
+        &self,
+        method: &[u8],
+        repeatable: bool,
+        build: impl Fn(&str) -> Vec<u8>,
+    ) -> Result<Answer, Refusal> {
+        let started = tokio::time::Instant::now();
+        let deadline = started + self.nova.response_timeout;
+        let mut refusal = Refusal::Unreachable;
+        for index in self.nova.order(started.into_std()) {
+            let endpoint = &self.nova.endpoints[index];
+            let request = build(&endpoint.address().authority());
+            let pooled = if repeatable { self.take_idle(index) } else { None };
+            if let Some(connection) = pooled {
+                match timeout_at(deadline, connection.exchange(&request, method)).await {
+                    Ok(Ok(answer)) => {
+                        endpoint.answered();
+                        return Ok(answer);
+                    }
+                    Ok(Err(error)) => {
+                        debug!(nova = %endpoint, %error, "a pooled connection broke, taking a new one")
+                    }
+                    Err(_) => return Err(self.late(endpoint)),
+                }
+            }
+            let connection = match timeout_at(deadline, self.nova.connect(index)).await {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(error)) => {
+                    endpoint.failed(&error, Instant::now());
+                    refusal = Refusal::Unreachable;
+                    continue;
+                }
+                Err(_) => return Err(refusal),
+            };
+            endpoint.connected();
+            match timeout_at(deadline, connection.exchange(&request, method)).await {
+                Ok(Ok(answer)) => {
+                    endpoint.answered();
+                    return Ok(answer);
+                }
+                Ok(Err(error)) => {
+                    endpoint.failed(&error, Instant::now());
+                    refusal = Refusal::Broken;
+                    if !repeatable {
+                        return Err(refusal);
+                    }
+                }
+                Err(_) => return Err(self.late(endpoint)),
+            }
+        }
+        Err(refusal)
+    }
+
+    fn late(&self, endpoint: &Endpoint) -> Refusal {
+        let error = format!("no answer within {} s", self.nova.response_timeout.as_secs_f64());
+        endpoint.failed(&io::Error::new(io::ErrorKind::TimedOut, error), Instant::now());
+        Refusal::Timeout
+    }
+
+    /// Takes the connection of an answer that was read to its end.
+    pub(super) fn give_back(&self, answer: Answer) {
+        if let Some(connection) = answer.into_reusable() {
+            let mut idle = lock(&self.idle[connection.endpoint]);
+            if idle.len() < KEPT {
+                idle.push((connection, Instant::now()));
+            }
+        }
+    }
+
+    fn take_idle(&self, index: usize) -> Option<Connection> {
+        loop {
+            let (mut connection, since) = lock(&self.idle[index]).pop()?;
+            if since.elapsed() < IDLE && connection.is_quiet() {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Closes what was not used for a while.
+    pub(super) fn sweep(&self) {
+        for pool in &self.idle {
+            lock(pool).retain_mut(|(connection, since)| since.elapsed() < IDLE && connection.is_quiet());
+        }
+    }
+}
+
+fn lock(pool: &Pool) -> std::sync::MutexGuard<'_, Vec<(Connection, Instant)>> {
+    pool.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,199 @@
+//! TLS to Nova, with files that are read again when they change.
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tracing::{info, warn};
+
+use crate::config;
+
+/// Files that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{option} {path}: {problem}", path = .path.display())]
+pub struct TlsError {
+    option: &'static str,
+    path: PathBuf,
+    problem: String,
+}
+
+impl TlsError {
+    fn new(option: &'static str, path: &Path, problem: impl ToString) -> Self {
+        Self { option, path: path.to_owned(), problem: problem.to_string() }
+    }
+}
+
+/// The files as configured, and what was made of them.
+#[derive(Debug)]
+pub(super) struct Tls {
+    files: config::NovaTls,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    stamps: Vec<Stamp>,
+    client: Arc<ClientConfig>,
+}
+
+/// What changes with a file's contents: inode, length and time of modification.
+type Stamp = Option<(u64, u64, SystemTime)>;
+
+impl Tls {
+    pub(super) fn load(files: &config::NovaTls) -> Result<Self, TlsError> {
+        let loaded = Loaded { stamps: stamps(files), client: client(files)? };
+        Ok(Self { files: files.clone(), loaded: Mutex::new(loaded) })
+    }
+
+    pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        TlsConnector::from(self.current()).connect(name, stream).await
+    }
+
+    /// Looked at for each new connection, which costs far more than that: certificates are renewed while we run.
+    fn current(&self) -> Arc<ClientConfig> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamps = stamps(&self.files);
+        if stamps != loaded.stamps {
+            match client(&self.files) {
+                Ok(client) => {
+                    info!("certificates for nova were read again");
+                    loaded.client = client;
+                }
+                // One file was replaced and its partner will be.
+                Err(error) => {
+                    warn!(%error, "certificates for nova have changed and cannot be used, keeping the former")
+                }
+            }
+            loaded.stamps = stamps;
+        }
+        loaded.client.clone()
+    }
+}
+
+fn stamps(files: &config::NovaTls) -> Vec<Stamp> {
+    use std::os::unix::fs::MetadataExt as _;
+    let stamp = |path: &PathBuf| {
+        let metadata = fs::metadata(path).ok()?;
+        Some((metadata.ino(), metadata.len(), metadata.modified().ok()?))
+    };
+    let pair = files.client.iter().flat_map(|client| [&client.certificate, &client.private_key]);
+    files.ca.iter().chain(pair).map(stamp).collect()
+}
+
+fn client(files: &config::NovaTls) -> Result<Arc<ClientConfig>, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::new("nova_metadata_protocol", Path::new("https"), error))?;
+    let builder = if files.insecure {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+    } else {
+        builder.with_root_certificates(roots(files)?)
+    };
+    let client = match &files.client {
+        None => builder.with_no_client_auth(),
+        Some(client) => {
+            let chain = certificates("nova_client_cert", &client.certificate)?;
+            let unusable = |error: String| TlsError::new("nova_client_priv_key", &client.private_key, error);
+            let key = read("nova_client_priv_key", &client.private_key)?;
+            let key = PrivateKeyDer::from_pem_slice(&key)
+                .map_err(|error| unusable(format!("holds no usable key: {error}")))?;
+            builder.with_client_auth_cert(chain, key).map_err(|error| {
+                unusable(format!(
+                    "does not go with nova_client_cert {}: {error}",
+                    client.certificate.display()
+                ))
+            })?
+        }
+    };
+    Ok(Arc::new(client))
+}
+
+fn roots(files: &config::NovaTls) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    match &files.ca {
+        Some(path) => {
+            for certificate in certificates("auth_ca_cert", path)? {
+                roots.add(certificate).map_err(|error| TlsError::new("auth_ca_cert", path, error))?;
+            }
+        }
+        None => {
+            let system = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(system.certs);
+            if roots.is_empty() {
+                let path = Path::new("/etc/ssl/certs");
+                let problem =
+                    "the system has no certificate authorities: install ca-certificates, or set auth_ca_cert";
+                return Err(TlsError::new("auth_ca_cert is not set;", path, problem));
+            }
+        }
+    }
+    Ok(roots)
+}
+
+fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|error| TlsError::new(option, path, error))
+}
+
+fn certificates(option: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(option, path)?).collect();
+    match parsed {
+        Ok(certificates) if certificates.is_empty() => {
+            Err(TlsError::new(option, path, "holds no certificate"))
+        }
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(TlsError::new(option, path, format!("is not PEM: {error}"))),
+    }
+}
+
+/// What `nova_metadata_insecure` asks for: whoever has the key of whatever certificate.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

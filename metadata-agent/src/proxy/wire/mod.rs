@@ -1,0 +1,70 @@
+//! HTTP/1.1 as bytes: heads, fields and framing (RFC 9112), read without leniency and written without change.
+//!
+//! Whatever two parsers could read differently is refused, because Nova's servers read it again: a request that came
+//! through here means one thing only. Nothing here does I/O or keeps state beyond one message.
+mod chunks;
+mod fields;
+mod request;
+mod response;
+
+pub(super) use chunks::Chunks;
+pub(super) use fields::HeadEnd;
+pub(super) use request::{Request, Version};
+pub(super) use response::{Response, write_connection, write_field};
+
+/// How the end of a body is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// So many bytes.
+    Length(u64),
+    /// Chunks, the last of them empty.
+    Chunked,
+    /// The connection's end. Responses only.
+    Close,
+}
+
+/// Why a message is refused; the text is for whoever sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Malformed {
+    #[error("a line that does not end in CR LF")]
+    LineEnd,
+    #[error("a request line that is not METHOD SP TARGET SP VERSION")]
+    RequestLine,
+    #[error("a status line that is not HTTP/1.x SP STATUS")]
+    StatusLine,
+    #[error("a version of HTTP other than 1.0 and 1.1")]
+    Version,
+    #[error("a request target that is no path; this is no proxy")]
+    Target,
+    #[error("a header line without a proper name")]
+    FieldName,
+    #[error("a header value with control characters")]
+    FieldValue,
+    #[error("a header folded over several lines")]
+    Fold,
+    #[error("too many or too long header lines")]
+    TooLarge,
+    #[error("more than one Host")]
+    Host,
+    #[error("a Content-Length that is not one number")]
+    ContentLength,
+    #[error("a Transfer-Encoding other than chunked")]
+    TransferEncoding,
+    #[error("both Content-Length and Transfer-Encoding")]
+    BothFramings,
+    #[error("a broken chunk")]
+    Chunk,
+}
+
+/// What may stand in a method or a field's name (RFC 9110, section 5.6.2).
+fn is_token(bytes: &[u8]) -> bool {
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !bytes.is_empty() && bytes.iter().all(allowed)
+}
+
+/// A Content-Length: digits only, no sign, no list.
+fn length(value: &[u8]) -> Result<u64, Malformed> {
+    let digits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
+    let number = digits.then(|| std::str::from_utf8(value).ok()?.parse().ok()).flatten();
+    number.ok_or(Malformed::ContentLength)
+}

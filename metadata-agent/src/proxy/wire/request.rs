@@ -1,0 +1,203 @@
+//! A guest's request head.
+use super::{
+    Framing, Malformed,
+    fields::{Fields, first_line},
+    is_token, length,
+};
+
+/// The two that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::proxy) enum Version {
+    /// Connections end after a response, and chunks are unknown.
+    Http10,
+    /// As nearly everybody.
+    Http11,
+}
+
+/// What a guest asks, as it stands on the wire.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::proxy) struct Request<'b> {
+    pub(in crate::proxy) method: &'b [u8],
+    /// Path and query, byte for byte.
+    pub(in crate::proxy) target: &'b [u8],
+    pub(in crate::proxy) version: Version,
+    pub(in crate::proxy) fields: Fields<'b>,
+    pub(in crate::proxy) body: Framing,
+    /// Whether another request may follow on the connection.
+    pub(in crate::proxy) keep_alive: bool,
+    /// Whether the client waits for a 100 before it sends the body.
+    pub(in crate::proxy) expects_continue: bool,
+}
+
+/// Names under which a guest may address us in a target (RFC 9112, section 3.2.2, demands that form to be accepted).
+const OURS: [&str; 4] =
+    ["169.254.169.254", "169.254.169.254:80", "[fe80::a9fe:a9fe]", "[fe80::a9fe:a9fe]:80"];
+
+impl<'b> Request<'b> {
+    /// Of a complete head.
+    pub(in crate::proxy) fn parse(head: &'b [u8]) -> Result<Self, Malformed> {
+        let (line, rest) = first_line(head);
+        let mut words = line.splitn(3, |byte| *byte == b' ');
+        let (Some(method), Some(target), Some(version)) = (words.next(), words.next(), words.next()) else {
+            return Err(Malformed::RequestLine);
+        };
+        if !is_token(method) || target.is_empty() {
+            return Err(Malformed::RequestLine);
+        }
+        let version = match version {
+            b"HTTP/1.1" => Version::Http11,
+            b"HTTP/1.0" => Version::Http10,
+            other if other.starts_with(b"HTTP/") && !other.contains(&b' ') => return Err(Malformed::Version),
+            _ => return Err(Malformed::RequestLine),
+        };
+        let target = path(method, target)?;
+        let fields = Fields::parse(rest)?;
+        fields.only("host", Malformed::Host)?;
+        let member = |list, word: &str| {
+            fields.members(list).any(|member| member.eq_ignore_ascii_case(word.as_bytes()))
+        };
+        let keep_alive = match version {
+            Version::Http11 => !member("connection", "close"),
+            Version::Http10 => member("connection", "keep-alive") && !member("connection", "close"),
+        };
+        Ok(Self {
+            method,
+            target,
+            version,
+            fields,
+            body: framing(fields, version)?,
+            keep_alive,
+            expects_continue: version == Version::Http11 && member("expect", "100-continue"),
+        })
+    }
+
+    /// Whether asking twice is the same as asking once, and changes nothing.
+    pub(in crate::proxy) fn is_safe(&self) -> bool {
+        matches!(self.method, b"GET" | b"HEAD" | b"OPTIONS")
+    }
+}
+
+fn path<'b>(method: &[u8], target: &'b [u8]) -> Result<&'b [u8], Malformed> {
+    // Bytes above 0x7f are no part of a URL, and servers agree about them all the same: they are data.
+    if method == b"CONNECT" || target.iter().any(|byte| byte.is_ascii_control()) {
+        return Err(Malformed::Target);
+    }
+    let mut path = target;
+    if target.len() > 7 && target[..7].eq_ignore_ascii_case(b"http://") {
+        let rest = &target[7..];
+        let slash = rest.iter().position(|byte| *byte == b'/').ok_or(Malformed::Target)?;
+        if !OURS.iter().any(|ours| rest[..slash].eq_ignore_ascii_case(ours.as_bytes())) {
+            return Err(Malformed::Target);
+        }
+        path = &rest[slash..];
+    }
+    if path.starts_with(b"/") { Ok(path) } else { Err(Malformed::Target) }
+}
+
+fn framing(fields: Fields<'_>, version: Version) -> Result<Framing, Malformed> {
+    let chunked = fields.is_chunked()?;
+    match fields.only("content-length", Malformed::ContentLength)? {
+        Some(_) if chunked => Err(Malformed::BothFramings),
+        Some(value) => Ok(Framing::Length(length(value)?)),
+        // RFC 9112, section 6.1: what an HTTP/1.0 client means by it is anybody's guess.
+        None if chunked && version == Version::Http10 => Err(Malformed::TransferEncoding),
+        None if chunked => Ok(Framing::Chunked),
+        None => Ok(Framing::Length(0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(head: &str) -> Result<Request<'_>, Malformed> {
+        Request::parse(head.as_bytes())
+    }
+
+    #[test]
+    fn what_clients_send() {
+        let request = parse("GET /a%2F?q=\u{e4} HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n").unwrap();
+        assert_eq!((request.method, request.target), (&b"GET"[..], "/a%2F?q=\u{e4}".as_bytes()));
+        assert_eq!((request.body, request.keep_alive), (Framing::Length(0), true));
+        assert!(request.is_safe());
+        let request = Request::parse(b"GET /\xff\xfe HTTP/1.0\r\n\r\n").unwrap();
+        assert_eq!((request.target, request.keep_alive), (&b"/\xff\xfe"[..], false));
+        let request =
+            parse("POST /p HTTP/1.1\r\nExpect: 100-Continue\r\nContent-Length: 07\r\n\r\n").unwrap();
+        assert_eq!((request.body, request.expects_continue), (Framing::Length(7), true));
+        let request =
+            parse("PUT /p HTTP/1.1\r\nTransfer-Encoding: Chunked\r\nConnection: x, Close\r\n\r\n").unwrap();
+        assert_eq!((request.body, request.keep_alive), (Framing::Chunked, false));
+        let request = parse("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").unwrap();
+        assert!(request.keep_alive);
+        assert!(!parse("POST / HTTP/1.1\r\n\r\n").unwrap().is_safe());
+    }
+
+    #[test]
+    fn only_paths_of_ours() {
+        for target in
+            ["http://169.254.169.254/a?b", "HTTP://169.254.169.254:80/a?b", "http://[FE80::A9FE:A9FE]/a?b"]
+        {
+            assert_eq!(parse(&format!("GET {target} HTTP/1.1\r\n\r\n")).unwrap().target, b"/a?b");
+        }
+        for line in [
+            "GET http://another.host/ HTTP/1.1",
+            "GET http://169.254.169.254 HTTP/1.1",
+            "GET http://169.254.169.254@evil/ HTTP/1.1",
+            "GET https://169.254.169.254/ HTTP/1.1",
+            "GET latest HTTP/1.1",
+            "OPTIONS * HTTP/1.1",
+            "CONNECT 127.0.0.1:22 HTTP/1.1",
+            "CONNECT / HTTP/1.1",
+            "GET /a\tb HTTP/1.1",
+            "GET /a\0 HTTP/1.1",
+            "GET /a\x7f HTTP/1.1",
+        ] {
+            assert_eq!(parse(&format!("{line}\r\n\r\n")).err(), Some(Malformed::Target), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_refused() {
+        for (head, problem) in [
+            ("GET / HTTP/1.1 \r\n", Malformed::RequestLine),
+            ("GET  / HTTP/1.1\r\n", Malformed::RequestLine),
+            ("GET / \r\n", Malformed::RequestLine),
+            ("GET /\r\n", Malformed::RequestLine),
+            ("GET / b HTTP/1.1\r\n", Malformed::RequestLine),
+            (" GET / HTTP/1.1\r\n", Malformed::RequestLine),
+            ("G(T / HTTP/1.1\r\n", Malformed::RequestLine),
+            ("GET / http/1.1\r\n", Malformed::RequestLine),
+            ("GET / HTTP/1.2\r\n", Malformed::Version),
+            ("PRI * HTTP/2.0\r\n", Malformed::Version),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n", Malformed::Host),
+            ("GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n", Malformed::ContentLength),
+            ("GET / HTTP/1.1\r\nContent-Length: 1\r\ncontent-length: 2\r\n", Malformed::ContentLength),
+            ("GET / HTTP/1.1\r\nContent-Length: 1, 1\r\n", Malformed::ContentLength),
+            ("GET / HTTP/1.1\r\nContent-Length:\r\n", Malformed::ContentLength),
+            ("GET / HTTP/1.1\r\nContent-Length: +1\r\n", Malformed::ContentLength),
+            ("GET / HTTP/1.1\r\nContent-Length: 0x1\r\n", Malformed::ContentLength),
+            ("GET / HTTP/1.1\r\nContent-Length: 1 1\r\n", Malformed::ContentLength),
+            ("GET / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n", Malformed::ContentLength),
+            (
+                "GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+                Malformed::BothFramings,
+            ),
+            (
+                "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n",
+                Malformed::BothFramings,
+            ),
+            ("GET / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n", Malformed::TransferEncoding),
+            ("GET / HTTP/1.1\r\nTransfer-Encoding: chunked, identity\r\n", Malformed::TransferEncoding),
+            ("GET / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n", Malformed::TransferEncoding),
+            ("GET / HTTP/1.1\r\nTransfer-Encoding:\r\n", Malformed::TransferEncoding),
+            (
+                "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+                Malformed::TransferEncoding,
+            ),
+            ("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n", Malformed::TransferEncoding),
+        ] {
+            assert_eq!(parse(&format!("{head}\r\n")).err(), Some(problem), "{head:?}");
+        }
+    }
+}
