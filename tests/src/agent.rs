@@ -206,6 +206,16 @@ impl Agent {
         self.counters()?.get(name).copied().with_context(|| format!("/counters has no {name}"))
     }
 
+    /// One line of `/metrics`, by its name with its labels.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let response = self.admin("GET", "/metrics")?;
+        ensure!(response.status == 200, "GET /metrics: {}", response.status);
+        let text = response.text();
+        let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        // What was never counted is not listed.
+        found.map_or(Ok(0.0), |value| value.parse().with_context(|| format!("{name} {value}")))
+    }
+
     /// One request on the admin socket.
     pub fn admin(&self, method: &str, target: &str) -> Result<Response> {
         let stream = UnixStream::connect(self.run_dir.join("admin.sock"))

@@ -41,6 +41,17 @@ pub fn is_identity_of(port: &Port, response: &Response) -> Result<()> {
     Ok(())
 }
 
+/// The header lines that tell Nova whose request it is, as the agent writes them.
+pub fn identity_lines(port: &Port) -> String {
+    format!(
+        "X-Instance-ID: {}\r\nX-Tenant-ID: {}\r\nX-Instance-ID-Signature: {}\r\nX-Forwarded-For: {}\r\n",
+        port.instance,
+        port.project,
+        signature(&port.instance),
+        port.address
+    )
+}
+
 /// Nova was told once, and correctly, whose request it was.
 pub fn was_signed_for(port: &Port, request: &Recorded) -> Result<()> {
     for (name, expected) in [

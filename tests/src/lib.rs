@@ -7,7 +7,8 @@
 //! tap       a NIC as a hypervisor makes it
 //! ovn::Lab  one chassis with a real OVN and Open vSwitch
 //! stage     one chassis with taps and bridges only
-//! nova      the metadata API          upstream  exact bytes in its place     agent     the program under test
+//! nova      the metadata API          upstream  exact bytes in its place     pki       certificates for it
+//! agent     the program under test
 //! programs  the eBPF programs on single frames     model     what they should do
 //! cloud     a chassis, a Nova and an agent, ready for a test      check     what every test asks of an answer
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
@@ -23,6 +24,7 @@ pub mod model;
 pub mod netns;
 pub mod nova;
 pub mod ovn;
+pub mod pki;
 pub mod port;
 pub mod process;
 pub mod programs;

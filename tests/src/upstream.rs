@@ -1,8 +1,8 @@
-//! A plain TCP server in Nova's place: keeps the exact bytes of each request, answers with given ones.
+//! A plain TCP or TLS server in Nova's place: keeps the exact bytes of each request, answers with given ones.
 
 use std::{
-    io::{self, Read as _, Write as _},
-    net::{SocketAddrV4, TcpListener, TcpStream},
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddrV4, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::Result;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::netns::Namespace;
 
@@ -27,6 +28,12 @@ pub enum Script {
     AnswerAndClose(Vec<u8>),
     /// Nothing, ever.
     Silence,
+    /// These bytes, and then nothing.
+    Stall(Vec<u8>),
+    /// These bytes after a while; the connection stays open.
+    Late(Duration, Vec<u8>),
+    /// The first bytes, and then the second ones again and again.
+    Endless(Vec<u8>, Vec<u8>),
 }
 
 #[derive(Debug)]
@@ -38,16 +45,31 @@ pub struct Upstream {
 struct Shared {
     script: Mutex<Script>,
     requests: Mutex<Vec<Vec<u8>>>,
+    /// Every connection accepted so far.
+    connections: Mutex<Vec<TcpStream>>,
+    tls: Mutex<Option<Arc<ServerConfig>>>,
     stopped: AtomicBool,
 }
 
 impl Upstream {
     pub fn start(host: &Namespace, address: SocketAddrV4, script: Script) -> Result<Self> {
+        Self::start_with(host, address, script, None)
+    }
+
+    /// The same behind TLS.
+    pub fn start_with(
+        host: &Namespace,
+        address: SocketAddrV4,
+        script: Script,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> Result<Self> {
         let listener = host.listen(address)?;
         listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared {
             script: Mutex::new(script),
             requests: Mutex::default(),
+            connections: Mutex::default(),
+            tls: Mutex::new(tls),
             stopped: AtomicBool::new(false),
         });
         let server = shared.clone();
@@ -60,6 +82,16 @@ impl Upstream {
         *self.shared.script.lock().unwrap_or_else(PoisonError::into_inner) = script;
     }
 
+    /// What the next connections are protected with.
+    pub fn set_tls(&self, tls: Arc<ServerConfig>) {
+        *self.shared.tls.lock().unwrap_or_else(PoisonError::into_inner) = Some(tls);
+    }
+
+    /// How many connections there were.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// The bytes of the requests since this was last called, one entry for each.
     pub fn take_requests(&self) -> Vec<Vec<u8>> {
         std::mem::take(&mut *self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner))
@@ -69,6 +101,10 @@ impl Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::Release);
+        for connection in &*self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner) {
+            // It may have ended by itself.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
     }
 }
 
@@ -77,26 +113,55 @@ impl Shared {
         while !self.stopped.load(Ordering::Acquire) {
             match listener.accept() {
                 Ok((stream, _)) => {
+                    let kept = stream.try_clone().ok();
+                    self.connections.lock().unwrap_or_else(PoisonError::into_inner).extend(kept);
                     let server = self.clone();
-                    thread::spawn(move || server.serve(stream));
+                    thread::spawn(move || {
+                        // Whoever went away in the middle wanted it so; a copy keeps the connection open otherwise.
+                        let _ = server.serve_connection(&stream);
+                        let _ = stream.shutdown(Shutdown::Both);
+                    });
                 }
                 Err(_) => thread::sleep(Duration::from_millis(2)),
             }
         }
     }
 
-    fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
+    fn serve_connection(&self, stream: &TcpStream) -> io::Result<()> {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(SILENCE))?;
+        let tls = self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match tls {
+            None => self.serve(stream),
+            Some(config) => {
+                let session = ServerConnection::new(config).map_err(io::Error::other)?;
+                self.serve(StreamOwned::new(session, stream))
+            }
+        }
+    }
+
+    fn serve(&self, mut stream: impl Read + Write) -> io::Result<()> {
         while let Some(request) = read_request(&mut stream)? {
             self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
             let script = self.script.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match script {
                 Script::Answer(bytes) => stream.write_all(&bytes)?,
                 Script::AnswerAndClose(bytes) => return stream.write_all(&bytes),
-                Script::Silence => {
-                    // Until the other side gives up, which shows as an error.
+                // Until the other side gives up, which shows as an error.
+                Script::Silence => stream.read_exact(&mut [0])?,
+                Script::Stall(bytes) => {
+                    stream.write_all(&bytes)?;
                     stream.read_exact(&mut [0])?;
+                }
+                Script::Late(pause, bytes) => {
+                    thread::sleep(pause);
+                    stream.write_all(&bytes)?;
+                }
+                Script::Endless(begin, more) => {
+                    stream.write_all(&begin)?;
+                    while !self.stopped.load(Ordering::Acquire) {
+                        stream.write_all(&more)?;
+                    }
                 }
             }
         }
@@ -105,7 +170,7 @@ impl Shared {
 }
 
 /// One request: its head, and as much of a body as the head announces.
-fn read_request(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+fn read_request(stream: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     let mut request = Vec::new();
     let mut byte = [0];
     while !request.ends_with(b"\r\n\r\n") {

@@ -114,7 +114,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             Err(problem) => return self.refuse_unread(Refusal::Malformed(problem)).await,
         };
         let started = Instant::now();
-        let mut outcome = Outcome::default();
+        let mut outcome = Outcome { who: self.known(), ..Outcome::default() };
         let end = self.answer(&request, &mut outcome).await;
         access::record(self.proxy, self.caller, Some(&request), &outcome, started.elapsed());
         end
@@ -137,9 +137,17 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         }
     }
 
+    /// Who it is, if that can be said at once.
+    fn known(&self) -> Option<Arc<SignedIdentity>> {
+        match &*self.caller.port.resolution.borrow() {
+            Resolution::Known(who) => Some(who.clone()),
+            _ => None,
+        }
+    }
+
     /// Answers something that is no request, or that is not known to be one yet.
     async fn refuse_unread(&mut self, refusal: Refusal) -> io::Result<Option<End>> {
-        let mut outcome = Outcome::default();
+        let mut outcome = Outcome { who: self.known(), ..Outcome::default() };
         let end = self.refuse(refusal, Form::LAST, &mut outcome).await;
         access::record(self.proxy, self.caller, None, &outcome, Duration::ZERO);
         end
@@ -164,9 +172,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     async fn answer(&mut self, request: &Request<'_>, outcome: &mut Outcome) -> io::Result<Option<End>> {
         let has_body = request.method != b"HEAD";
         let mut form = Form { version: request.version, keep_alive: request.keep_alive, has_body };
-        if let Resolution::Known(who) = &*self.caller.port.resolution.borrow() {
-            outcome.who = Some(who.clone());
-        }
         let who = match self.admit().await {
             Ok(who) => outcome.who.insert(who).clone(),
             Err(refusal) => {

@@ -63,7 +63,7 @@ impl Endpoint {
     pub(super) fn failed(&self, error: &dyn std::error::Error, now: Instant) {
         let avoided = self.health().fail(now);
         let error = crate::error_chain::chain(error);
-        warn!(nova = %self, error, seconds = avoided.as_secs_f64(), "nova failed, its other endpoints are preferred for a while");
+        warn!(nova = %self, error, avoided_seconds = avoided.as_secs_f64(), "nova failed");
         self.observer.failed(&self.name);
         self.observer.up(&self.name, false);
     }

@@ -57,7 +57,20 @@ impl Tls {
 
     pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        TlsConnector::from(self.current()).connect(name, stream).await
+        TlsConnector::from(self.current()).connect(name, stream).await.map_err(|error| self.explain(error))
+    }
+
+    fn explain(&self, error: io::Error) -> io::Error {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidCertificate(_)) => {
+                let trusted = match &self.files.ca {
+                    Some(path) => format!("auth_ca_cert = {}", path.display()),
+                    None => "auth_ca_cert is not set: the system's authorities".to_owned(),
+                };
+                io::Error::other(format!("nova's certificate is refused ({trusted}): {error}"))
+            }
+            _ => error,
+        }
     }
 
     /// Looked at for each new connection, which costs far more than that: certificates are renewed while we run.

@@ -1,0 +1,318 @@
+//! Nova as it is on a bad day: away, slow, lying, flapping, and behind TLS.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use metadata_tests::{
+    agent::Options,
+    check::{META_DATA, is_identity_of, own_identity},
+    cloud::{Chassis as _, Cloud},
+    guest::Guest,
+    http,
+    nova::{self, Nova},
+    pki::Authority,
+    stage::Stage,
+    upstream::{Script, Upstream},
+    wait::until,
+};
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const SOON: Duration = Duration::from_secs(10);
+
+fn address(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+}
+
+fn answer() -> Script {
+    Script::Answer(OK.to_vec())
+}
+
+fn cloud(options: &[(&'static str, String)]) -> Result<(Cloud<Stage>, [Guest; 2])> {
+    let cloud = Cloud::on(Stage::start()?, &Options { more: options.to_vec(), ..Options::default() })?;
+    let guests = cloud.overlapping_guests()?;
+    Ok((cloud, guests))
+}
+
+/// An agent with one server of our own in Nova's place, and little patience.
+fn with_upstream(script: Script) -> Result<(Cloud<Stage>, [Guest; 2], Upstream)> {
+    let (mut cloud, guests) = cloud(&[("metadata_haproxy", "timeout_server = 1".to_owned())])?;
+    cloud.nova.pause();
+    let upstream = Upstream::start(cloud.chassis.host(), nova::ADDRESS, script)?;
+    Ok((cloud, guests, upstream))
+}
+
+#[test]
+fn endpoints_stand_in_for_each_other() -> Result<()> {
+    let hosts = "nova_metadata_host = 127.0.0.1:8801, localhost:8802 127.0.0.1:8803".to_owned();
+    let (cloud, [guest, _]) = cloud(&[("DEFAULT", hosts)])?;
+    let host = cloud.chassis.host();
+    let start = |port| Upstream::start(host, address(port), answer());
+    let (first, second, third) = (start(8801)?, start(8802)?, start(8803)?);
+    let counts = || [&first, &second, &third].map(|upstream| upstream.take_requests().len());
+    for _ in 0..9 {
+        assert_eq!(guest.get("/a")?.text(), "ok");
+    }
+    assert_eq!(counts(), [3, 3, 3], "each has its share");
+
+    // One closes its connections without an answer, which only who asks can find out.
+    second.set_script(Script::AnswerAndClose(Vec::new()));
+    for _ in 0..9 {
+        assert_eq!(guest.get("/b")?.text(), "ok");
+    }
+    let up = |endpoint: &str| cloud.agent.metric(&format!("metadata_nova_up{{endpoint=\"{endpoint}\"}}"));
+    assert_eq!([up("127.0.0.1:8801")?, up("localhost:8802")?, up("127.0.0.1:8803")?], [1.0, 0.0, 1.0]);
+    counts();
+    second.set_script(answer());
+    until("it is asked again", SOON, || {
+        assert_eq!(guest.get("/c")?.text(), "ok");
+        ensure!(!second.take_requests().is_empty(), "it is not");
+        Ok(())
+    })?;
+    assert_eq!(up("localhost:8802")?, 1.0);
+
+    // Two are gone altogether: nobody listens. That concerns a POST as little as a GET, since nothing was sent.
+    drop((first, second));
+    until("nobody listens", SOON, || {
+        let refused = |port| host.run(move || std::net::TcpStream::connect(address(port)).is_err());
+        ensure!(refused(8801)? && refused(8802)?, "somebody does");
+        Ok(())
+    })?;
+    third.take_requests();
+    for round in 0..6 {
+        let method = if round % 2 == 0 { "POST" } else { "GET" };
+        assert_eq!(guest.request(method, "/d", &[], b"")?.text(), "ok", "{method} in round {round}");
+    }
+    assert_eq!(third.take_requests().len(), 6);
+    Ok(())
+}
+
+/// What is not safe to repeat is sent once, whatever becomes of it.
+#[test]
+fn a_post_is_sent_at_most_once() -> Result<()> {
+    let hosts = "nova_metadata_host = 127.0.0.1:8801,127.0.0.1:8802".to_owned();
+    let (cloud, [guest, _]) = cloud(&[("DEFAULT", hosts)])?;
+    let close = || Script::AnswerAndClose(Vec::new());
+    let both = [8801, 8802].map(|port| Upstream::start(cloud.chassis.host(), address(port), answer()));
+    let [first, second] = both;
+    let (first, second) = (first?, second?);
+    // Pooled connections to both, which will turn out to be dead.
+    for _ in 0..4 {
+        assert_eq!(guest.get("/a")?.text(), "ok");
+    }
+    let posts = |upstream: &Upstream| {
+        upstream.take_requests().iter().filter(|request| request.starts_with(b"POST")).count()
+    };
+    first.set_script(close());
+    second.set_script(close());
+    for _ in 0..4 {
+        let response = guest.request("POST", "/openstack/latest/password", &[], b"secret")?;
+        assert_eq!(response.status, 502, "{}", response.text());
+        assert_eq!(posts(&first) + posts(&second), 1);
+    }
+    // And it is not lost to a dead connection either.
+    first.set_script(answer());
+    second.set_script(answer());
+    assert_eq!(guest.get("/b")?.text(), "ok");
+    for _ in 0..4 {
+        assert_eq!(guest.request("POST", "/openstack/latest/password", &[], b"secret")?.text(), "ok");
+    }
+    assert_eq!(posts(&first) + posts(&second), 4);
+    Ok(())
+}
+
+#[test]
+fn a_slow_nova_is_not_waited_for_for_ever() -> Result<()> {
+    let (cloud, [guest, other], upstream) = with_upstream(Script::Silence)?;
+    let asked = Instant::now();
+    let response = guest.get(META_DATA)?;
+    assert_eq!(response.status, 504, "{}", response.text());
+    assert!(response.text().contains(&guest.port.instance), "{}", response.text());
+    assert!(asked.elapsed() >= Duration::from_secs(1), "after {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(10), "after {:?}", asked.elapsed());
+    assert_eq!(upstream.take_requests().len(), 1, "a request that takes long is not made twice");
+
+    // An answer that begins and does not go on is broken off, visibly.
+    upstream.set_script(Script::Stall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello".to_vec()));
+    match guest.get(META_DATA) {
+        Err(http::Error::Reset | http::Error::Closed) => {}
+        other => panic!("the guest got {other:?}"),
+    }
+    upstream.set_script(Script::Stall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n".to_vec()));
+    assert_eq!(guest.get(META_DATA)?.status, 502);
+
+    // While one guest's request is slow, another's is not.
+    upstream.set_script(Script::Late(Duration::from_millis(900), OK.to_vec()));
+    let mut slow = guest.connect()?;
+    slow.send(&http::request_head("GET", "/slow", &[], 0))?;
+    until("the slow request is with Nova", SOON, || {
+        ensure!(
+            upstream.take_requests().iter().any(|request| request.starts_with(b"GET /slow")),
+            "it is not"
+        );
+        Ok(())
+    })?;
+    upstream.set_script(answer());
+    assert_eq!(other.get("/fast")?.text(), "ok");
+    assert_eq!(slow.response("GET")?.text(), "ok");
+    assert!(cloud.agent.metric("metadata_refusals_total{reason=\"nova_timeout\"}")? >= 1.0);
+    Ok(())
+}
+
+#[test]
+fn what_a_lying_nova_says_is_not_passed_on() -> Result<()> {
+    let (_cloud, [guest, _], upstream) = with_upstream(answer())?;
+    let head = b"HTTP/1.1 200 OK\r\n".to_vec();
+    for script in [
+        Script::Endless(head.clone(), b"X-A: b\r\n".to_vec()),
+        Script::Endless(head, b"a".to_vec()),
+        Script::AnswerAndClose(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok!".to_vec(),
+        ),
+        Script::AnswerAndClose(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok".to_vec(),
+        ),
+        Script::AnswerAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nok".to_vec()),
+        Script::AnswerAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nok".to_vec()),
+        Script::AnswerAndClose(b"HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\r\nok".to_vec()),
+        Script::AnswerAndClose(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n".to_vec()),
+        Script::AnswerAndClose(b"HTTP/9.9 200 OK\r\n\r\nok".to_vec()),
+        Script::AnswerAndClose(b"220 smtp.example.com ESMTP\r\n".to_vec()),
+        Script::AnswerAndClose(vec![0; 1000]),
+    ] {
+        upstream.set_script(script.clone());
+        let response = guest.get(META_DATA)?;
+        assert_eq!(response.status, 502, "of {script:?}: {}", response.text());
+        assert!(response.text().contains(&guest.port.instance), "{}", response.text());
+    }
+    // Bytes beyond the announced ones are nobody's answer.
+    upstream.set_script(Script::Answer([OK, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nvictim"].concat()));
+    for _ in 0..5 {
+        assert_eq!(guest.get(META_DATA)?.text(), "ok");
+    }
+    // What comes before the answer is not the answer.
+    let interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n".to_vec();
+    upstream.set_script(Script::Answer([&interim, OK].concat()));
+    let response = guest.get(META_DATA)?;
+    assert_eq!((response.status, response.text().as_str(), response.header("Link")), (200, "ok", None));
+    Ok(())
+}
+
+/// Servers that come and go are not noticed as long as one is there.
+#[test]
+fn a_flapping_nova_is_not_noticed() -> Result<()> {
+    let hosts = format!("nova_metadata_host = 127.0.0.1:8801, {}", nova::ADDRESS);
+    let (cloud, [guest, _]) = cloud(&[("DEFAULT", hosts)])?;
+    let flapping = Upstream::start(cloud.chassis.host(), address(8801), Script::AnswerAndClose(Vec::new()))?;
+    let broken: [&[u8]; 3] = [b"", b"HTTP/1.1 200 OK\r\nConte", b"nonsense\r\n\r\n"];
+    let until = Instant::now() + Duration::from_secs(5);
+    let mut answers = 0;
+    while Instant::now() < until {
+        flapping.set_script(Script::AnswerAndClose(broken[answers % 3].to_vec()));
+        is_identity_of(&guest.port, &guest.get(META_DATA)?)
+            .with_context(|| format!("after {answers} answers"))?;
+        answers += 1;
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert!(flapping.connections() > 2, "it was given {} chances", flapping.connections());
+    Ok(())
+}
+
+#[test]
+fn nova_behind_tls() -> Result<()> {
+    let stage = Stage::start()?;
+    let (nova_ca, our_ca) =
+        (Authority::new(stage.sandbox(), "nova-ca")?, Authority::new(stage.sandbox(), "our-ca")?);
+    our_ca.issue("client")?;
+    let upstream =
+        Upstream::start_with(stage.host(), address(8801), answer(), Some(nova_ca.server(Some(&our_ca))?))?;
+    let more = vec![
+        ("DEFAULT", "nova_metadata_protocol = https".to_owned()),
+        ("DEFAULT", "nova_metadata_port = 8801".to_owned()),
+        ("DEFAULT", format!("auth_ca_cert = {}", nova_ca.file("ca.pem"))),
+        ("DEFAULT", format!("nova_client_cert = {}", our_ca.file("client.pem"))),
+        ("DEFAULT", format!("nova_client_priv_key = {}", our_ca.file("client.key"))),
+    ];
+    let cloud = Cloud::on(stage, &Options { more, ..Options::default() })?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    for _ in 0..20 {
+        assert_eq!(guest.get(META_DATA)?.text(), "ok");
+    }
+    assert!(upstream.connections() < 5, "{} connections for 20 requests", upstream.connections());
+    let body: Vec<u8> = (0..60_000).map(|index| (index % 251) as u8).collect();
+    assert_eq!(guest.request("POST", "/openstack/latest/password", &[], &body)?.text(), "ok");
+    assert!(upstream.take_requests().iter().any(|request| request.ends_with(&body)));
+
+    // Nova's certificate changes its authority: refused, until ours does too, without a restart.
+    let other_ca = Authority::new(cloud.chassis.sandbox(), "other-ca")?;
+    upstream.set_tls(other_ca.server(Some(&our_ca))?);
+    upstream.set_script(Script::AnswerAndClose(OK.to_vec()));
+    until("connections to the old server are gone", SOON, || {
+        let response = guest.get(META_DATA)?;
+        ensure!(response.status == 502, "{response:?}");
+        Ok(())
+    })?;
+    until("the log says why", SOON, || {
+        let refused = format!("nova's certificate is refused (auth_ca_cert = {})", nova_ca.file("ca.pem"));
+        ensure!(cloud.agent.log()?.contains(&refused), "it does not");
+        Ok(())
+    })?;
+    fs::copy(other_ca.file("ca.pem"), nova_ca.file("ca.pem"))?;
+    assert_eq!(guest.get(META_DATA)?.text(), "ok");
+
+    // A client certificate that Nova does not know.
+    fs::copy(other_ca.file("ca.pem"), our_ca.file("ca.pem"))?;
+    other_ca.issue("client")?;
+    for file in ["client.key", "client.pem"] {
+        fs::copy(other_ca.file(file), our_ca.file(file))?;
+    }
+    assert_eq!(guest.get(META_DATA)?.status, 502);
+    our_ca.issue("client")?;
+    assert_eq!(guest.get(META_DATA)?.text(), "ok");
+    // Files that are broken while they are replaced do no harm.
+    fs::write(our_ca.file("client.key"), "")?;
+    assert_eq!(guest.get(META_DATA)?.text(), "ok");
+    Ok(())
+}
+
+#[test]
+fn certificates_are_verified_unless_told_otherwise() -> Result<()> {
+    for (insecure, status) in [(false, 502), (true, 200)] {
+        let stage = Stage::start()?;
+        let (nova_ca, unrelated) =
+            (Authority::new(stage.sandbox(), "nova-ca")?, Authority::new(stage.sandbox(), "unrelated")?);
+        let _upstream =
+            Upstream::start_with(stage.host(), address(8801), answer(), Some(nova_ca.server(None)?))?;
+        let more = vec![
+            ("DEFAULT", "nova_metadata_protocol = https".to_owned()),
+            ("DEFAULT", "nova_metadata_host = 127.0.0.1:8801".to_owned()),
+            ("DEFAULT", format!("auth_ca_cert = {}", unrelated.file("ca.pem"))),
+            ("DEFAULT", format!("nova_metadata_insecure = {insecure}")),
+        ];
+        let cloud = Cloud::on(stage, &Options { more, ..Options::default() })?;
+        let [guest, _] = cloud.overlapping_guests()?;
+        assert_eq!(guest.get(META_DATA)?.status, status, "insecure = {insecure}");
+    }
+    Ok(())
+}
+
+/// An agent that was started before Nova serves as soon as Nova does.
+#[test]
+fn nova_starts_last() -> Result<()> {
+    let (mut cloud, [guest, _]) = cloud(&[])?;
+    cloud.nova.pause();
+    // A process that another test starts just now may have a copy of the listener until it runs its program.
+    until("nobody listens", SOON, || {
+        let response = guest.get(META_DATA)?;
+        assert_eq!(response.status, 502, "{}", response.text());
+        ensure!(response.text().contains("cannot reach nova"), "{}", response.text());
+        Ok(())
+    })?;
+    cloud.nova = Nova::start(cloud.chassis.host())?;
+    cloud.nova.add_instance(&guest.port);
+    own_identity(&guest)
+}
