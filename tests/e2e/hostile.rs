@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
     check::identity_lines,
     cloud::{Chassis as _, Cloud},
@@ -25,11 +25,12 @@ fn recorded() -> Result<(Cloud<Stage>, Guest, Upstream)> {
 }
 
 /// The one request that Nova got.
-fn only(upstream: &Upstream) -> String {
+fn only(upstream: &Upstream) -> Result<String> {
     let requests = upstream.take_requests();
-    let texts: Vec<_> = requests.iter().map(|request| String::from_utf8_lossy(request)).collect();
-    let [text] = texts.as_slice() else { panic!("{} requests: {texts:?}", texts.len()) };
-    text.to_string()
+    let mut texts: Vec<_> =
+        requests.iter().map(|request| String::from_utf8_lossy(request).into_owned()).collect();
+    ensure!(texts.len() == 1, "{} requests: {texts:?}", texts.len());
+    Ok(texts.remove(0))
 }
 
 #[test]
@@ -113,7 +114,7 @@ fn what_is_refused_leaves_no_trace() -> Result<()> {
     }
     assert_eq!(upstream.take_requests(), Vec::<Vec<u8>>::new());
     assert_eq!(guest.get("/after")?.text(), "ok");
-    assert!(only(&upstream).starts_with("GET /after HTTP/1.1\r\n"));
+    assert!(only(&upstream)?.starts_with("GET /after HTTP/1.1\r\n"));
     Ok(())
 }
 
@@ -132,10 +133,10 @@ fn a_request_within_a_body_is_a_body() -> Result<()> {
         let mut connection = guest.connect()?;
         connection.send(framed.as_bytes())?;
         assert_eq!(connection.response("POST")?.text(), "ok");
-        assert_eq!(only(&upstream), format!("{post}{host}Content-Length: {length}\r\n{ours}\r\n{SMUGGLED}"));
+        assert_eq!(only(&upstream)?, format!("{post}{host}Content-Length: {length}\r\n{ours}\r\n{SMUGGLED}"));
         connection.send(SMUGGLED.as_bytes())?;
         assert_eq!(connection.response("GET")?.text(), "ok");
-        assert_eq!(only(&upstream), format!("GET /smuggled HTTP/1.1\r\n{host}{ours}\r\n"));
+        assert_eq!(only(&upstream)?, format!("GET /smuggled HTTP/1.1\r\n{host}{ours}\r\n"));
     }
     Ok(())
 }
@@ -181,7 +182,7 @@ fn identity_is_ours_alone() -> Result<()> {
             format!("GET /latest/user-data HTTP/1.1\r\nHost: victim\r\nAccept: */*\r\n{trick}\r\n\r\n");
         connection.send(request.as_bytes())?;
         assert_eq!(connection.response("GET")?.text(), "ok", "with {trick:?}");
-        assert_eq!(only(&upstream), expected, "with {trick:?}");
+        assert_eq!(only(&upstream)?, expected, "with {trick:?}");
     }
     Ok(())
 }
@@ -216,7 +217,7 @@ fn every_method_reaches_nova() -> Result<()> {
         upstream.set_script(Script::Answer(OK.to_vec()));
         assert_eq!(response.status, 200, "{method}");
         assert_eq!(response.header("Content-Length"), Some("2"), "{method}");
-        let text = only(&upstream);
+        let text = only(&upstream)?;
         assert!(text.starts_with(&format!("{method} /openstack/latest/password HTTP/1.1\r\n")), "{text}");
     }
     Ok(())

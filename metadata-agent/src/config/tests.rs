@@ -2,6 +2,7 @@
 use std::{path::Path, time::Duration};
 
 use super::*;
+use crate::proxy::WindowLimit;
 
 fn read(text: &str) -> Result<Config, Error> {
     let mut ini = Ini::default();
@@ -64,10 +65,50 @@ fn errors_name_place_and_remedy() {
         ),
         ("[ovn]\novn_sb_connection = ssl:1.2.3.4:5\n", "[ovn] ovn_sb_private_key is not set"),
         ("[metadata_ebpf]\nunknown_identity_hold = -1\n", "expected seconds"),
+        ("[metadata_ebpf]\nlimit_status = 404\n", "expected 503 or 429"),
+        ("[metadata_ebpf]\nconnections = 0\n", "expected a whole number from 1"),
+        ("[metadata_ebpf]\nadmin_listen = 9775\n", "expected address:port"),
+        ("[metadata_haproxy]\ntimeout_server = 0\n", "expected seconds, more than 0"),
+        ("[metadata_rate_limiting]\nip_versions = 5\n", "expected 4, 6, or both"),
+        ("nova_metadata_host = a/b\n", "\"a/b\" is no host[:port]"),
+        ("nova_metadata_protocol = ftp\n", "expected http or https"),
     ];
     for (text, expected) in cases {
         let text = if text.is_empty() { String::new() } else { format!("{SECRET}{text}") };
         let error = read(&text).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+#[test]
+fn neutrons_limits_and_times() {
+    let text = format!(
+        "[DEFAULT]\n{SECRET}[metadata_rate_limiting]\nrate_limit_enabled = True\nip_versions = 4,6\n\
+         base_window_duration = 60\nbase_query_rate_limit = 100\nburst_query_rate_limit = 20\n\
+         [metadata_haproxy]\ntimeout_connect = 3\ntimeout_client = 4\ntimeout_server = 5\n\
+         timeout_http_request = 6\ntimeout_http_keep_alive = 7\n"
+    );
+    let Config { limits, nova, .. } = read(&text).unwrap();
+    let window = |count, seconds| Some(WindowLimit { count, window: Duration::from_secs(seconds) });
+    assert_eq!(limits.requests.windows, [window(100, 60), window(20, 10)]);
+    let times = [nova.connect_timeout, limits.pause, nova.response_timeout, limits.head, limits.idle];
+    assert_eq!(times.map(|time| time.as_secs()), [3, 4, 5, 6, 7]);
+    assert_eq!(read(SECRET).unwrap().limits.requests.windows, [None, None]);
+}
+
+#[test]
+fn https_to_nova() {
+    let https = format!("{SECRET}nova_metadata_protocol = https\n");
+    let tls = read(&https).unwrap().nova.tls.unwrap();
+    assert_eq!(tls, NovaTls { ca: None, client: None, insecure: false });
+    let text = format!(
+        "{https}auth_ca_cert = /ca\nnova_client_cert = /c\nnova_client_priv_key = /k\nnova_metadata_insecure = true\n"
+    );
+    let client = ClientCertificate { certificate: "/c".into(), private_key: "/k".into() };
+    let tls = read(&text).unwrap().nova.tls.unwrap();
+    assert_eq!(tls, NovaTls { ca: Some("/ca".into()), client: Some(client), insecure: true });
+    let error = read(&format!("{https}nova_client_cert = /c\n")).unwrap_err().to_string();
+    assert!(error.contains("nova_client_priv_key is not set"), "{error}");
+    // As Neutron: without https these are of no interest.
+    assert_eq!(read(&format!("{SECRET}nova_client_cert = /c\n")).unwrap().nova.tls, None);
 }
