@@ -69,11 +69,11 @@ fn all_ports_together_have_so_many_connections() -> Result<()> {
         cloud(&[("metadata_ebpf", "connections = 3"), ("metadata_ebpf", "port_connections = 0")])?;
     let parked: Vec<_> = (0..3).map(|_| greedy.connect()).collect::<http::Result<_>>()?;
     until("all connections are taken", SOON, || {
-        let response = other.get(META_DATA)?;
-        ensure!(response.status == 503, "{response:?}\n{}", cloud.agent.admin("GET", "/metrics")?.text());
-        assert_limited(&response, 503, &other, "the metadata service has too many connections");
+        let count = cloud.agent.metric("metadata_connections")?;
+        ensure!(count == 3.0, "{count}");
         Ok(())
     })?;
+    assert_limited(&other.get(META_DATA)?, 503, &other, "the metadata service has too many connections");
     drop(parked);
     until("connections that ended do not count", SOON, || own_identity(&other))
 }
