@@ -1,6 +1,13 @@
 //! The program under test: the real `metadata-agent`, started inside a chassis' namespace.
 
-use std::{collections::BTreeMap, fs, os::unix::net::UnixStream, path::PathBuf, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -155,7 +162,8 @@ impl Agent {
         until(&format!("{} is served", port.tap), REACTION, || {
             let ports = self.ports()?;
             let found = ports.iter().find(|status| {
-                status.tap == port.tap
+                status.port == port.id
+                    && status.tap == port.tap
                     && status.ifindex == ifindex
                     && status.state == "known"
                     && status.instance.as_ref() == Some(&port.instance)

@@ -77,7 +77,7 @@ impl Guest {
     /// The same with a tap as a hypervisor makes it.
     pub(crate) fn insert_tap(&self, host: &Namespace, ifindex: u32, mtu: u32) -> Result<()> {
         let Port { tap, mac, .. } = &self.port;
-        tap::connect(host, tap, ifindex, &self.netns)?;
+        tap::connect(host, tap, Some(ifindex), &[(0, &self.netns)])?;
         self.netns.ip(format!("link set eth0 address {mac} mtu {mtu} up"))?;
         host.ip(format!("link set {tap} address {} mtu {mtu} up", self.port.tap_mac()))?;
         Ok(())

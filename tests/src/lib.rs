@@ -4,7 +4,7 @@
 //! sandbox   unique names and a run directory, swept when their process is gone
 //! netns     network namespaces        process   daemons that die with us     command   programs that end
 //! port      networks and ports        guest     a namespace with a NIC       http      its HTTP client
-//! tap       a NIC as a hypervisor makes it
+//! tap       a NIC as a hypervisor makes it           trunk   one with VLANs     vlan   their tags in its frames
 //! ovn::Lab  one chassis with a real OVN and Open vSwitch
 //! stage     one chassis with taps and bridges only
 //! nova      the metadata API          upstream  exact bytes in its place     pki       certificates for it
@@ -32,5 +32,7 @@ pub mod sandbox;
 pub mod stage;
 pub(crate) mod tap;
 pub mod traffic;
+pub mod trunk;
 pub mod upstream;
+pub(crate) mod vlan;
 pub mod wait;

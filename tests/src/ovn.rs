@@ -18,6 +18,7 @@ mod daemons;
 mod northbound;
 mod pki;
 mod southbound;
+mod trunk;
 
 use std::{
     process::Command,
@@ -135,11 +136,15 @@ impl Lab {
 
     /// Writes the port's rows, as Neutron does when the port is created.
     pub fn create_port(&self, port: &Port) -> Result<()> {
+        self.write_port(port, None)
+    }
+
+    fn write_port(&self, port: &Port, parent: Option<(&str, u16)>) -> Result<()> {
         let dhcp_options = self.nbctl_get(format!(
             "--bare --columns=_uuid find DHCP_Options external_ids:\"neutron:network_id\"={}",
             port.network
         ))?;
-        northbound::write_port(&mut self.nbctl(), port, &dhcp_options)
+        northbound::write_port(&mut self.nbctl(), port, &dhcp_options, parent)
     }
 
     /// Removes the port's rows.
@@ -162,9 +167,14 @@ impl Lab {
             return guest.insert_tap(&self.host, ifindex, MTU);
         }
         guest.insert_nic(&self.host, ifindex, MTU)?;
-        let Port { tap, .. } = &guest.port;
+        self.bridge_tap(&guest.port, ifindex)
+    }
+
+    /// Leads a tap of the host namespace to the one that the userspace datapath has.
+    fn bridge_tap(&self, port: &Port, ifindex: u32) -> Result<()> {
+        let Port { tap, .. } = port;
         let id = tap.trim_start_matches("tap");
-        let (host, ovs, mac) = (&self.host, &self.ovs, guest.port.tap_mac());
+        let (host, ovs, mac) = (&self.host, &self.ovs, port.tap_mac());
         host.ip(format!(
             "link add qbr{id} mtu {MTU} type bridge stp_state 0 forward_delay 0 ageing_time 0 mcast_snooping 0"
         ))?;

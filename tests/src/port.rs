@@ -65,6 +65,12 @@ impl Port {
         })
     }
 
+    /// A subport of a trunk: on its parent's tap, and it is the parent's instance that asks.
+    pub fn subport(network: &Network, parent: &Self) -> Result<Self> {
+        let Self { tap, instance, project, .. } = parent.clone();
+        Ok(Self { tap, instance, project, ..Self::new(network)? })
+    }
+
     /// The name of the instance inside the guest, as the metadata says it.
     pub fn hostname(&self) -> String {
         format!("vm-{}", &self.instance[..8])

@@ -6,11 +6,14 @@
 //! ```
 //!
 //! The guest's end is a tap as well, and its kernel does what a guest's kernel does: it leaves checksums unfinished and
-//! hands over TCP in pieces of up to 64 KiB. The header that says so (`virtio_net_hdr`) is carried as it is.
+//! hands over TCP in pieces of up to 64 KiB. The header that says so (`virtio_net_hdr`) is carried along.
+//!
+//! Several guests can be behind one tap, in a VLAN each: their frames are tagged on the host's side only.
 
 use std::{
     fs::File,
     io::{self, ErrorKind, Read as _, Write as _},
+    iter,
     os::{
         fd::{AsFd as _, AsRawFd as _},
         unix::fs::OpenOptionsExt as _,
@@ -25,7 +28,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use crate::netns::Namespace;
+use crate::{netns::Namespace, vlan};
 
 /// What a virtio NIC and vhost agree on: checksums, and segmentation of TCP over either IP.
 const OFFLOADS: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
@@ -45,11 +48,26 @@ mod ioctl {
     ioctl_write_ptr!(set_ifindex, b'T', 218, c_uint);
 }
 
-/// Makes `tap` on the host, with that ifindex, and `eth0` in the guest, and carries frames between them until one of
-/// the two is deleted.
-pub(crate) fn connect(host: &Namespace, tap: &str, ifindex: u32, guest: &Namespace) -> Result<()> {
-    let ends = [create(host, tap, Some(ifindex))?, create(guest, "eth0", None)?];
-    thread::spawn(move || relay(&ends));
+/// One side of the relay, and the VLAN of the guest on it, 0 for none.
+struct End {
+    device: File,
+    vlan: u16,
+}
+
+/// Makes `tap` on the host, with that ifindex if it matters, and `eth0` in each guest, and carries frames between them
+/// until one of them is deleted.
+pub(crate) fn connect(
+    host: &Namespace,
+    tap: &str,
+    ifindex: Option<u32>,
+    guests: &[(u16, &Namespace)],
+) -> Result<()> {
+    let host = create(host, tap, ifindex)?;
+    let end = |(vlan, guest): &(u16, &Namespace)| -> Result<End> {
+        Ok(End { device: create(guest, "eth0", None)?, vlan: *vlan })
+    };
+    let guests = guests.iter().map(end).collect::<Result<Vec<_>>>()?;
+    thread::spawn(move || relay(&host, &guests));
     Ok(())
 }
 
@@ -79,33 +97,47 @@ fn create(netns: &Namespace, name: &str, ifindex: Option<u32>) -> Result<File> {
     netns.run(make)?.with_context(|| format!("cannot make the tap {name} in {}", netns.name()))
 }
 
-fn relay(ends: &[File; 2]) {
-    let mut frame = vec![0; LARGEST_FRAME];
+fn relay(host: &File, guests: &[End]) {
+    let mut buffer = vec![0; LARGEST_FRAME];
+    let devices: Vec<&File> = iter::once(host).chain(guests.iter().map(|guest| &guest.device)).collect();
     loop {
-        let mut waiting = ends.each_ref().map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
+        let mut waiting: Vec<_> =
+            devices.iter().map(|device| PollFd::new(device.as_fd(), PollFlags::POLLIN)).collect();
         match poll(&mut waiting, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return,
         }
-        for (from, to) in [(0, 1), (1, 0)] {
-            let events = waiting[from].revents().unwrap_or(PollFlags::empty());
-            if events.contains(PollFlags::POLLERR) || carry(&ends[from], &ends[to], &mut frame).is_err() {
-                return;
+        if waiting.iter().any(|end| end.revents().is_some_and(|events| events.contains(PollFlags::POLLERR))) {
+            return;
+        }
+        let down = carry(host, &mut buffer, |frame| {
+            let (vlan, frame) = vlan::untagged(frame);
+            for guest in guests.iter().filter(|guest| guest.vlan == vlan) {
+                send(&guest.device, &frame);
             }
+        });
+        let up = guests.iter().try_for_each(|guest| {
+            carry(&guest.device, &mut buffer, |frame| send(host, &vlan::tagged(frame, guest.vlan)))
+        });
+        if down.and(up).is_err() {
+            return;
         }
     }
 }
 
 /// All frames that wait at one end; an error when its device is gone.
-fn carry(mut from: &File, mut to: &File, frame: &mut [u8]) -> io::Result<()> {
+fn carry(mut from: &File, buffer: &mut [u8], to: impl Fn(&[u8])) -> io::Result<()> {
     loop {
-        let length = match from.read(frame) {
-            Ok(length) => length,
+        match from.read(buffer) {
+            Ok(length) => to(&buffer[..length]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
-        };
-        // A device that is down takes nothing, like a cable that is not plugged in; that one is gone shows in its turn.
-        let _ = to.write(&frame[..length]);
+        }
     }
+}
+
+/// A device that is down takes nothing, like a cable that is not plugged in; that one is gone shows in its turn.
+fn send(mut to: &File, frame: &[u8]) {
+    let _ = to.write(frame);
 }

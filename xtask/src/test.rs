@@ -26,7 +26,7 @@ pub(crate) struct TestOptions {
 }
 
 /// Suites that are run once more with the other way to attach programs, which older kernels have.
-const ATTACHMENT_SUITES: &[&str] = &["datapath", "identity", "lifecycle", "restart"];
+const ATTACHMENT_SUITES: &[&str] = &["datapath", "identity", "lifecycle", "restart", "trunk"];
 
 /// Shows the service at work.
 pub(crate) fn demo(options: &DemoOptions) -> anyhow::Result<()> {

@@ -109,18 +109,32 @@ fn write_router(nbctl: &mut Command, network: &Network) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn write_port(nbctl: &mut Command, port: &Port, dhcp_options: &str) -> Result<()> {
+/// A port of a guest, or with `parent`, its id and the VLAN, a subport of a trunk.
+pub(super) fn write_port(
+    nbctl: &mut Command,
+    port: &Port,
+    dhcp_options: &str,
+    parent: Option<(&str, u16)>,
+) -> Result<()> {
     let Port { id, mac, address, instance, project, network, security_group, .. } = port;
     let addresses = format!("{mac} {address}");
     nbctl.words(format!("--wait=sb lsp-add neutron-{network} {id}"));
+    // Neutron lets a subport have no device_id.
+    let (device_id, device_owner) = match parent {
+        None => (instance.as_str(), "compute:nova"),
+        Some((parent, vlan)) => {
+            nbctl.words(format!("{parent} {vlan}"));
+            ("", "trunk:subport")
+        }
+    };
     nbctl.words(format!("-- lsp-set-addresses {id}")).arg(&addresses);
     nbctl.words(format!("-- lsp-set-port-security {id}")).arg(&addresses);
     nbctl.words(format!("-- lsp-set-dhcpv4-options {id} {dhcp_options}"));
     nbctl.words(format!("-- lsp-set-options {id} requested-chassis={HOSTNAME}"));
     nbctl.words(format!("-- set Logical_Switch_Port {id} enabled=true")).arg(port_external_ids(
         (network, project),
-        instance,
-        "compute:nova",
+        device_id,
+        device_owner,
         &format!("{address}/{PREFIX_LENGTH}"),
         security_group,
     ));

@@ -1,0 +1,194 @@
+//! Trunks: a tagged frame is its subport's and the answer carries the tag; a VLAN that is nobody's is none of ours.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use metadata_tests::{
+    agent::service_namespace,
+    check::{META_DATA, is_identity_of, own_identity, was_signed_for},
+    cloud::{Chassis as _, Cloud},
+    command::{Words as _, require, run},
+    guest::{Guest, METADATA},
+    http::{Connection, Error},
+    netns::Namespace,
+    ovn::{Lab, Routing},
+    port::Port,
+    trunk::{Trunk, UPLINK, Uplink},
+    wait::until,
+};
+
+/// The same in every trunk, and on both its subports the same addresses.
+const SUBPORTS: [(u16, Ipv4Addr); 2] =
+    [(101, Ipv4Addr::new(192, 168, 1, 20)), (4094, Ipv4Addr::new(192, 168, 1, 21))];
+const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
+/// Long enough for a SYN and its first retransmission.
+const NO_ANSWER: Duration = Duration::from_millis(1500);
+const REACTION: Duration = Duration::from_secs(10);
+
+/// A new tenant's instance with a trunk of two subports, each in a network of its own.
+fn trunk(cloud: &Cloud<Lab>, uplink: Uplink) -> Result<Trunk> {
+    let parent = Port::new(&cloud.chassis.add_network("parent", Routing::Isolated)?)?;
+    let subport = |(vlan, address)| -> Result<(u16, Port)> {
+        let network = cloud.chassis.add_network("subport", Routing::Routed)?;
+        Ok((vlan, Port { address, ..Port::subport(&network, &parent)? }))
+    };
+    let subports = SUBPORTS.into_iter().map(subport).collect::<Result<_>>()?;
+    cloud.nova.add_instance(&parent);
+    let trunk = cloud.chassis.add_trunk(uplink, parent, subports)?;
+    for guest in trunk.guests() {
+        cloud.agent.wait_served(guest, cloud.chassis.ifindex(guest)?)?;
+    }
+    Ok(trunk)
+}
+
+/// What the guest gets is its instance's, and Nova is told the address of the subport: parent and subports have
+/// nothing else to be told apart by.
+fn asks_as_itself(cloud: &Cloud<Lab>, guest: &Guest) -> Result<()> {
+    cloud.nova.take_requests();
+    own_identity(guest)?;
+    let requests = cloud.nova.take_requests();
+    ensure!(requests.len() == 2, "{requests:?}");
+    requests.iter().try_for_each(|request| was_signed_for(&guest.port, request))
+}
+
+/// Two tenants with the same VLANs and addresses: the tags of one are inside of its frames, those of the other beside
+/// them as far as `txvlan` says so; in either direction, and with segments larger than the MTU.
+#[test]
+fn tagged_frames_are_the_subports() -> Result<()> {
+    require(&["ethtool"])?;
+    let cloud = Cloud::with_ovn()?;
+    let trunks = [trunk(&cloud, Uplink::Tap)?, trunk(&cloud, Uplink::Veth)?];
+    let service = Namespace::existing(&service_namespace(&cloud.chassis));
+    let offload = |netns: &Namespace, device: &str, on: &str| -> Result<()> {
+        run(netns.command("ethtool")?.words(format!("-K {device} txvlan {on}")))?;
+        let state = run(netns.command("ethtool")?.words(format!("-k {device}")))?;
+        ensure!(state.contains(&format!("tx-vlan-offload: {on}\n")), "{state}");
+        Ok(())
+    };
+    for (guest_offload, tap_offload) in [("on", "on"), ("off", "on"), ("on", "off"), ("off", "off")] {
+        offload(&trunks[1].parent.netns, UPLINK, guest_offload)?;
+        for trunk in &trunks {
+            offload(cloud.chassis.host(), &trunk.parent.port.tap, tap_offload)?;
+        }
+        for guest in trunks.iter().flat_map(Trunk::guests) {
+            let say = || format!("{} with txvlan {guest_offload} and {tap_offload}", guest.port.address);
+            asks_as_itself(&cloud, guest).with_context(say)?;
+            let body: Vec<u8> = (0..1 << 16).map(|index| (index * 7 % 253) as u8).collect();
+            cloud.nova.set_user_data(&guest.port, body.clone());
+            ensure!(guest.get("/latest/user-data")?.body == body, "{}: the body changed", say());
+            let long = "x".repeat(6000);
+            ensure!(guest.request("GET", META_DATA, &[("Accept", &long)], b"")?.status == 200, "{}", say());
+            for netns in [&guest.netns, &service] {
+                assert_eq!(netns.tcp_statistic("InCsumErrors")?, 0, "{}", say());
+                assert_eq!(netns.tcp_statistic("InErrs")?, 0, "{}", say());
+            }
+        }
+    }
+    let counters = cloud.agent.settled_counters()?;
+    // Each guest's source was learned once, and behind its own port: parent and subports of two trunks.
+    assert_eq!((counters["source_learned"], counters["stale_slot"], counters["unknown_port"]), (6, 0, 0));
+    Ok(())
+}
+
+/// ARP, echo, neighbour discovery and IPv6, on the VLAN.
+#[test]
+fn whatever_is_answered_is_answered_with_the_tag() -> Result<()> {
+    let cloud = Cloud::with_ovn()?;
+    let trunk = trunk(&cloud, Uplink::Tap)?;
+    for (_, guest) in &trunk.subports {
+        let before = cloud.agent.settled_counters()?;
+        guest.netns.ip(format!("route replace {} dev eth0", METADATA.ip()))?;
+        asks_as_itself(&cloud, guest)?;
+        guest.ping(*METADATA.ip())?;
+        for scope in ["all", "eth0"] {
+            guest.netns.sysctl(&format!("net.ipv6.conf.{scope}.disable_ipv6"), "0")?;
+        }
+        until("the guest has a link-local address", REACTION, || {
+            let addresses = guest.netns.ip("-6 -o addr show dev eth0 scope link -tentative")?;
+            ensure!(addresses.contains("fe80::"), "{addresses:?}");
+            Ok(())
+        })?;
+        let metadata = SocketAddrV6::new(METADATA_V6, 80, 0, guest.netns.ifindex("eth0")?);
+        let stream = guest.netns.run(|| TcpStream::connect_timeout(&metadata.into(), REACTION))??;
+        stream.set_read_timeout(Some(REACTION))?;
+        cloud.nova.take_requests();
+        is_identity_of(&guest.port, &Connection::new(stream).request("GET", META_DATA, &[], b"")?)?;
+        cloud.nova.take_requests().iter().try_for_each(|request| was_signed_for(&guest.port, request))?;
+        let after = cloud.agent.settled_counters()?;
+        let counted = |name: &str| after[name] - before[name];
+        assert_eq!((counted("arp_answered"), counted("echo_answered")), (1, 1));
+        assert!(counted("nd_answered") >= 1, "{after:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn subports_come_and_go() -> Result<()> {
+    let cloud = Cloud::with_ovn()?;
+    let trunk = trunk(&cloud, Uplink::Tap)?;
+    let [(_, stays), (vlan, leaves)] = trunk.subports.as_slice() else { panic!("there are two") };
+    let mut open = leaves.connect()?;
+    is_identity_of(&leaves.port, &open.request("GET", META_DATA, &[], b"")?)?;
+
+    cloud.chassis.delete_port(&leaves.port)?;
+    until("the subport is no longer served", REACTION, || {
+        let ports = cloud.agent.ports()?;
+        ensure!(ports.iter().all(|status| status.port != leaves.port.id), "{ports:?}");
+        Ok(())
+    })?;
+    // Its VLAN is the tenant's own now: nothing is answered, and nothing is counted.
+    let before = cloud.agent.settled_counters()?;
+    cloud.nova.take_requests();
+    leaves.netns.ip(format!("route replace {} dev eth0", METADATA.ip()))?;
+    let fresh = leaves.connect_with(None, NO_ANSWER).err();
+    ensure!(matches!(fresh, Some(Error::Timeout | Error::Unreachable)), "{fresh:?}");
+    open.stream().set_read_timeout(Some(NO_ANSWER))?;
+    let old = open.request("GET", META_DATA, &[], b"");
+    ensure!(old.is_err(), "a subport that is gone was answered: {old:?}");
+    ensure!(cloud.nova.take_requests().is_empty());
+    assert_eq!(cloud.agent.settled_counters()?, before);
+    for guest in [&trunk.parent, stays] {
+        asks_as_itself(&cloud, guest)?;
+    }
+
+    // The VLAN is given to a port of another network.
+    let network = cloud.chassis.add_network("next", Routing::Isolated)?;
+    let next = Port { mac: leaves.port.mac.clone(), ..Port::subport(&network, &trunk.parent.port)? };
+    cloud.chassis.create_subport(&next, &trunk.parent.port, *vlan)?;
+    until("the next subport is served", REACTION, || {
+        let ports = cloud.agent.ports()?;
+        ensure!(ports.iter().any(|status| status.port == next.id && status.state == "known"), "{ports:?}");
+        Ok(())
+    })?;
+    cloud.nova.take_requests();
+    is_identity_of(&next, &leaves.get(META_DATA)?)?;
+    let requests = cloud.nova.take_requests();
+    ensure!(requests.len() == 1, "{requests:?}");
+    was_signed_for(&next, &requests[0])
+}
+
+#[test]
+fn a_restarted_agent_serves_subports() -> Result<()> {
+    let mut cloud = Cloud::with_ovn()?;
+    let trunk = trunk(&cloud, Uplink::Veth)?;
+    for guest in trunk.guests() {
+        asks_as_itself(&cloud, guest)?;
+    }
+    let learned = cloud.agent.counter("source_learned")?;
+    cloud.agent.kill()?;
+    let gap = trunk.subports[0].1.connect_with(None, NO_ANSWER).err();
+    ensure!(matches!(gap, Some(Error::Timeout)), "a connection while the agent was away: {gap:?}");
+    cloud.agent.resume()?;
+    cloud.agent.wait_ready()?;
+    for guest in trunk.guests() {
+        cloud.agent.wait_served(guest, cloud.chassis.ifindex(guest)?)?;
+        asks_as_itself(&cloud, guest)?;
+    }
+    // The parent's source is still known. Only the Southbound knows subports, so that they may be assigned anew.
+    let relearned = cloud.agent.counter("source_learned")? - learned;
+    assert!(relearned <= SUBPORTS.len() as u64, "{relearned} sources were learned again");
+    Ok(())
+}
