@@ -8,12 +8,14 @@ use std::{
 use anyhow::{Result, ensure};
 use metadata_tests::{
     agent::service_namespace,
+    capture::{Capture, Checksum, Segment},
     check::{META_DATA, is_identity_of, own_identity, transfer},
     cloud::{Chassis as _, Cloud},
     command::{Words as _, require, run},
     guest::{Guest, METADATA},
     http::{self, Error},
     netns::Namespace,
+    nova::Answer,
     ovn::Routing,
     stage::Path,
     wait::until,
@@ -78,29 +80,50 @@ fn other_traffic_passes() -> Result<()> {
     own_identity(&one)
 }
 
-/// Who finishes checksums: the sender or the device, on the way there and on the way back.
+/// Who finishes checksums and who cuts segments, the sender or the device, on the way there and on the way back, at the
+/// MTU of a small tunnel, of an Ethernet and of a large tunnel.
 #[test]
 fn checksums_verify_with_and_without_offloads() -> Result<()> {
     require(&["ethtool"])?;
     let cloud = Cloud::with_inventory()?;
     let [guest, _] = cloud.overlapping_guests()?;
     let body: Vec<u8> = (0..1 << 16).map(|index| (index * 7 % 253) as u8).collect();
-    cloud.nova.set_user_data(&guest.port, body.clone());
+    let target = "/openstack/latest/vendor_data2.json";
+    cloud.nova.answer(target, Answer { status: 200, headers: vec![], body: body.clone().into() });
     let service = Namespace::existing(&service_namespace(&cloud.chassis));
-    for (guest_offload, tap_offload) in [("on", "on"), ("off", "on"), ("on", "off"), ("off", "off")] {
-        run(guest.netns.command("ethtool")?.words(format!("-K eth0 tx {guest_offload}")))?;
-        let tap = &guest.port.tap;
-        run(cloud.chassis.host().command("ethtool")?.words(format!("-K {tap} tx {tap_offload}")))?;
-        for _ in 0..5 {
-            let response = guest.get("/latest/user-data")?;
-            assert!(response.body == body, "guest {guest_offload}, tap {tap_offload}: the body changed");
-            // A head of several segments on the way there.
-            let long = "x".repeat(6000);
-            assert_eq!(guest.request("GET", META_DATA, &[("Accept", &long)], b"")?.status, 200);
-        }
-        for netns in [&guest.netns, &service] {
-            assert_eq!(netns.tcp_statistic("InCsumErrors")?, 0, "guest {guest_offload}, tap {tap_offload}");
-            assert_eq!(netns.tcp_statistic("InErrs")?, 0, "guest {guest_offload}, tap {tap_offload}");
+    let tap = &guest.port.tap;
+    for mtu in [1280, 1500, 8942] {
+        guest.netns.ip(format!("link set eth0 mtu {mtu}"))?;
+        cloud.chassis.host().ip(format!("link set {tap} mtu {mtu}"))?;
+        for (guest_offload, tap_offload) in [("on", "on"), ("off", "on"), ("on", "off"), ("off", "off")] {
+            let case = format!("MTU {mtu}, offloads of the guest {guest_offload}, of the tap {tap_offload}");
+            run(guest.netns.command("ethtool")?.words(format!("-K eth0 tx {guest_offload}")))?;
+            run(cloud.chassis.host().command("ethtool")?.words(format!("-K {tap} tx {tap_offload}")))?;
+            let capture = Capture::start(&guest)?;
+            cloud.nova.take_requests();
+            for _ in 0..3 {
+                let response = guest.request("POST", target, &[], &body)?;
+                assert!(response.body == body, "{case}: the answer's body changed");
+            }
+            let requests = cloud.nova.take_requests();
+            assert!(requests.iter().all(|request| request.body == body), "{case}: a request's body changed");
+            let segments = capture.segments()?;
+            let carried: usize = segments.iter().map(Segment::payload).sum();
+            assert!(carried >= 3 * body.len(), "{case}: {carried} bytes in {} segments", segments.len());
+            for segment in &segments {
+                match segment.checksum() {
+                    Checksum::Verifies => {}
+                    Checksum::Unfinished if tap_offload == "on" => {}
+                    checksum => panic!("{case}: {checksum:?} in {segment:02x?}"),
+                }
+                // Without offloads nothing is longer than the MTU.
+                assert!(tap_offload == "on" || segment.packet() <= mtu, "{case}: {} bytes", segment.packet());
+            }
+            for netns in [&guest.netns, &service] {
+                for name in ["InCsumErrors", "InErrs"] {
+                    assert_eq!(netns.tcp_statistic(name)?, 0, "{name}, {case}");
+                }
+            }
         }
     }
     Ok(())

@@ -10,11 +10,13 @@
 //! nova      the metadata API          upstream  exact bytes in its place     pki       certificates for it
 //! agent     the program under test
 //! programs  the eBPF programs on single frames     model     what they should do
+//! capture   what arrives at a guest's NIC
 //! cloud     a chassis, a Nova and an agent, ready for a test      check     what every test asks of an answer
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
 //! ```
 
 pub mod agent;
+pub mod capture;
 pub mod check;
 pub mod cloud;
 pub mod command;

@@ -358,9 +358,15 @@ fn update(frame: &mut [u8], place: usize, old: &[u8], new: &[u8]) {
     frame[place..place + 2].copy_from_slice(&(!(folded as u16)).to_be_bytes());
 }
 
+/// The Internet checksum; 0 for bytes that have theirs among them.
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
+    !sum(bytes)
+}
+
 /// The one's complement sum of 16-bit words.
 fn sum(bytes: &[u8]) -> u16 {
-    let mut total: u64 = bytes.chunks(2).map(|word| u64::from(word[0]) << 8 | u64::from(word[1])).sum();
+    let word = |word: &[u8]| u64::from(word[0]) << 8 | word.get(1).copied().map_or(0, u64::from);
+    let mut total: u64 = bytes.chunks(2).map(word).sum();
     while total > 0xffff {
         total = (total & 0xffff) + (total >> 16);
     }
