@@ -79,8 +79,11 @@ impl Reconciler {
             self.indexes.give_back(served.assignment);
         }
         let attached = self.attach();
-        if first && let Err(error) = self.datapath.remove_other_layouts() {
-            error!(%error, "cannot remove what an agent of another version left");
+        if first {
+            let served = self.served.keys().map(|key| key.ifindex).collect();
+            if let Err(error) = self.datapath.remove_other_layouts(&served) {
+                error!(%error, "cannot remove what an agent of another version left");
+            }
         }
         complete & attached
     }

@@ -1,17 +1,21 @@
 //! The agent and the databases are restarted; guests do not notice more than a delay.
 
-use std::{thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use aya::programs::{SchedClassifier, TcAttachType};
+use metadata_ebpf::map::LAYOUT;
 use metadata_tests::{
     agent::{Agent, Options, service_namespace},
     check::{META_DATA, is_identity_of, own_identity},
     cloud::{Chassis as _, Cloud},
+    command::{Words as _, run},
     guest::Guest,
     http::Error,
     netns::Namespace,
     ovn::{Lab, Routing},
     port::{METADATA_PORT, Port, uuid},
+    stage::Path,
     wait::until,
 };
 
@@ -90,6 +94,70 @@ fn addresses_resolve_while_the_agent_is_away() -> Result<()> {
     own_identity(&on_link)
 }
 
+/// A successor whose maps have another layout cannot adopt its predecessor's: it starts with its own, puts its programs
+/// in place of the former ones, and removes those, also from a tap that is nobody's any more.
+#[test]
+fn an_agent_of_another_layout_is_succeeded() -> Result<()> {
+    let mut cloud = Cloud::with_inventory()?;
+    let [red, blue] = cloud.overlapping_guests()?;
+    let left = cloud.chassis.add_guest(&cloud.chassis.add_network("left")?, Path::OnLink)?;
+    cloud.nova.add_instance(&left.port);
+    cloud.chassis.write_inventory(&[&red.port, &blue.port, &left.port])?;
+    cloud.agent.reload()?;
+    cloud.agent.wait_served(&left, cloud.chassis.ifindex(&left)?)?;
+    // Made again, so that the successor gives the index that blue has now to red.
+    cloud.chassis.stop_tap(&red)?;
+    cloud.agent.wait_gone(&red.port.tap)?;
+    cloud.chassis.start_tap(&red, Path::OnLink)?;
+    cloud.agent.wait_served(&red, cloud.chassis.ifindex(&red)?)?;
+    [&red, &blue, &left].into_iter().try_for_each(own_identity)?;
+
+    cloud.agent.kill()?;
+    cloud.chassis.write_inventory(&[&red.port, &blue.port])?;
+    let pins = cloud.agent.run_dir().join("bpf");
+    let [own, other] = [LAYOUT, LAYOUT + 1].map(|layout| format!("layout-{layout}"));
+    fs::rename(pins.join(&own), pins.join(&other))?;
+    let host = cloud.chassis.host();
+    for guest in [&red, &blue, &left] {
+        ensure!(programs(host, &guest.port.tap)? == 1, "{} lost its program", guest.port.tap);
+    }
+    thread::scope(|scope| -> Result<()> {
+        let waiting = [&red, &blue].map(|guest| scope.spawn(|| connected_in_the_gap(guest)));
+        for guest in [&red, &blue] {
+            until("the guest connects", Duration::from_secs(5), || {
+                ensure!(guest.netns.is_connecting(80)?);
+                Ok(())
+            })?;
+        }
+        cloud.agent.resume()?;
+        waiting.into_iter().try_for_each(|guest| guest.join().ok().context("the guest's thread panicked")?)
+    })?;
+    cloud.agent.wait_ready()?;
+    for guest in [&red, &blue] {
+        cloud.agent.wait_served(guest, cloud.chassis.ifindex(guest)?)?;
+        own_identity(guest)?;
+        ensure!(programs(cloud.chassis.host(), &guest.port.tap)? == 1, "on {}", guest.port.tap);
+    }
+    ensure!(programs(cloud.chassis.host(), &left.port.tap)? == 0, "a program is left on {}", left.port.tap);
+    ensure!(programs(cloud.chassis.host(), "metadata0")? == 1, "on the service device");
+    // Both sources were learned by maps that knew none.
+    assert_eq!(cloud.agent.counter("source_learned")?, 2);
+    let folders: Vec<_> = fs::read_dir(&pins)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
+    ensure!(
+        folders.iter().any(|name| *name == *own) && !folders.iter().any(|name| *name == *other),
+        "{folders:?}"
+    );
+    Ok(())
+}
+
+/// How many programs a device has on its ingress, by either kind of attachment.
+fn programs(host: &Namespace, device: &str) -> Result<usize> {
+    // A kernel without TCX refuses the question.
+    let links = host.run(|| SchedClassifier::query_tcx(device, TcAttachType::Ingress))?;
+    let filters = run(host.command("tc")?.words(format!("filter show dev {device} ingress")))?;
+    Ok(links.map_or(0, |(_, programs)| programs.len()) + filters.matches("handle 0xa9fe").count())
+}
+
 #[test]
 fn a_clean_up_leaves_nothing() -> Result<()> {
     let mut cloud = Cloud::with_inventory()?;
@@ -101,7 +169,7 @@ fn a_clean_up_leaves_nothing() -> Result<()> {
     cloud.agent.clean_up()?;
     assert!(!service.path().exists());
     assert!(!cloud.chassis.host().ip("-o link")?.contains("prog/"), "a program is left");
-    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
     assert!(!mounts.contains(&cloud.chassis.sandbox().dir().display().to_string()), "{mounts}");
     // Nobody hides that there is no service any more; nobody answers either.
     let gone = guests[0].connect_with(None, GAP).err();

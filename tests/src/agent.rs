@@ -145,6 +145,11 @@ impl Agent {
         })
     }
 
+    /// Where its pins are.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     /// Everything it has logged, former runs included.
     pub fn log(&self) -> Result<String> {
         Ok(fs::read_to_string(&self.log)?)

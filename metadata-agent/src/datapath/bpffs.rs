@@ -49,17 +49,19 @@ fn is_bpffs(path: &Path) -> Result<bool, Errno> {
     Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Removes the folders in `root` with all they hold, but for one. Files are left: the kernel puts iterators of its own in
-/// there (`maps.debug`, with CONFIG_BPF_PRELOAD), which cannot be removed.
-pub(super) fn clear(root: &Path, keep: Option<&str>) -> Result<(), Error> {
-    let clear = || -> std::io::Result<()> {
+/// Removes the folders in `root` with all they hold, but for one; returns whether there were any. Files are left: the
+/// kernel puts iterators of its own in there (`maps.debug`, with CONFIG_BPF_PRELOAD), which cannot be removed.
+pub(super) fn clear(root: &Path, keep: Option<&str>) -> Result<bool, Error> {
+    let clear = || -> std::io::Result<bool> {
+        let mut found = false;
         for entry in fs::read_dir(root)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() && keep.is_none_or(|keep| entry.file_name() != keep) {
                 fs::remove_dir_all(entry.path())?;
+                found = true;
             }
         }
-        Ok(())
+        Ok(found)
     };
     clear().map_err(|error| Error::Bpffs { path: root.into(), error })
 }

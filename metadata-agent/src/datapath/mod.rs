@@ -6,7 +6,7 @@ mod netns;
 mod service;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -69,6 +69,9 @@ pub enum Error {
         /// Whether the reason may be a kernel without that kind of attachment.
         unsupported: bool,
     },
+    /// The network devices cannot be listed.
+    #[error("cannot list the network devices: {0}")]
+    Devices(io::Error),
     /// A pin cannot be written or removed.
     #[error("pin {path}: {error}", path = .path.display())]
     Pin {
@@ -162,27 +165,20 @@ impl Datapath {
         })
     }
 
-    /// Removes what agents of other layouts of the maps left, programs included. To be called when this one's programs
-    /// are in place.
-    pub fn remove_other_layouts(&self) -> Result<(), Error> {
-        match self.maps_dir.parent() {
-            Some(root) => bpffs::clear(root, Some(&layout())),
-            None => Ok(()),
+    /// Removes what agents of other layouts of the maps left, programs included, also from taps that are not `served`.
+    /// To be called when this one's programs are in place.
+    pub fn remove_other_layouts(&self, served: &BTreeSet<u32>) -> Result<(), Error> {
+        let Some(root) = self.maps_dir.parent() else { return Ok(()) };
+        if bpffs::clear(root, Some(&layout()))? {
+            attach::remove_filters(|ifindex| served.contains(&ifindex) || ifindex == self.service.ifindex)?;
         }
+        Ok(())
     }
 
     /// Unpins everything below `run_dir`, takes the programs off, and unmounts our BPF file system.
     pub fn remove(run_dir: &Path) -> Result<(), Error> {
-        let root = run_dir.join("bpf");
-        // Filters of a clsact qdisc have no pin that would take them along.
-        if let Ok(data) = MapData::from_pin(root.join(layout()).join("PORTS"))
-            && let Ok(ports) = HashMap::<_, PortKey, Port>::try_from(Map::HashMap(data))
-        {
-            for key in ports.keys().flatten() {
-                attach::remove_filter(key.ifindex)?;
-            }
-        }
-        bpffs::remove(&root)
+        attach::remove_filters(|_| false)?;
+        bpffs::remove(&run_dir.join("bpf"))
     }
 
     /// The programs' log records (aya-log), for a task to read.

@@ -5,6 +5,7 @@ mod tcx;
 use std::{error::Error as StdError, io, path::PathBuf};
 
 use aya::programs::SchedClassifier;
+use nix::net::if_::{Interface, if_nameindex};
 use tracing::info;
 
 use super::{Device, Error};
@@ -79,9 +80,11 @@ impl Attachment {
     }
 }
 
-/// Takes the filter off a device, whatever kind of attachment is in use; for cleaning up.
-pub(super) fn remove_filter(ifindex: u32) -> Result<(), Error> {
-    clsact::detach(ifindex)
+/// Takes the filters off all devices but those to keep, whatever kind of attachment is in use. No pin takes them along,
+/// and the maps that say where they are may be of another layout.
+pub(super) fn remove_filters(keep: impl Fn(u32) -> bool) -> Result<(), Error> {
+    let devices = if_nameindex().map_err(|errno| Error::Devices(errno.into()))?;
+    devices.iter().map(Interface::index).filter(|ifindex| !keep(*ifindex)).try_for_each(clsact::detach)
 }
 
 /// Name of the service device's link.
