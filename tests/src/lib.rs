@@ -9,7 +9,7 @@
 //! stage     one chassis with taps and bridges only
 //! nova      the metadata API          upstream  exact bytes in its place     pki       certificates for it
 //! agent     the program under test
-//! programs  the eBPF programs on single frames     model     what they should do
+//! programs  the eBPF programs on single frames     model     what they should do      interpreter   what that takes
 //! capture   what arrives at a guest's NIC
 //! cloud     a chassis, a Nova and an agent, ready for a test      check     what every test asks of an answer
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
@@ -22,6 +22,7 @@ pub mod cloud;
 pub mod command;
 pub mod guest;
 pub mod http;
+pub mod interpreter;
 pub mod model;
 pub mod netns;
 pub mod nova;

@@ -27,7 +27,7 @@ pub enum Which {
 }
 
 impl Which {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::FromGuest => "from_guest",
             Self::ToGuest => "to_guest",

@@ -1,5 +1,5 @@
 //! ARP for the metadata address (RFC 826, RFC 5227).
-use super::{ETHERNET_LEN, field, mac_source, set_field, set_macs};
+use super::{ETHERNET_LEN, field, holds, mac_source, set_field, set_macs};
 use crate::address::{METADATA_V4, SERVICE_MAC};
 
 /// Bytes of Ethernet header and an ARP packet for IPv4 over Ethernet.
@@ -32,17 +32,17 @@ pub enum Arp {
 /// finds it taken. Whatever has the metadata address as its sender claims it.
 #[inline(always)]
 pub fn classify(frame: &[u8; LEN]) -> Arp {
+    let is_claim = holds(frame, SENDER, METADATA_V4.octets());
+    if !is_claim && !holds(frame, TARGET, METADATA_V4.octets()) {
+        return Arp::Pass;
+    }
     if field::<6, LEN>(frame, FIXED) != ETHERNET_IPV4 {
         return Arp::Pass;
     }
-    if field::<4, LEN>(frame, SENDER) == METADATA_V4.octets() {
+    if is_claim {
         return Arp::Claim;
     }
-    if field::<4, LEN>(frame, TARGET) == METADATA_V4.octets() && field::<2, LEN>(frame, OPERATION) == REQUEST
-    {
-        return Arp::Request;
-    }
-    Arp::Pass
+    if field::<2, LEN>(frame, OPERATION) == REQUEST { Arp::Request } else { Arp::Pass }
 }
 
 /// Turns a request for the metadata address into its answer, in place.

@@ -2,7 +2,7 @@
 use core::net::Ipv4Addr;
 
 use super::{
-    ETHERNET_LEN, Verdict, answer_echo, checksum_replace, field, is_unicast, set_field, set_macs, tcp,
+    ETHERNET_LEN, Verdict, answer_echo, checksum_replace, field, holds, is_unicast, set_field, set_macs, tcp,
 };
 use crate::{
     address::{METADATA_V4, SERVICE_MAC},
@@ -43,7 +43,7 @@ pub enum Kind {
 /// Is this frame of a guest for the metadata address? All that a frame that is not ours pays.
 #[inline(always)]
 pub fn is_ours(frame: &[u8; LEN]) -> bool {
-    field::<4, LEN>(frame, DESTINATION) == METADATA_V4.octets()
+    holds(frame, DESTINATION, METADATA_V4.octets())
 }
 
 /// What a frame for the metadata address carries.

@@ -1,7 +1,7 @@
 //! IPv6 frames to the metadata address, and the service's replies.
 use core::net::Ipv6Addr;
 
-use super::{ETHERNET_LEN, Verdict, answer_echo, field, is_unicast, set_field, set_macs, tcp};
+use super::{ETHERNET_LEN, Verdict, answer_echo, field, holds, is_unicast, set_field, set_macs, tcp};
 use crate::{
     address::{METADATA_V6, SERVICE_MAC, TAG_NET_V6},
     counter::Counter,
@@ -49,7 +49,7 @@ pub enum Kind {
 #[inline(always)]
 pub fn kind(frame: &[u8; LEN]) -> Kind {
     let next = frame[NEXT_HEADER];
-    let to_us = field::<16, LEN>(frame, DESTINATION) == METADATA_V6.octets();
+    let to_us = holds(frame, DESTINATION, METADATA_V6.octets());
     if next == ICMP {
         return Kind::Icmp { to_us };
     }

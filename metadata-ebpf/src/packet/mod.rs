@@ -46,6 +46,14 @@ fn field<const N: usize, const LEN: usize>(frame: &[u8; LEN], at: usize) -> [u8;
     out
 }
 
+/// Whether the `N` bytes from offset `at` are these. Bytes are loaded one by one, so the last two are compared first:
+/// most addresses of others differ there.
+#[inline(always)]
+fn holds<const N: usize, const LEN: usize>(frame: &[u8; LEN], at: usize, value: [u8; N]) -> bool {
+    let end = N - 2;
+    field::<2, LEN>(frame, at + end) == [value[end], value[end + 1]] && field::<N, LEN>(frame, at) == value
+}
+
 #[inline(always)]
 fn set_field<const N: usize, const LEN: usize>(frame: &mut [u8; LEN], at: usize, value: [u8; N]) {
     let mut i = 0;

@@ -2,7 +2,7 @@
 use core::net::Ipv6Addr;
 
 use super::{
-    field,
+    field, holds,
     ipv6::{self, DESTINATION, ICMP, LEN, SOURCE},
     mac_source, set_field, set_macs,
 };
@@ -56,7 +56,7 @@ pub fn classify(frame: &[u8; TARGET_LEN]) -> Nd {
     if kind != SOLICITATION && kind != ADVERTISEMENT {
         return Nd::Other;
     }
-    if field::<16, TARGET_LEN>(frame, TARGET) != METADATA_V6.octets() {
+    if !holds(frame, TARGET, METADATA_V6.octets()) {
         return Nd::Other;
     }
     if kind == ADVERTISEMENT {
