@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    net::IpAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     thread,
@@ -56,6 +57,7 @@ pub struct PortStatus {
     pub index: u32,
     pub generation: u64,
     pub instance: Option<String>,
+    pub fixed_ips: Vec<IpAddr>,
     pub state: String,
 }
 

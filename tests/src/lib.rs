@@ -5,6 +5,7 @@
 //! netns     network namespaces        process   daemons that die with us     command   programs that end
 //! port      networks and ports        guest     a namespace with a NIC       http      its HTTP client
 //! tap       a NIC as a hypervisor makes it           trunk   one with VLANs     vlan   their tags in its frames
+//! station   no more than a tap's frames, written and read by the test
 //! ovn::Lab  one chassis with a real OVN and Open vSwitch
 //! stage     one chassis with taps and bridges only
 //! nova      the metadata API          upstream  exact bytes in its place     pki       certificates for it
@@ -33,6 +34,7 @@ pub mod process;
 pub mod programs;
 pub mod sandbox;
 pub mod stage;
+pub mod station;
 pub(crate) mod tap;
 pub mod traffic;
 pub mod trunk;

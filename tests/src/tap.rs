@@ -26,6 +26,7 @@ use nix::{
     errno::Errno,
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 
 use crate::{netns::Namespace, vlan};
@@ -36,16 +37,17 @@ const OFFLOADS: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F
 const LARGEST_FRAME: usize = 70_000;
 
 mod ioctl {
-    //! The kernel's numbers (linux/if_tun.h).
+    //! The kernel's numbers (linux/if_tun.h, linux/sockios.h).
     use nix::{
         ioctl_write_int_bad, ioctl_write_ptr, ioctl_write_ptr_bad,
-        libc::{c_int, c_uint, ifreq},
+        libc::{SIOCSIFFLAGS, c_int, c_uint, ifreq},
         request_code_write,
     };
 
     ioctl_write_ptr_bad!(set_device, request_code_write!(b'T', 202, size_of::<c_int>()), ifreq);
     ioctl_write_int_bad!(set_offload, request_code_write!(b'T', 208, size_of::<c_uint>()));
     ioctl_write_ptr!(set_ifindex, b'T', 218, c_uint);
+    ioctl_write_ptr_bad!(set_flags, SIOCSIFFLAGS, ifreq);
 }
 
 /// One side of the relay, and the VLAN of the guest on it, 0 for none.
@@ -72,18 +74,12 @@ pub(crate) fn connect(
 }
 
 /// A tap lives as long as somebody has its descriptor.
-fn create(netns: &Namespace, name: &str, ifindex: Option<u32>) -> Result<File> {
+pub(crate) fn create(netns: &Namespace, name: &str, ifindex: Option<u32>) -> Result<File> {
     let make = || -> io::Result<File> {
         // The device appears in the namespace in which this is opened.
         let file =
             File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
-        // SAFETY: all zeroes is a valid value of this structure of integers.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
-            *to = from.cast_signed();
-        }
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = flags as libc::c_short;
+        let request = request(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
         // SAFETY: the descriptor is open, and the pointers are to values of the types that these calls read.
         unsafe {
             if let Some(ifindex) = ifindex {
@@ -95,6 +91,27 @@ fn create(netns: &Namespace, name: &str, ifindex: Option<u32>) -> Result<File> {
         Ok(file)
     };
     netns.run(make)?.with_context(|| format!("cannot make the tap {name} in {}", netns.name()))
+}
+
+/// Sets a device up, sooner than by starting a program.
+pub(crate) fn set_up(netns: &Namespace, name: &str) -> Result<()> {
+    let set = || -> io::Result<()> {
+        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        // SAFETY: the descriptor is open, and the pointer is to a value of the type that this call reads.
+        unsafe { ioctl::set_flags(socket.as_raw_fd(), &request(name, libc::IFF_UP))? };
+        Ok(())
+    };
+    netns.run(set)?.with_context(|| format!("cannot set up {name} in {}", netns.name()))
+}
+
+fn request(name: &str, flags: libc::c_int) -> libc::ifreq {
+    // SAFETY: all zeroes is a valid value of this structure of integers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    request
 }
 
 fn relay(host: &File, guests: &[End]) {

@@ -1,0 +1,192 @@
+//! A machine that is nothing but its NIC: a tap whose frames the test writes and reads itself, with just enough TCP to
+//! ask the metadata service. What a kernel would quietly discard, a segment of somebody else's connection, is an error.
+
+use std::{
+    fs::File,
+    io::{self, ErrorKind, Read, Write},
+    os::fd::AsFd as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::{guest::METADATA, model::checksum, netns::Namespace, port::Port, tap};
+
+/// How long an answer may take before what was sent is sent again; the first SYNs are before the program is attached.
+const AGAIN: Duration = Duration::from_millis(20);
+const LIMIT: Duration = Duration::from_secs(20);
+/// virtio's header, and where the headers behind it begin.
+const VIRTIO: usize = 10;
+const IP: usize = VIRTIO + 14;
+const TCP: usize = IP + 20;
+const LARGEST_FRAME: usize = 70_000;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const PSH: u8 = 0x08;
+const ACK: u8 = 0x10;
+
+/// The machine, with one connection. It is unplugged when dropped.
+#[derive(Debug)]
+pub struct Station {
+    tap: File,
+    port: Port,
+    source_port: u16,
+    /// What the other side has confirmed, and what was sent after that.
+    confirmed: u32,
+    outstanding: Vec<u8>,
+    /// What is expected of the other side next.
+    expected: u32,
+}
+
+impl Station {
+    /// Makes the tap, with that ifindex.
+    pub fn plug(host: &Namespace, port: &Port, ifindex: u32) -> Result<Self> {
+        let tap = tap::create(host, &port.tap, Some(ifindex))?;
+        tap::set_up(host, &port.tap)?;
+        Ok(Self { tap, port: port.clone(), source_port: 0, confirmed: 0, outstanding: vec![], expected: 0 })
+    }
+
+    /// Opens the connection from a chosen port with a chosen first sequence number.
+    pub fn connect(&mut self, source_port: u16, first: u32) -> Result<()> {
+        (self.source_port, self.confirmed) = (source_port, first);
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            self.transmit(first, 0, SYN, &[])?;
+            let Some(segment) = self.segment(AGAIN)? else {
+                // Until the program is on the tap, there is nobody to answer.
+                if Instant::now() < deadline {
+                    continue;
+                }
+                return Err(io::Error::from(ErrorKind::TimedOut)).context("no connection");
+            };
+            if segment.flags & (SYN | ACK) == SYN | ACK && segment.ack == first.wrapping_add(1) {
+                self.confirmed = segment.ack;
+                self.expected = segment.seq.wrapping_add(1);
+                self.transmit(self.confirmed, self.expected, ACK, &[])?;
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next segment of the connection; `None` if there is none in time.
+    fn segment(&mut self, limit: Duration) -> io::Result<Option<Segment>> {
+        let deadline = Instant::now() + limit;
+        let mut frame = vec![0; LARGEST_FRAME];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = PollTimeout::try_from(left).map_err(io::Error::other)?;
+            if poll(&mut [PollFd::new(self.tap.as_fd(), PollFlags::POLLIN)], left)? == 0 {
+                return Ok(None);
+            }
+            let length = self.tap.read(&mut frame)?;
+            let Some(segment) = Segment::of(&frame[..length]) else { continue };
+            let sent = self.outstanding.len() as u32;
+            let is_mine = segment.port == self.source_port
+                && segment.address == self.port.address.octets()
+                // The very first answer confirms the SYN, which has no byte.
+                && segment.ack.wrapping_sub(self.confirmed) <= sent.max(1);
+            if !is_mine {
+                return Err(io::Error::new(
+                    ErrorKind::InvalidData,
+                    format!("another's segment: {segment:?}"),
+                ));
+            }
+            if segment.flags & RST != 0 {
+                return Err(ErrorKind::ConnectionReset.into());
+            }
+            return Ok(Some(segment));
+        }
+    }
+
+    fn transmit(&mut self, seq: u32, ack: u32, flags: u8, payload: &[u8]) -> io::Result<()> {
+        let length = (40 + payload.len() as u16).to_be_bytes();
+        let addresses = [self.port.address.octets(), METADATA.ip().octets()].concat();
+        let mut ip = [&[0x45, 0][..], &length, &[0, 1, 0x40, 0, 64, 6, 0, 0], &addresses].concat();
+        let sum = checksum(&ip).to_be_bytes();
+        ip[10..12].copy_from_slice(&sum);
+        let mut tcp = [self.source_port.to_be_bytes(), METADATA.port().to_be_bytes()].concat();
+        tcp.extend([seq.to_be_bytes(), ack.to_be_bytes()].concat());
+        tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        tcp.extend(payload);
+        let pseudo_header = [&addresses[..], &[0, 0, 0, 6], &(tcp.len() as u32).to_be_bytes()].concat();
+        let sum = checksum(&[&pseudo_header[..], &tcp].concat()).to_be_bytes();
+        tcp[16..18].copy_from_slice(&sum);
+        let ethernet = [0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2, 0x08, 0x00];
+        let frame = [&[0; VIRTIO][..], &ethernet, &ip, &tcp].concat();
+        self.tap.write_all(&frame)
+    }
+}
+
+impl Write for Station {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let seq = self.confirmed.wrapping_add(self.outstanding.len() as u32);
+        self.outstanding.extend(bytes);
+        self.transmit(seq, self.expected, ACK | PSH, bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Read for Station {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline {
+            let Some(segment) = self.segment(10 * AGAIN)? else {
+                let outstanding = self.outstanding.clone();
+                self.transmit(self.confirmed, self.expected, ACK | PSH, &outstanding)?;
+                continue;
+            };
+            let confirmed = segment.ack.wrapping_sub(self.confirmed) as usize;
+            self.outstanding.drain(..confirmed.min(self.outstanding.len()));
+            self.confirmed = segment.ack;
+            // What does not fit is not confirmed, and comes again.
+            let length = segment.payload.len().min(bytes.len());
+            if segment.seq != self.expected || (length == 0 && segment.flags & FIN == 0) {
+                if !segment.payload.is_empty() {
+                    self.transmit(self.confirmed, self.expected, ACK, &[])?;
+                }
+                continue;
+            }
+            bytes[..length].copy_from_slice(&segment.payload[..length]);
+            self.expected = self.expected.wrapping_add(length as u32);
+            let seq = self.confirmed.wrapping_add(self.outstanding.len() as u32);
+            self.transmit(seq, self.expected, ACK, &[])?;
+            return Ok(length);
+        }
+        Err(ErrorKind::TimedOut.into())
+    }
+}
+
+/// A TCP segment from the service.
+#[derive(Debug)]
+struct Segment {
+    address: [u8; 4],
+    port: u16,
+    seq: u32,
+    ack: u32,
+    flags: u8,
+    payload: Vec<u8>,
+}
+
+impl Segment {
+    fn of(frame: &[u8]) -> Option<Self> {
+        let is_tcp = frame.get(IP) == Some(&0x45) && frame.get(IP + 9) == Some(&6);
+        let tcp = frame.get(TCP..).filter(|tcp| is_tcp && tcp.len() >= 20)?;
+        let word = |at: usize| Some(u32::from_be_bytes(*tcp.get(at..)?.first_chunk()?));
+        let end = IP + usize::from(u16::from_be_bytes([frame[IP + 2], frame[IP + 3]]));
+        Some(Self {
+            address: *frame[IP + 16..].first_chunk()?,
+            port: u16::from_be_bytes([tcp[2], tcp[3]]),
+            seq: word(4)?,
+            ack: word(8)?,
+            flags: tcp[13],
+            payload: frame.get(TCP + usize::from(tcp[12] >> 4) * 4..end)?.to_vec(),
+        })
+    }
+}
