@@ -18,7 +18,7 @@ use crate::{
     logging::LogFilter,
     metrics::Metrics,
     proxy::Nova,
-    reconcile::Reconciler,
+    reconcile::{Applied, Reconciler},
 };
 
 /// How long after a failure things are tried again.
@@ -163,11 +163,15 @@ impl Control {
     fn reconcile(&mut self, retry: &mut Option<Instant>) {
         let Some(desired) = self.source.desired(&self.links, &self.reconciler) else { return };
         self.reconciler.restore(&self.links.take_stripped());
-        let complete = self.reconciler.apply(&desired);
-        let unable = (!complete).then(|| "not every port could be served".to_owned());
+        let applied = self.reconciler.apply(&desired);
+        let unable = (applied != Applied::Complete).then(|| "not every port could be served".to_owned());
         self.source.set_unable(unable);
-        if !complete {
-            retry.get_or_insert_with(|| Instant::now() + RETRY);
+        match applied {
+            Applied::Complete => {}
+            Applied::Partly => *retry = Some(Instant::now()),
+            Applied::Failed => {
+                retry.get_or_insert_with(|| Instant::now() + RETRY);
+            }
         }
         if !self.serving.is_cancelled() {
             info!(ports = desired.len(), "serving");

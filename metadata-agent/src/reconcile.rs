@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use metadata_ebpf::map::PortKey;
@@ -22,6 +23,21 @@ use crate::{
     },
 };
 
+/// How long attaching may keep the control plane from its other work: a TCX link waits for the kernel's RCU grace period,
+/// which is some ten milliseconds for each tap and cannot be had in parallel (the kernel holds its RTNL lock meanwhile).
+const ATTACHING: Duration = Duration::from_millis(100);
+
+/// What came of applying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// All of it is in force.
+    Complete,
+    /// There are taps left that nothing is wrong with: to be called again as soon as events have had their turn.
+    Partly,
+    /// Something failed: to be called again soon.
+    Failed,
+}
+
 /// The one owner of the datapath and the directory's only writer.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -29,6 +45,8 @@ pub struct Reconciler {
     indexes: Indexes,
     /// Assignments of a former agent, until the first time that something is applied.
     adopted: Option<BTreeMap<PortKey, Assignment>>,
+    /// Whether agents of other layouts may have left something.
+    succeeding: bool,
     served: BTreeMap<PortKey, Served>,
     directory: Arc<Directory>,
     signer: Signer,
@@ -54,11 +72,19 @@ impl Reconciler {
         if !adopted.is_empty() {
             info!(ports = adopted.len(), "adopting the ports of a former agent");
         }
-        Ok(Self { datapath, indexes, adopted: Some(adopted), served: BTreeMap::new(), directory, signer })
+        Ok(Self {
+            datapath,
+            indexes,
+            adopted: Some(adopted),
+            succeeding: true,
+            served: BTreeMap::new(),
+            directory,
+            signer,
+        })
     }
 
-    /// Applies the difference. Returns whether all of it could be applied; if not, it is to be called again soon.
-    pub fn apply(&mut self, desired: &Desired) -> bool {
+    /// Applies the difference.
+    pub fn apply(&mut self, desired: &Desired) -> Applied {
         let gone: Vec<PortKey> = self
             .served
             .iter()
@@ -66,7 +92,6 @@ impl Reconciler {
             .map(|(key, _)| *key)
             .collect();
         let gone: Vec<Served> = gone.into_iter().filter_map(|key| self.release(key)).collect();
-        let first = self.adopted.is_some();
         let mut adopted = self.adopted.take().map(|adopted| self.sweep(adopted, desired)).unwrap_or_default();
 
         let mut complete = true;
@@ -79,13 +104,14 @@ impl Reconciler {
             self.indexes.give_back(served.assignment);
         }
         let attached = self.attach();
-        if first {
+        if self.succeeding && attached != Applied::Partly {
+            self.succeeding = false;
             let served = self.served.keys().map(|key| key.ifindex).collect();
             if let Err(error) = self.datapath.remove_other_layouts(&served) {
                 error!(%error, "cannot remove what an agent of another version left");
             }
         }
-        complete & attached
+        if complete { attached } else { Applied::Failed }
     }
 
     /// Whether others can remove programs from devices.
@@ -257,9 +283,13 @@ impl Reconciler {
         self.directory.publish(ports);
     }
 
-    fn attach(&mut self) -> bool {
-        let mut complete = true;
+    fn attach(&mut self) -> Applied {
+        let started = Instant::now();
+        let mut attached = Applied::Complete;
         for served in self.served.values_mut().filter(|served| served.attached.is_err()) {
+            if started.elapsed() > ATTACHING {
+                return Applied::Partly;
+            }
             let device = &served.wanted.device;
             let result = self.datapath.attach(device).map_err(|error| error.to_string());
             match &result {
@@ -268,12 +298,12 @@ impl Reconciler {
                     if served.attached.as_ref() != Err(error) {
                         warn!(tap = device.name, "{error}; trying again");
                     }
-                    complete = false;
+                    attached = Applied::Failed;
                 }
             }
             served.attached = result;
         }
-        complete
+        attached
     }
 }
 

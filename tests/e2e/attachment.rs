@@ -11,6 +11,7 @@ use metadata_tests::{
     check::own_identity,
     cloud::{Chassis as _, Cloud},
     command::{Words as _, run},
+    port::Port,
     stage::Stage,
     wait::until,
 };
@@ -73,6 +74,36 @@ fn links_do_not_mind_what_happens_to_qdiscs() -> Result<()> {
         run(tc.words(format!("qdisc {action} dev {} clsact", red.port.tap)))?;
         own_identity(&red)?;
     }
+    Ok(())
+}
+
+/// Each link waits for the kernel; the agent answers meanwhile, and serves those that it has done.
+#[test]
+fn many_taps_do_not_keep_the_agent_from_its_other_work() -> Result<()> {
+    const TAPS: u32 = 200;
+    let cloud = cloud(&["attach = tcx"])?;
+    let network = cloud.chassis.add_network("green")?;
+    let ports = (0..TAPS).map(|_| Port::new(&network)).collect::<Result<Vec<_>>>()?;
+    for Port { tap, .. } in &ports {
+        cloud.chassis.host().ip(format!("link add {tap} type veth peer name p{}", &tap[3..]))?;
+    }
+    cloud.chassis.write_inventory(&ports.iter().collect::<Vec<_>>())?;
+    let started = Instant::now();
+    cloud.agent.reload()?;
+    let (mut answers_meanwhile, mut slowest) = (0, Duration::ZERO);
+    until("all taps have the program", Duration::from_secs(120), || {
+        let asked = Instant::now();
+        let statuses = cloud.agent.ports()?;
+        slowest = slowest.max(asked.elapsed());
+        let left = statuses.iter().filter(|status| !status.reason.is_empty()).count();
+        answers_meanwhile += usize::from(left > 0);
+        ensure!(statuses.len() == ports.len() && left == 0, "{left} of {} are left", statuses.len());
+        Ok(())
+    })?;
+    let took = started.elapsed();
+    println!("{TAPS} taps in {took:?}, {answers_meanwhile} answers meanwhile, the slowest after {slowest:?}");
+    // A kernel that does not wait leaves no time to ask.
+    ensure!(answers_meanwhile > 0 || took < Duration::from_secs(1), "the agent was busy for {took:?}");
     Ok(())
 }
 

@@ -59,6 +59,8 @@ pub struct PortStatus {
     pub instance: Option<String>,
     pub fixed_ips: Vec<IpAddr>,
     pub state: String,
+    /// Why it is not served, if it is not.
+    pub reason: String,
 }
 
 #[derive(Debug)]
@@ -173,6 +175,7 @@ impl Agent {
                     && status.tap == port.tap
                     && status.ifindex == ifindex
                     && status.state == "known"
+                    && status.reason.is_empty()
                     && status.instance.as_ref() == Some(&port.instance)
             });
             found.cloned().with_context(|| format!("/ports says {ports:?}"))
