@@ -27,6 +27,9 @@ use crate::{
 /// which is some ten milliseconds for each tap and cannot be had in parallel (the kernel holds its RTNL lock meanwhile).
 const ATTACHING: Duration = Duration::from_millis(100);
 
+/// Why a device has no program that nobody has tried to attach yet.
+const NOT_YET: &str = "not yet";
+
 /// What came of applying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
@@ -262,7 +265,7 @@ impl Reconciler {
                     gone: CancellationToken::new(),
                     usage: Usage::default(),
                 });
-                let attached = Err("not yet".to_owned());
+                let attached = Err(NOT_YET.to_owned());
                 let identity = identity(&wanted.who);
                 vacant.insert(Served {
                     assignment,
@@ -286,7 +289,11 @@ impl Reconciler {
     fn attach(&mut self) -> Applied {
         let started = Instant::now();
         let mut attached = Applied::Complete;
-        for served in self.served.values_mut().filter(|served| served.attached.is_err()) {
+        let mut waiting: Vec<&mut Served> =
+            self.served.values_mut().filter(|served| served.attached.is_err()).collect();
+        // Those that failed before come last, or they would keep the others waiting.
+        waiting.sort_by_key(|served| served.attached.as_ref().is_err_and(|error| error != NOT_YET));
+        for served in waiting {
             if started.elapsed() > ATTACHING {
                 return Applied::Partly;
             }
