@@ -8,6 +8,7 @@ mod build;
 mod ci;
 mod command;
 mod counts;
+mod debian;
 #[expect(
     dead_code,
     unreachable_pub,

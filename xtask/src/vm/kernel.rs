@@ -1,6 +1,4 @@
-//! Debian's kernels: which there are, and their packages, fetched and unpacked without installing anything.
-//!
-//! apt is given a sources list and state of its own, so the machine's stay as they are. Its mirror is used.
+//! Debian's kernels: which there are, and what of their packages a machine needs.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -9,7 +7,10 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::command::{output, run_quietly, say};
+use crate::{
+    command::{output, run_quietly},
+    debian::{self, Apt},
+};
 
 /// A kernel of the list, and the suites in which its packages are; the newest there is taken.
 #[derive(Debug)]
@@ -28,11 +29,10 @@ const KERNELS: &[Kernel] = &[
     Kernel { name: "newest", suites: &["trixie-backports", "sid", "experimental"], note: "" },
 ];
 
-/// Also the suite of the static busybox that runs as a machine's init.
-const TOOLS: Kernel = Kernel { name: "tools", suites: &["bookworm"], note: "" };
+/// The suite of the static busybox that runs as a machine's init.
+const TOOLS: &[&str] = &["bookworm"];
 /// The generic kernel: the one for clouds lacks the file system that the machines see their files through.
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// An unpacked kernel.
 #[derive(Debug)]
@@ -66,14 +66,10 @@ impl Kernel {
     /// The unpacked kernel: what is there already, unless asked to look for a newer one.
     pub(super) fn install(&self, cache: &Path, refresh: bool) -> anyhow::Result<Installed> {
         let folder = cache.join(self.name);
-        let root = folder.join("root");
-        if refresh || !root.exists() {
-            let apt = Apt::update(self, &folder)?;
-            unpack(&root, |draft| {
-                apt.unpack(&apt.kernel_packages()?, draft)?;
-                index_modules(draft)
-            })?;
-        }
+        let root = debian::unpacked(&folder, self.suites, refresh, |apt, draft| {
+            apt.unpack(&kernel_packages(apt)?, draft)?;
+            index_modules(draft)
+        })?;
         let modules = modules(&root)?;
         let release = file_name(&modules);
         // Newer packages have it next to the modules.
@@ -86,29 +82,25 @@ impl Kernel {
 
 /// The static busybox.
 pub(super) fn busybox(cache: &Path) -> anyhow::Result<PathBuf> {
-    let folder = cache.join(TOOLS.name);
-    let root = folder.join("root");
-    if !root.exists() {
-        let apt = Apt::update(&TOOLS, &folder)?;
-        unpack(&root, |draft| apt.unpack(&["busybox-static".to_owned()], draft))?;
-    }
+    let unpack = |apt: &Apt, draft: &Path| apt.unpack(&["busybox-static"], draft);
+    let root = debian::unpacked(&cache.join("tools"), TOOLS, false, unpack)?;
     let program = root.join("bin/busybox");
     ensure!(program.exists(), "the package of busybox has no {}", program.display());
     Ok(program)
 }
 
-/// Fills a folder beside and moves it into place, so that what is there is complete.
-fn unpack(root: &Path, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let draft = root.with_extension("draft");
-    for old in [&draft, root] {
-        if old.exists() {
-            fs::remove_dir_all(old).with_context(|| format!("cannot remove {}", old.display()))?;
-        }
-    }
-    fs::create_dir_all(&draft)?;
-    fill(&draft)?;
-    fs::rename(&draft, root)?;
-    Ok(())
+/// The packages that make up the kernel: one, or of late one each for image, modules and what is said of them.
+fn kernel_packages(apt: &Apt) -> anyhow::Result<Vec<String>> {
+    let mut depends = apt.command("apt-cache");
+    depends.args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts"]);
+    depends.args(["--no-breaks", "--no-replaces", "--no-enhances", KERNEL_PACKAGE]);
+    let text = output(&mut depends)?;
+    let parts = ["linux-base-", "linux-binary-", "linux-image-", "linux-modules-"];
+    // Lines that begin with a name are the packages, others tell how they depend on each other.
+    let packages = text.lines().filter(|line| parts.iter().any(|part| line.starts_with(part)));
+    let packages: Vec<_> = packages.map(str::to_owned).collect();
+    ensure!(!packages.is_empty(), "no suite has {KERNEL_PACKAGE}");
+    Ok(packages)
 }
 
 /// Where the modules of the only kernel below `root` are.
@@ -133,107 +125,4 @@ fn index_modules(root: &Path) -> anyhow::Result<()> {
 
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// apt with options that keep it to one folder.
-struct Apt {
-    options: PathBuf,
-    downloads: PathBuf,
-}
-
-impl Apt {
-    /// Reads what the suites have now.
-    fn update(kernel: &Kernel, folder: &Path) -> anyhow::Result<Self> {
-        ensure!(
-            Path::new(KEYRING).exists(),
-            "{KEYRING} is missing: the package debian-archive-keyring has it"
-        );
-        let state = folder.join("apt");
-        for part in ["lists/partial", "archives/partial", "parts"] {
-            fs::create_dir_all(state.join(part))?;
-        }
-        let mirror = mirror()?;
-        let line = |suite: &&str| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
-        fs::write(state.join("sources.list"), kernel.suites.iter().map(line).collect::<String>())?;
-        // Without this, experimental and backports would only be taken on request.
-        fs::write(state.join("preferences"), "Package: *\nPin: release *\nPin-Priority: 500\n")?;
-        fs::write(state.join("status"), "")?;
-        let path = |name: &str| state.join(name).display().to_string();
-        let options = [
-            ("Dir::State", path("")),
-            ("Dir::State::lists", path("lists")),
-            ("Dir::State::status", path("status")),
-            ("Dir::Cache", path("")),
-            ("Dir::Cache::archives", path("archives")),
-            ("Dir::Etc::SourceList", path("sources.list")),
-            ("Dir::Etc::SourceParts", path("parts")),
-            ("Dir::Etc::Preferences", path("preferences")),
-            ("Dir::Etc::PreferencesParts", path("parts")),
-            // Its user for downloads cannot write here.
-            ("APT::Sandbox::User", "root".into()),
-            ("APT::Architecture", "amd64".into()),
-            ("Acquire::Languages", "none".into()),
-            ("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false".into()),
-        ];
-        let options = options.map(|(name, value)| format!("{name} \"{value}\";\n"));
-        let apt = Self { options: state.join("apt.conf"), downloads: state.join("archives") };
-        fs::write(&apt.options, options.concat())?;
-        say(&format!("reading what Debian's {} has", kernel.suites.join(", ")));
-        run_quietly(apt.command("apt-get").args(["-q", "update"]))?;
-        Ok(apt)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.arg("-c").arg(&self.options).current_dir(&self.downloads);
-        command
-    }
-
-    /// The packages that make up the kernel: one, or of late one each for image, modules and what is said of them.
-    fn kernel_packages(&self) -> anyhow::Result<Vec<String>> {
-        let mut depends = self.command("apt-cache");
-        depends.args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts"]);
-        depends.args(["--no-breaks", "--no-replaces", "--no-enhances", KERNEL_PACKAGE]);
-        let text = output(&mut depends)?;
-        let parts = ["linux-base-", "linux-binary-", "linux-image-", "linux-modules-"];
-        // Lines that begin with a name are the packages, others tell how they depend on each other.
-        let packages = text.lines().filter(|line| parts.iter().any(|part| line.starts_with(part)));
-        let packages: Vec<_> = packages.map(str::to_owned).collect();
-        ensure!(!packages.is_empty(), "no suite has {KERNEL_PACKAGE}");
-        Ok(packages)
-    }
-
-    /// Fetches packages and unpacks them below `root`.
-    fn unpack(&self, packages: &[String], root: &Path) -> anyhow::Result<()> {
-        self.remove_downloads()?;
-        say(&format!("fetching {}", packages.join(", ")));
-        run_quietly(self.command("apt-get").args(["-q", "download"]).args(packages))?;
-        for package in self.downloaded()? {
-            run_quietly(Command::new("dpkg-deb").arg("-x").arg(package).arg(root))?;
-        }
-        self.remove_downloads()
-    }
-
-    fn downloaded(&self) -> anyhow::Result<Vec<PathBuf>> {
-        let entries = fs::read_dir(&self.downloads)?.flatten().map(|entry| entry.path());
-        Ok(entries.filter(|path| path.extension().is_some_and(|extension| extension == "deb")).collect())
-    }
-
-    fn remove_downloads(&self) -> anyhow::Result<()> {
-        for package in self.downloaded()? {
-            fs::remove_file(package)?;
-        }
-        Ok(())
-    }
-}
-
-/// The mirror that this machine has Debian itself from.
-fn mirror() -> anyhow::Result<String> {
-    let format = "$(REPO_URI) $(LABEL) $(COMPONENT)";
-    let text =
-        output(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
-    let mirror = text.lines().find_map(|line| line.strip_suffix(" Debian main"));
-    mirror.map(str::to_owned).context(
-        "this machine's apt knows no mirror of Debian (`apt-get update` must have run): no kernels can be fetched",
-    )
 }
