@@ -1,7 +1,7 @@
 //! Metadata over IPv6: the same guests, the same identities, on networks that have no IPv6 subnet at all.
 
 use std::{
-    net::{Ipv6Addr, SocketAddrV6, TcpStream},
+    net::{SocketAddrV6, TcpStream},
     time::Duration,
 };
 
@@ -11,44 +11,15 @@ use metadata_tests::{
     check::{META_DATA, is_identity_of, own_identity, was_signed_for},
     cloud::Cloud,
     command::{Words as _, run},
-    guest::Guest,
+    guest::{Generation, Guest, METADATA_V6 as METADATA},
     http::Connection,
     stage::Stage,
     wait::until,
 };
 
-const METADATA: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
-const SERVICE_MAC: &str = "02:00:a9:fe:a9:fe";
-/// How long an address takes to pass duplicate address detection.
+/// How long duplicate address detection takes.
 const DETECTION: Duration = Duration::from_secs(20);
-
-/// How a guest makes its link-local address (addr_gen_mode of Linux).
-#[derive(Debug, Clone, Copy)]
-enum Generation {
-    Eui64 = 0,
-    /// Nobody could tell the MAC from it (RFC 7217).
-    Random = 3,
-}
-
-/// Gives a guest IPv6 and waits until it has its address.
-fn enable(guest: &Guest, generation: Generation) -> Result<()> {
-    for setting in [
-        format!("net.ipv6.conf.eth0.addr_gen_mode={}", generation as u8),
-        "net.ipv6.conf.all.disable_ipv6=0".to_owned(),
-        "net.ipv6.conf.eth0.disable_ipv6=0".to_owned(),
-    ] {
-        let (key, value) = setting.split_once('=').context("no setting")?;
-        guest.netns.sysctl(key, value)?;
-    }
-    guest.netns.ip("link set eth0 down")?;
-    // With eth0 down its IPv4 route went too; over IPv6 none is needed.
-    guest.netns.ip("link set eth0 up")?;
-    until("the link-local address is usable", DETECTION, || {
-        let addresses = guest.netns.ip("-6 -o addr show dev eth0 scope link")?;
-        ensure!(addresses.contains("fe80:") && !addresses.contains("tentative"), "{addresses:?}");
-        Ok(())
-    })
-}
+const SERVICE_MAC: &str = "02:00:a9:fe:a9:fe";
 
 fn connect(guest: &Guest) -> Result<Connection<TcpStream>> {
     let scope = guest.netns.ifindex("eth0")?;
@@ -71,7 +42,7 @@ fn both_families_have_one_identity() -> Result<()> {
     let guests = cloud.overlapping_guests()?;
     for (guest, generation) in guests.iter().zip([Generation::Eui64, Generation::Random]) {
         own_identity(guest)?;
-        enable(guest, generation)?;
+        guest.enable_ipv6(generation)?;
         cloud.nova.take_requests();
         own_identity_v6(guest)?;
         let requests = cloud.nova.take_requests();
@@ -94,7 +65,7 @@ fn both_families_count_together() -> Result<()> {
     ];
     let cloud = Cloud::on(Stage::start()?, &Options { more, ..Options::default() })?;
     let [guest, other] = cloud.overlapping_guests()?;
-    enable(&guest, Generation::Random)?;
+    guest.enable_ipv6(Generation::Random)?;
     guest.netns.ip("route replace 169.254.169.254 dev eth0")?;
     for _ in 0..4 {
         let v4 = guest.get(META_DATA)?;
@@ -115,7 +86,7 @@ fn both_families_count_together() -> Result<()> {
 fn a_large_answer_arrives_whole() -> Result<()> {
     let cloud = Cloud::with_inventory()?;
     let [guest, _] = cloud.overlapping_guests()?;
-    enable(&guest, Generation::Eui64)?;
+    guest.enable_ipv6(Generation::Eui64)?;
     let user_data: Vec<u8> = (0..200_000_u32).map(|index| (index * 7 % 251) as u8).collect();
     cloud.nova.set_user_data(&guest.port, user_data.clone());
     for offloads in ["off", "on"] {
@@ -134,7 +105,7 @@ fn the_address_cannot_be_taken() -> Result<()> {
     let cloud = Cloud::with_inventory()?;
     let [thief, other] = cloud.overlapping_guests()?;
     for guest in [&thief, &other] {
-        enable(guest, Generation::Eui64)?;
+        guest.enable_ipv6(Generation::Eui64)?;
     }
     thief.netns.ip(format!("addr add {METADATA}/64 dev eth0"))?;
     until("duplicate address detection fails", DETECTION, || {
@@ -155,7 +126,7 @@ fn echo_is_answered_over_both_families() -> Result<()> {
     let cloud = Cloud::with_inventory()?;
     let [guest, _] = cloud.overlapping_guests()?;
     run(guest.netns.command("busybox")?.words("ping -c 3 -W 2 -s 1000 169.254.169.254"))?;
-    enable(&guest, Generation::Eui64)?;
+    guest.enable_ipv6(Generation::Eui64)?;
     run(guest.netns.command("busybox")?.words(format!("ping6 -c 3 -W 2 -s 1000 -I eth0 {METADATA}")))?;
     let answered = cloud.agent.counter("echo_answered")?;
     ensure!(answered == 6, "{answered}");

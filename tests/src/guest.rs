@@ -2,14 +2,14 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, TcpStream},
     os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
 };
@@ -21,10 +21,22 @@ use crate::{
     port::{PREFIX_LENGTH, Port},
     sandbox::Sandbox,
     tap,
+    wait::until,
 };
 
 pub const METADATA: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80);
+pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// How long duplicate address detection takes.
+const DETECTION: Duration = Duration::from_secs(20);
+
+/// How a guest makes its link-local address (addr_gen_mode of Linux).
+#[derive(Debug, Clone, Copy)]
+pub enum Generation {
+    Eui64 = 0,
+    /// Nobody could tell the MAC from it (RFC 7217).
+    Random = 3,
+}
 
 /// What udhcpc calls with a lease: option 121 replaces option 3 (RFC 3442).
 const DHCP_HOOK: &str = r#"#!/bin/sh
@@ -103,6 +115,19 @@ impl Guest {
             }
         };
         Ok(())
+    }
+
+    /// Gives it IPv6, of which it has none at first, and waits until it has its link-local address.
+    pub fn enable_ipv6(&self, generation: Generation) -> Result<()> {
+        self.netns.sysctl("net.ipv6.conf.eth0.addr_gen_mode", &(generation as u8).to_string())?;
+        for scope in ["all", "eth0"] {
+            self.netns.sysctl(&format!("net.ipv6.conf.{scope}.disable_ipv6"), "0")?;
+        }
+        until("the link-local address is usable", DETECTION, || {
+            let addresses = self.netns.ip("-6 -o addr show dev eth0 scope link")?;
+            ensure!(addresses.contains("fe80:") && !addresses.contains("tentative"), "{addresses:?}");
+            Ok(())
+        })
     }
 
     /// The addresses that the NIC has now.

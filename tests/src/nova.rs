@@ -1,5 +1,7 @@
 //! A stand-in for nova-metadata: the same checks and texts, sample data, and a record of every request.
 
+mod instance;
+
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -12,21 +14,18 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, body::Incoming, server::conn::http1,
-    service::service_fn,
+    HeaderMap, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use instance::Instance;
+pub use instance::{key_name, public_key, vendor_data};
 use ring::hmac;
-use serde_json::json;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use crate::{netns::Namespace, port::Port};
 
 pub const SECRET: &str = "the secret of this cloud";
 pub const ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8775);
-
-/// Nova's limit of what a guest may store as its password.
-const LONGEST_PASSWORD: usize = 1020;
 
 /// A request as it arrived.
 #[derive(Debug, Clone)]
@@ -65,14 +64,6 @@ struct State {
 struct Refusal {
     status: StatusCode,
     explanation: String,
-}
-
-#[derive(Debug)]
-struct Instance {
-    project: String,
-    hostname: String,
-    user_data: Option<Bytes>,
-    password: Bytes,
 }
 
 /// The server, on a thread of its own that lives in the chassis' namespace.
@@ -115,13 +106,7 @@ impl Nova {
 
     /// Makes the port's instance known.
     pub fn add_instance(&self, port: &Port) {
-        let instance = Instance {
-            project: port.project.clone(),
-            hostname: port.hostname(),
-            user_data: None,
-            password: Bytes::new(),
-        };
-        self.state().instances.insert(port.instance.clone(), instance);
+        self.state().instances.insert(port.instance.clone(), Instance::new(port));
     }
 
     pub fn set_user_data(&self, port: &Port, user_data: impl Into<Bytes>) {
@@ -220,8 +205,8 @@ async fn handle(
         body: body.clone(),
     });
     if parts.uri.path() == "/" {
-        let versions = Bytes::from_static(b"1.0\n2007-01-19\n2009-04-04\nlatest");
-        return Ok(answer(200, &[("content-type", "text/plain; charset=UTF-8")], versions));
+        let headers = [("content-type", "text/plain; charset=UTF-8")];
+        return Ok(answer(200, &headers, instance::ec2_versions().into()));
     }
     let id = match authenticate(&state, &parts.headers) {
         Ok(id) => id,
@@ -231,7 +216,7 @@ async fn handle(
         return Ok(answer(*status, headers, body.clone()));
     }
     let Some(instance) = state.instances.get_mut(&id) else { return Ok(Refusal::not_found().response()) };
-    let answered = metadata(&id, instance, &parts.method, parts.uri.path(), &body);
+    let answered = instance.answer(&parts.method, parts.uri.path(), &body);
     Ok(answered.unwrap_or_else(|refusal| refusal.response()))
 }
 
@@ -255,63 +240,8 @@ fn authenticate(state: &State, headers: &HeaderMap) -> Result<String, Refusal> {
         return Err(forbidden());
     }
     match state.instances.get(&id) {
-        Some(instance) if instance.project == tenant => Ok(id),
+        Some(instance) if instance.project() == tenant => Ok(id),
         _ => Err(Refusal::not_found()),
-    }
-}
-
-fn metadata(
-    id: &str,
-    instance: &mut Instance,
-    method: &Method,
-    path: &str,
-    body: &Bytes,
-) -> Result<Response<Full<Bytes>>, Refusal> {
-    let bytes = |bytes: Bytes| answer(200, &[("content-type", "text/plain; charset=UTF-8")], bytes);
-    let text = |text: &str| bytes(Bytes::copy_from_slice(text.as_bytes()));
-    Ok(match path.trim_end_matches('/') {
-        "/openstack" => text("2012-08-10\n2018-08-27\nlatest"),
-        "/openstack/latest" => {
-            text("meta_data.json\nuser_data\npassword\nvendor_data.json\nnetwork_data.json")
-        }
-        "/openstack/latest/meta_data.json" => {
-            let document = json!({
-                "uuid": id,
-                "project_id": instance.project,
-                "hostname": instance.hostname,
-                "name": instance.hostname,
-                "availability_zone": "nova",
-                "launch_index": 0,
-            });
-            answer(200, &[("content-type", "application/json")], document.to_string().into())
-        }
-        "/openstack/latest/user_data" | "/latest/user-data" => {
-            bytes(instance.user_data.clone().ok_or_else(Refusal::not_found)?)
-        }
-        "/openstack/latest/password" => {
-            password(instance, method, body)?;
-            bytes(if method == Method::GET { instance.password.clone() } else { Bytes::new() })
-        }
-        "/latest/meta-data" => text("hostname\ninstance-id"),
-        "/latest/meta-data/hostname" => text(&instance.hostname),
-        "/latest/meta-data/instance-id" => text(&ec2_id(id)),
-        _ => return Err(Refusal::not_found()),
-    })
-}
-
-fn password(instance: &mut Instance, method: &Method, body: &Bytes) -> Result<(), Refusal> {
-    let conflict = "There was a conflict when trying to complete your request.";
-    match *method {
-        Method::GET => Ok(()),
-        Method::POST if body.len() > LONGEST_PASSWORD => {
-            Err(Refusal::new(StatusCode::BAD_REQUEST, "Request is too large."))
-        }
-        Method::POST if !instance.password.is_empty() => Err(Refusal::new(StatusCode::CONFLICT, conflict)),
-        Method::POST => {
-            instance.password = body.clone();
-            Ok(())
-        }
-        _ => Err(Refusal::new(StatusCode::BAD_REQUEST, "GET and POST only are supported.")),
     }
 }
 

@@ -37,19 +37,33 @@ impl Path {
     }
 }
 
+/// What a guest's NIC is on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nic {
+    /// One end of a pair of devices: cheap, and nothing but the kernel takes part.
+    Veth,
+    /// A tap as a hypervisor makes it.
+    Tap,
+}
+
 #[derive(Debug)]
 pub struct Stage {
     host: Namespace,
     sandbox: Sandbox,
+    nics: Nic,
     next_ifindex: AtomicU32,
 }
 
 impl Stage {
     pub fn start() -> Result<Self> {
+        Self::start_with(Nic::Veth)
+    }
+
+    pub fn start_with(nics: Nic) -> Result<Self> {
         require(&PROGRAMS)?;
         let sandbox = Sandbox::create()?;
         let host = Namespace::create(&sandbox, "host")?;
-        let stage = Self { host, sandbox, next_ifindex: AtomicU32::new(FIRST_IFINDEX) };
+        let stage = Self { host, sandbox, nics, next_ifindex: AtomicU32::new(FIRST_IFINDEX) };
         stage.write_inventory(&[])?;
         Ok(stage)
     }
@@ -74,7 +88,11 @@ impl Stage {
 
     /// Makes the tap, under its name but with a new ifindex, and configures the guest's end.
     pub fn start_tap(&self, guest: &Guest, path: Path) -> Result<()> {
-        guest.insert_nic(&self.host, self.next_ifindex.fetch_add(1, Ordering::Relaxed), MTU)?;
+        let ifindex = self.next_ifindex.fetch_add(1, Ordering::Relaxed);
+        match self.nics {
+            Nic::Veth => guest.insert_nic(&self.host, ifindex, MTU)?,
+            Nic::Tap => guest.insert_tap(&self.host, ifindex, MTU)?,
+        }
         self.host.ip(format!("link set {} master {}", guest.port.tap, bridge(&guest.port.network)))?;
         guest.configure(path.next_hop())
     }

@@ -4,8 +4,9 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Context as _, bail};
 
 use crate::{
+    build,
     command::{cargo, find, is_root, root, run_quietly, say},
-    ebpf,
+    debian, ebpf,
 };
 
 /// What building needs: a C compiler and make for a crate with C and assembler parts (ring), and for bpf-linker's.
@@ -18,6 +19,7 @@ const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("arping", "iputils-arping"),
     ("curl", "curl"),
+    ("wget", "wget"),
     ("udhcpc", "udhcpc"),
     ("busybox", "busybox"),
     ("ovsdb-server", "openvswitch-switch"),
@@ -26,6 +28,21 @@ const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("ovn-northd", "ovn-central"),
     ("ovn-controller", "ovn-host"),
 ];
+
+/// What cloud-init needs besides itself.
+const CLOUD_INIT_FILES: &[(&str, &str)] = &[
+    ("/usr/bin/python3", "python3"),
+    ("/usr/lib/python3/dist-packages/configobj", "python3-configobj"),
+    ("/usr/lib/python3/dist-packages/jinja2", "python3-jinja2"),
+    ("/usr/lib/python3/dist-packages/jsonpatch.py", "python3-jsonpatch"),
+    ("/usr/lib/python3/dist-packages/jsonschema", "python3-jsonschema"),
+    ("/usr/lib/python3/dist-packages/oauthlib", "python3-oauthlib"),
+    ("/usr/lib/python3/dist-packages/requests", "python3-requests"),
+    ("/usr/lib/python3/dist-packages/yaml", "python3-yaml"),
+];
+
+/// The suites of which the tests take cloud-init: before it asked over IPv6, and since.
+const CLOUD_INIT_SUITES: &[&str] = &["bookworm", "trixie"];
 
 /// What virtual machines with other kernels need besides.
 const VM_PROGRAMS: &[(&str, &str)] = &[
@@ -66,6 +83,8 @@ pub(crate) fn for_build() -> anyhow::Result<()> {
 /// What building and running the tests needs.
 pub(crate) fn for_tests() -> anyhow::Result<()> {
     packages(TEST_PROGRAMS)?;
+    packages(CLOUD_INIT_FILES)?;
+    cloud_init()?;
     for_build()
 }
 
@@ -147,6 +166,15 @@ impl Drop for NoServices {
             say(&format!("cannot remove {}: {error}; remove it by hand", Self::POLICY));
         }
     }
+}
+
+/// cloud-init is unpacked, never installed: its units would run at the machine's next boot.
+fn cloud_init() -> anyhow::Result<()> {
+    for suite in CLOUD_INIT_SUITES {
+        let folder = build::target().join("cloud-init").join(suite);
+        debian::unpacked(&folder, &[suite], false, |apt, draft| apt.unpack(&["cloud-init"], draft))?;
+    }
+    Ok(())
 }
 
 /// A toolchain that can compile for the eBPF target; the first that can be had, in this order: one that is there,
