@@ -103,6 +103,11 @@ impl Agent {
         Ok(())
     }
 
+    /// Its process, when it runs.
+    pub fn id(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().context("the agent does not run")?.id())
+    }
+
     /// SIGTERM.
     pub fn stop(&mut self) -> Result<()> {
         if let Some(mut daemon) = self.daemon.take() {
@@ -157,6 +162,11 @@ impl Agent {
     /// Everything it has logged, former runs included.
     pub fn log(&self) -> Result<String> {
         Ok(fs::read_to_string(&self.log)?)
+    }
+
+    /// Empties the log, which grows with each request.
+    pub fn discard_log(&self) -> Result<()> {
+        Ok(fs::File::options().write(true).open(&self.log)?.set_len(0)?)
     }
 
     pub fn ports(&self) -> Result<Vec<PortStatus>> {

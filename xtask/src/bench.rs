@@ -17,6 +17,8 @@ pub(crate) struct Options {
 enum What {
     /// What the datapath costs bystanders, guests, and the neighbours of a guest that floods it.
     Datapath,
+    /// What the proxy costs next to haproxy, to one guest and to all of them.
+    Proxy,
     /// ovsdb-client against Open vSwitch's clients in C and Python, on a Southbound of a region's size.
     Ovsdb {
         /// Ports in the Southbound.
@@ -31,16 +33,23 @@ enum What {
 /// Measures and prints a table.
 pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
     match options.what {
-        What::Datapath => datapath(),
+        What::Datapath => {
+            setup::for_tests()?;
+            of_agent("bench-datapath")
+        }
+        What::Proxy => {
+            setup::for_proxy_bench()?;
+            of_agent("bench-proxy")
+        }
         What::Ovsdb { rows, runs } => ovsdb(rows, runs),
     }
 }
 
-fn datapath() -> anyhow::Result<()> {
-    setup::for_tests()?;
+/// Runs a program that measures the agent as it would be installed.
+fn of_agent(program: &str) -> anyhow::Result<()> {
     let agent = build::build(&build::Options { release: true })?;
     let mut command = cargo();
-    command.args(["run", "--locked", "--release", "--package", "metadata-tests", "--bin", "bench-datapath"]);
+    command.args(["run", "--locked", "--release", "--package", "metadata-tests", "--bin", program]);
     run(command.env("METADATA_AGENT_BIN", agent))
 }
 

@@ -55,6 +55,9 @@ const VM_PROGRAMS: &[(&str, &str)] = &[
 /// What the checks of a change run besides.
 const CHECK_PROGRAMS: &[(&str, &str)] = &[("cargo-clippy", "rust-web-clippy"), ("cargo-fmt", "rustfmt-web")];
 
+/// What the measurements of the proxy compare with.
+const PROXY_BENCH_PROGRAMS: &[(&str, &str)] = &[("haproxy", "haproxy")];
+
 /// What the measurements of ovsdb-client compare with, and the schema that they use.
 const OVSDB_BENCH_FILES: &[(&str, &str)] = &[
     ("ovsdb-server", "openvswitch-switch"),
@@ -97,6 +100,12 @@ pub(crate) fn for_vm_tests() -> anyhow::Result<()> {
 /// What the checks of a change need, tests included.
 pub(crate) fn for_checks() -> anyhow::Result<()> {
     packages(CHECK_PROGRAMS)?;
+    for_tests()
+}
+
+/// What the measurements of the proxy need.
+pub(crate) fn for_proxy_bench() -> anyhow::Result<()> {
+    packages(PROXY_BENCH_PROGRAMS)?;
     for_tests()
 }
 

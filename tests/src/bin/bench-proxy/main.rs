@@ -1,0 +1,296 @@
+//! What the proxy costs: next to Debian's haproxy doing one plain hop, and to no proxy at all.
+//!
+//! All three are asked by the same load for the same upstream, in short rounds; what is printed are medians over the
+//! rounds, also of the ratios within each: absolute numbers say little about another machine.
+
+mod haproxy;
+mod load;
+mod parked;
+mod upstream;
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use haproxy::Haproxy;
+use load::{Load, Mode};
+use metadata_tests::{
+    agent::Options,
+    cloud::{Chassis as _, Cloud},
+    guest::{Guest, METADATA},
+    netns::Namespace,
+    nova,
+    process::Daemon,
+    stage::{Path, Stage},
+};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
+
+const ROUNDS: usize = 7;
+const ROUND: Duration = Duration::from_secs(1);
+const LOADS: [Load; 4] = [
+    Load { connections: 1, mode: Mode::KeepAlive },
+    Load { connections: 1, mode: Mode::Close },
+    Load { connections: 32, mode: Mode::KeepAlive },
+    Load { connections: 32, mode: Mode::Close },
+];
+const GUESTS: usize = 4;
+const PARKED: usize = 10_000;
+const SLOW: usize = 500;
+const NEIGHBOUR: Load = Load { connections: 1, mode: Mode::Close };
+/// Enough for one end of all parked connections.
+const DESCRIPTORS: u64 = PARKED as u64 + 2_000;
+
+fn main() -> Result<()> {
+    let upstream = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, nova::ADDRESS.port());
+    if std::env::args().nth(1).as_deref() == Some("upstream") {
+        return upstream::serve(upstream);
+    }
+    // What is started inherits it.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    ensure!(
+        most >= DESCRIPTORS,
+        "{most} open files are allowed, and {DESCRIPTORS} are needed (`ulimit -Hn`)"
+    );
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let bench = Bench::start()?;
+    bench.requests()?;
+    bench.memory()?;
+    bench.fairness()
+}
+
+/// Everything that is measured, ready.
+struct Bench {
+    // Dropped in this order: who uses something goes before it.
+    haproxy: Haproxy,
+    _upstream: Daemon,
+    guests: Vec<Guest>,
+    cloud: Cloud<Stage>,
+}
+
+/// One way from a guest to the upstream.
+struct Way<'a> {
+    guest: &'a Namespace,
+    address: SocketAddrV4,
+    proxy: Option<u32>,
+}
+
+/// One way under one load, in one round.
+struct Figures {
+    rate: f64,
+    /// In microseconds.
+    p50: f64,
+    p99: f64,
+    /// The proxy's microseconds for one request.
+    cpu: f64,
+}
+
+impl Bench {
+    fn start() -> Result<Self> {
+        // What is measured is work, not how it is refused: no port has a limit of its own.
+        let options = [
+            format!("connections = {DESCRIPTORS}"),
+            "connection_rate = 0".to_owned(),
+            "port_connections = 0".to_owned(),
+            "port_requests = 0".to_owned(),
+        ];
+        let more = options.map(|option| ("metadata_ebpf", option)).to_vec();
+        let mut cloud = Cloud::on(Stage::start()?, &Options { more, ..Options::default() })?;
+        cloud.quiet = true;
+        let network = cloud.chassis.add_network("bench")?;
+        let guests: Vec<_> =
+            (0..GUESTS).map(|_| cloud.chassis.add_guest(&network, Path::OnLink)).collect::<Result<_>>()?;
+        cloud.chassis.write_inventory(&guests.iter().map(|guest| &guest.port).collect::<Vec<_>>())?;
+        for guest in &guests {
+            cloud.agent.wait_served(guest, cloud.chassis.ifindex(guest)?)?;
+        }
+        cloud.nova.pause();
+        let mut command = cloud.chassis.host().command(std::env::current_exe()?)?;
+        command.arg("upstream");
+        let upstream = Daemon::spawn("upstream", command, cloud.chassis.sandbox().log("upstream"))?;
+        let haproxy = Haproxy::start(&cloud)?;
+        for namespace in guests.iter().map(|guest| &guest.netns).chain([&haproxy.guest]) {
+            namespace.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
+        }
+        Ok(Self { haproxy, _upstream: upstream, guests, cloud })
+    }
+
+    /// No proxy, haproxy, ours.
+    fn ways(&self) -> Result<[Way<'_>; 3]> {
+        let plain = &self.haproxy.guest;
+        let direct = SocketAddrV4::new(haproxy::HOST, nova::ADDRESS.port());
+        Ok([
+            Way { guest: plain, address: direct, proxy: None },
+            Way { guest: plain, address: haproxy::ADDRESS, proxy: Some(self.haproxy.daemon.id()) },
+            Way { guest: &self.guests[0].netns, address: METADATA, proxy: Some(self.cloud.agent.id()?) },
+        ])
+    }
+
+    fn requests(&self) -> Result<()> {
+        let mut all = Vec::new();
+        println!(
+            "| connections | way | requests/s | p50 | p99 | CPU per request |\n| --- | --- | --- | --- | --- | --- |"
+        );
+        for load in LOADS {
+            let mut rounds = Vec::new();
+            for _ in 0..ROUNDS {
+                let [none, haproxy, ours] = self.ways()?;
+                rounds.push([
+                    self.round(&none, load)?,
+                    self.round(&haproxy, load)?,
+                    self.round(&ours, load)?,
+                ]);
+            }
+            for (way, name) in ["no proxy", "haproxy", "ours"].iter().enumerate() {
+                let of = |figure: fn(&Figures) -> f64| over(&rounds, |round| figure(&round[way]));
+                println!(
+                    "| {} | {name} | {:.0} | {:.0} µs | {:.0} µs | {:.1} µs |",
+                    name_of(load),
+                    of(|figures| figures.rate),
+                    of(|figures| figures.p50),
+                    of(|figures| figures.p99),
+                    of(|figures| figures.cpu),
+                );
+            }
+            all.push((load, rounds));
+        }
+        println!("\n| ours : haproxy | requests/s | requests per CPU second | added p50 | p99 |");
+        println!("| --- | --- | --- | --- | --- |");
+        for (load, rounds) in &all {
+            println!(
+                "| {} | {:.2} | {:.2} | {} | {:.2} |",
+                name_of(*load),
+                over(rounds, |[_, haproxy, ours]| ours.rate / haproxy.rate),
+                over(rounds, |[_, haproxy, ours]| haproxy.cpu / ours.cpu),
+                added(rounds),
+                over(rounds, |[_, haproxy, ours]| ours.p99 / haproxy.p99),
+            );
+        }
+        Ok(())
+    }
+
+    fn round(&self, way: &Way, load: Load) -> Result<Figures> {
+        let before = way.proxy.map(cpu_time).transpose()?;
+        let measured = load::run(way.guest, way.address, load, ROUND)?;
+        let after = way.proxy.map(cpu_time).transpose()?;
+        let cpu = after.zip(before).map_or(Duration::ZERO, |(after, before)| after - before);
+        // It writes a line for each request.
+        self.cloud.agent.discard_log()?;
+        Ok(Figures {
+            rate: measured.rate(),
+            p50: measured.percentile(50),
+            p99: measured.percentile(99),
+            cpu: cpu.as_secs_f64() * 1e6 / measured.requests as f64,
+        })
+    }
+
+    /// What a proxy needs for many connections that are kept, and nothing is asked on them.
+    fn memory(&self) -> Result<()> {
+        let [_, haproxy, ours] = self.ways()?;
+        println!("\n| memory (PSS) | before | with {PARKED} idle connections | for each | goal |");
+        println!("| --- | --- | --- | --- | --- |");
+        let all: Vec<_> = self.guests.iter().map(|guest| &guest.netns).collect();
+        let plain = vec![&self.haproxy.guest];
+        for (name, way, guests, goal) in [("haproxy", haproxy, plain, ""), ("ours", ours, all, "< 60 MB")] {
+            let proxy = way.proxy.context("there is no proxy")?;
+            let before = memory(proxy)?;
+            let mut held = Vec::new();
+            for guest in &guests {
+                held.extend(parked::idle(guest, way.address, PARKED / guests.len())?);
+            }
+            let with = memory(proxy)?;
+            parked::all_open(&held, PARKED).with_context(|| format!("through {name}"))?;
+            println!(
+                "| {name} | {:.1} MB | {:.1} MB | {:.1} kB | {goal} |",
+                before as f64 / 1e6,
+                with as f64 / 1e6,
+                with.saturating_sub(before) as f64 / 1e3 / PARKED as f64
+            );
+        }
+        Ok(())
+    }
+
+    /// One guest's requests while another holds what it can get.
+    fn fairness(&self) -> Result<()> {
+        let [hostile, neighbour, ..] = self.guests.as_slice() else { unreachable!("there are {GUESTS}") };
+        let p99 = || -> Result<f64> {
+            let measured = load::run(&neighbour.netns, METADATA, NEIGHBOUR, ROUND * 2)?;
+            Ok(measured.percentile(99))
+        };
+        let mut ratios = Vec::new();
+        for _ in 0..3 {
+            self.cloud.agent.settled_counters()?;
+            let quiet = p99()?;
+            let stop = AtomicBool::new(false);
+            let noisy = thread::scope(|scope| {
+                let slow = scope.spawn(|| parked::slow(&hostile.netns, METADATA, SLOW, &stop));
+                let noisy = || -> Result<f64> {
+                    let held = parked::idle(&hostile.netns, METADATA, PARKED)?;
+                    let noisy = p99()?;
+                    parked::all_open(&held, PARKED)?;
+                    Ok(noisy)
+                }();
+                stop.store(true, Ordering::Relaxed);
+                slow.join().ok().context("the slow clients panicked")??;
+                noisy
+            })?;
+            ratios.push(noisy / quiet);
+        }
+        println!("\n| what | measured | goal |\n| --- | --- | --- |");
+        println!(
+            "| p99 of a neighbour, beside {PARKED} idle and {SLOW} slow connections of one port : quiet | {:.2} | ≤ 2 |",
+            median(ratios)
+        );
+        Ok(())
+    }
+}
+
+/// How much later half of the answers come than without a proxy, ours to haproxy's. Where the load itself keeps all
+/// processors busy that says nothing: a request waits for those before it then, whatever is in between.
+fn added(rounds: &[[Figures; 3]]) -> String {
+    if over(rounds, |[none, haproxy, _]| haproxy.p50 / none.p50) < 1.25 {
+        return "–".to_owned();
+    }
+    let ratio = over(rounds, |[none, haproxy, ours]| (ours.p50 - none.p50) / (haproxy.p50 - none.p50));
+    format!("{ratio:.2}")
+}
+
+/// The median of what the rounds say.
+fn over(rounds: &[[Figures; 3]], figure: impl Fn(&[Figures; 3]) -> f64) -> f64 {
+    median(rounds.iter().map(figure).collect())
+}
+
+fn name_of(load: Load) -> String {
+    let Load { connections, mode } = load;
+    match mode {
+        Mode::KeepAlive => format!("{connections}, kept alive"),
+        Mode::Close => format!("{connections}, new for each request"),
+    }
+}
+
+/// What all threads of a process have used, in user space and the kernel.
+fn cpu_time(process: u32) -> Result<Duration> {
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.cast_signed()))?;
+    Ok(clock_gettime(clock)?.into())
+}
+
+/// A process' proportional share of memory, in bytes.
+fn memory(process: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("the kernel tells no PSS")?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kilobytes * 1024)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
