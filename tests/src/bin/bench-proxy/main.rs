@@ -102,7 +102,9 @@ impl Bench {
             "port_connections = 0".to_owned(),
             "port_requests = 0".to_owned(),
         ];
-        let more = options.map(|option| ("metadata_ebpf", option)).to_vec();
+        let mut more = options.map(|option| ("metadata_ebpf", option)).to_vec();
+        // As long as haproxy's: on a slow machine it takes a while to open all of them.
+        more.push(("metadata_haproxy", "timeout_http_keep_alive = 120".to_owned()));
         let mut cloud = Cloud::on(Stage::start()?, &Options { more, ..Options::default() })?;
         cloud.quiet = true;
         let network = cloud.chassis.add_network("bench")?;

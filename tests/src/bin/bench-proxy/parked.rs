@@ -48,11 +48,12 @@ pub(crate) fn slow(from: &Namespace, to: SocketAddrV4, count: usize, stop: &Atom
         Ok(stream)
     };
     from.run(|| {
-        let mut streams: Vec<_> = (0..count).filter_map(|_| begin().ok()).collect();
+        let mut streams = (0..count).map(|_| begin()).collect::<Result<Vec<_>>>()?;
         while !stop.load(Ordering::Relaxed) {
             // Those that the other side has had enough of are not replaced.
             streams.retain_mut(|stream| stream.write_all(b"a").is_ok());
             thread::park_timeout(BYTE);
         }
-    })
+        Ok(())
+    })?
 }
