@@ -107,7 +107,7 @@ fn serve(config: &Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the service namespace {}", config.netns))?;
     let service = ServiceDevice::set_up(&netns)?;
     let mut datapath = Datapath::open(&config.run_dir, &service.host_end, config.attach, limits(config))?;
-    let listeners = service.listen(&netns)?;
+    let listeners = service.listen(&netns, config.workers)?;
     let sources = datapath.source_table()?;
     let datapath_log = datapath.logger().context("log records of the datapath are not available")?;
 
@@ -119,8 +119,7 @@ fn serve(config: &Config) -> anyhow::Result<()> {
     let nova = Arc::new(Nova::new(&config.nova, Arc::new(proxy_metrics.clone()))?);
     let proxy = Arc::new(Proxy::new(directory, Arc::new(sources), config.limits.clone(), proxy_metrics));
     let (serving, stop) = (CancellationToken::new(), CancellationToken::new());
-    let workers = Workers::start(config.workers, &proxy, &nova, &listeners, &serving, &stop)?;
-    drop(listeners);
+    let workers = Workers::start(listeners, &proxy, &nova, &serving, &stop)?;
 
     // The control plane has a thread of its own: however busy the guests are, it goes on.
     let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;

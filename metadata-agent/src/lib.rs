@@ -9,6 +9,7 @@ pub mod control;
 pub mod datapath;
 mod error_chain;
 pub mod inventory;
+mod log_writer;
 pub mod logging;
 pub mod metrics;
 pub mod proxy;

@@ -1,14 +1,15 @@
 //! What is logged, changeable while the agent runs, and the eBPF programs' log records.
-use std::io::BufWriter;
+use std::panic;
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::warn;
-use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::{
     EnvFilter, Registry, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
+
+use crate::log_writer::{LogGuard, LogWriter};
 
 /// The filter in force.
 #[derive(Debug, Clone)]
@@ -17,14 +18,18 @@ pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
 impl LogFilter {
     /// Sends records to standard error, where a service manager collects them. `RUST_LOG` wins over `debug`.
     ///
-    /// They are written by a thread of their own, and dropped rather than waited for when nobody takes them: a log
-    /// that is stuck must not keep guests from booting. The guard writes out what is left when it is dropped.
-    pub fn install(debug: bool) -> anyhow::Result<(Self, WorkerGuard)> {
+    /// The guard writes what is left when it is dropped.
+    pub fn install(debug: bool) -> anyhow::Result<(Self, LogGuard)> {
         let default =
             if debug { "debug,aya=info,aya_obj=info,hyper=info,hyper_util=info,rustls=info" } else { "info" };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
         let (filter, handle) = reload::Layer::new(filter);
-        let (writer, guard) = tracing_appender::non_blocking(BufWriter::new(std::io::stderr()));
+        let (writer, guard) = LogWriter::start(std::io::stderr()).context("cannot start a thread")?;
+        let (last_words, hook) = (writer.clone(), panic::take_hook());
+        panic::set_hook(Box::new(move |panic| {
+            last_words.flush_to(std::io::stderr());
+            hook(panic);
+        }));
         let records = fmt::layer().with_writer(writer).with_ansi(false);
         tracing_subscriber::registry()
             .with(filter)

@@ -34,11 +34,16 @@ fn cloud(more: &[(&'static str, &str)]) -> Result<Cloud<Lab>> {
 
 /// The place of the server that the agent has last connected to.
 fn connected_server(cloud: &Cloud<Lab>) -> Result<usize> {
-    let log = cloud.agent.log()?;
-    let connected = |line: &&str| line.contains(" connected ") && line.contains("OVN_Southbound");
-    let line = log.lines().rev().find(connected).context("the agent never connected")?;
-    let remotes = cloud.chassis.southbound_remotes();
-    remotes.iter().position(|remote| line.contains(remote)).with_context(|| format!("no remote in {line}"))
+    until("the agent says where it is connected", RECOVERY, || {
+        let log = cloud.agent.log()?;
+        let connected = |line: &&str| line.contains(" connected ") && line.contains("OVN_Southbound");
+        let line = log.lines().rev().find(connected).context("the agent never connected")?;
+        let remotes = cloud.chassis.southbound_remotes();
+        remotes
+            .iter()
+            .position(|remote| line.contains(remote))
+            .with_context(|| format!("no remote in {line}"))
+    })
 }
 
 /// An instance of that network whose rows are there, but whose tap is not plugged yet.

@@ -17,9 +17,8 @@ use netlink_packet_route::{
     link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
     neighbour::NeighbourState,
 };
-use nix::sys::socket::{Backlog, listen};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
-
+use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
 use super::{Device, Error, Netns};
@@ -96,19 +95,25 @@ impl ServiceDevice {
         Ok(Self { host_end: Device { ifindex, name: HOST_END.to_owned() }, scope })
     }
 
-    /// The sockets guests connect to, one for each family.
-    pub fn listen(&self, netns: &Netns) -> Result<Vec<TcpListener>, Error> {
+    /// The sockets guests connect to, one for each family, as many times as told: connections are spread over them by the
+    /// kernel (SO_REUSEPORT), so that each wakes one worker and not all.
+    pub fn listen(&self, netns: &Netns, times: usize) -> Result<Vec<Vec<TcpListener>>, Error> {
         let v4 = SocketAddr::from((METADATA_V4, METADATA_PORT));
         let v6 = self.scope.map(|scope| SocketAddrV6::new(METADATA_V6, METADATA_PORT, 0, scope).into());
         let socket = |address: SocketAddr| -> io::Result<TcpListener> {
-            let listener = TcpListener::bind(address)?;
-            // Again, for the length of the queue, which the standard library fixes at 128.
-            listen(&listener, Backlog::new(BACKLOG)?)?;
-            listener.set_nonblocking(true)?;
-            Ok(listener)
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_address(true)?;
+            socket.set_reuse_port(true)?;
+            // What is accepted inherits it.
+            socket.set_tcp_nodelay(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket.into())
         };
+        let both = || [v4].into_iter().chain(v6).map(socket).collect();
         let failed = |error| Error::Service { netns: netns.name().to_owned(), what: "listening", error };
-        netns.run(|| [v4].into_iter().chain(v6).map(socket).collect()).map_err(failed)
+        netns.run(|| (0..times).map(|_| both()).collect()).map_err(failed)
     }
 
     /// Removes the pair.

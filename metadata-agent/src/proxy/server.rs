@@ -63,17 +63,15 @@ impl Proxy {
 pub struct Workers(Vec<JoinHandle<()>>);
 
 impl Workers {
-    /// Starts that many. They accept connections once `serving` is cancelled, until `stop` is.
+    /// Starts one for each set of listeners. They accept connections once `serving` is cancelled, until `stop` is.
     pub fn start(
-        count: usize,
+        listeners: Vec<Vec<StdListener>>,
         proxy: &Arc<Proxy>,
         nova: &Arc<Nova>,
-        listeners: &[StdListener],
         serving: &CancellationToken,
         stop: &CancellationToken,
     ) -> io::Result<Self> {
-        let start = |number| {
-            let listeners = listeners.iter().map(StdListener::try_clone).collect::<io::Result<Vec<_>>>()?;
+        let start = |(number, listeners)| {
             let worker =
                 Worker { proxy: proxy.clone(), upstream: Upstream::new(nova.clone()), stop: stop.clone() };
             let serving = serving.clone();
@@ -84,7 +82,7 @@ impl Workers {
                 }
             })
         };
-        Ok(Self((0..count).map(start).collect::<io::Result<_>>()?))
+        Ok(Self(listeners.into_iter().enumerate().map(start).collect::<io::Result<_>>()?))
     }
 
     /// Waits until all have ended, which they do a few seconds after they were told to stop.
@@ -169,9 +167,6 @@ impl Worker {
         let of_all = connections.take(limits.connections);
         match (of_port, of_all) {
             (Some(of_port), Some(of_all)) => {
-                if let Err(error) = stream.set_nodelay(true) {
-                    debug!(%error, "cannot set TCP_NODELAY");
-                }
                 let caller = Caller { source: sources.source(tag), is_v4: peer.is_ipv4(), port };
                 Some((stream, caller, [of_port, of_all]))
             }

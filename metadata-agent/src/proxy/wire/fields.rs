@@ -64,6 +64,11 @@ impl<'b> Fields<'b> {
         Ok(Self(lines))
     }
 
+    /// Of lines that were parsed before.
+    pub(super) fn parsed(lines: &'b [u8]) -> Self {
+        Self(lines)
+    }
+
     /// Names and values, the latter without the space around them.
     pub(in crate::proxy) fn iter(self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
         split(self.0).filter_map(field)

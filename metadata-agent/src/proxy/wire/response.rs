@@ -24,6 +24,8 @@ const OF_THE_CONNECTION: [&str; 9] = [
 #[derive(Debug)]
 pub(in crate::proxy) struct Response {
     head: Bytes,
+    /// Whether the head names fields of the connection.
+    names_fields: bool,
     pub(in crate::proxy) status: u16,
     /// How Nova tells the body's end.
     pub(in crate::proxy) body: Framing,
@@ -50,7 +52,8 @@ impl Response {
         };
         let closes = fields.members("connection").any(|member| member.eq_ignore_ascii_case(b"close"));
         let keep_alive = version == Version::Http11 && !closes && body != Framing::Close;
-        Ok(Self { status, body, announced, keep_alive, head })
+        let names_fields = fields.values("connection").next().is_some();
+        Ok(Self { status, body, announced, keep_alive, names_fields, head })
     }
 
     /// Whether the real answer is still to come.
@@ -69,14 +72,14 @@ impl Response {
         out.extend_from_slice(b"HTTP/1.1 ");
         out.extend_from_slice(&line[b"HTTP/1.x ".len()..]);
         out.extend_from_slice(b"\r\n");
-        if let Ok(fields) = Fields::parse(rest) {
-            for (name, value) in fields.iter() {
-                let of_the_connection =
-                    OF_THE_CONNECTION.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
-                        || fields.members("connection").any(|named| named.eq_ignore_ascii_case(name));
-                if !of_the_connection {
-                    write_field(name, value, out);
-                }
+        let fields = Fields::parsed(rest);
+        let is_named = |name: &[u8]| {
+            self.names_fields && fields.members("connection").any(|named| named.eq_ignore_ascii_case(name))
+        };
+        for (name, value) in fields.iter() {
+            let is_ours = OF_THE_CONNECTION.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()));
+            if !is_ours && !is_named(name) {
+                write_field(name, value, out);
             }
         }
         let framing = match self.body {
