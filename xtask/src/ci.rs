@@ -74,5 +74,5 @@ fn kernels() -> anyhow::Result<Counts> {
 }
 
 fn tests() -> anyhow::Result<Counts> {
-    test::test(&test::TestOptions::default())
+    test::test(&test::TestOptions { fuzz: Some(60), ..test::TestOptions::default() })
 }

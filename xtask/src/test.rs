@@ -22,7 +22,10 @@ pub(crate) struct DemoOptions {
 #[derive(Debug, Default, Args)]
 pub(crate) struct TestOptions {
     /// Only tests whose name contains this.
-    filter: Option<String>,
+    pub(crate) filter: Option<String>,
+    /// For how long each fuzzing target is given broken inputs; 20 if not told.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) fuzz: Option<u64>,
 }
 
 /// Suites that are run once more with the other way to attach programs, which older kernels have.
@@ -47,6 +50,7 @@ pub(crate) fn test(options: &TestOptions) -> anyhow::Result<Counts> {
     let mut command = cargo();
     command.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
     command.args(options.filter.as_slice());
+    command.envs(options.fuzz.map(|seconds| ("FUZZ_SECONDS", seconds.to_string())));
     let mut counts = run_tests(command.env("METADATA_AGENT_BIN", &agent))?;
     if options.filter.is_some() {
         return Ok(counts);

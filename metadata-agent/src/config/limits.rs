@@ -17,18 +17,20 @@ pub(super) fn limits(options: &Options<'_>) -> Result<Limits, Error> {
     let count = |option, default: u32| {
         options.parse(SECTION, option, default, |text| Ok(number(text, 0, 1_000_000)? as u32))
     };
+    let most = |option, default: u32| {
+        options.parse(SECTION, option, default, |text| Ok(number(text, 1, 1_000_000)? as u32))
+    };
     let bytes =
         |option, default: usize| options.parse(SECTION, option, default, |text| number(text, 1024, 16 << 20));
     let time = |option, default| options.parse(HAPROXY, option, default, timeout);
     Ok(Limits {
-        connections: options.parse(SECTION, "connections", default.connections, |text| {
-            Ok(number(text, 1, 1_000_000)? as u32)
-        })?,
+        connections: most("connections", default.connections)?,
+        requests: most("requests", default.requests)?,
         port_connections: count("port_connections", default.port_connections)?,
         port_requests: count("port_requests", default.port_requests)?,
         port_held: count("port_held", default.port_held)?,
-        requests: RequestLimits {
-            rate: options.rate("request_rate", "request_burst", default.requests.rate)?,
+        rates: RequestLimits {
+            rate: options.rate("request_rate", "request_burst", default.rates.rate)?,
             windows: windows(options)?,
         },
         limit_status: options.parse(SECTION, "limit_status", default.limit_status, |text| match text {

@@ -150,6 +150,7 @@ const OWN: &[&str] = &[
     "answer_burst",
     "unknown_identity_hold",
     "connections",
+    "requests",
     "port_connections",
     "port_requests",
     "port_held",

@@ -90,10 +90,10 @@ fn neutrons_limits_and_times() {
     );
     let Config { limits, nova, .. } = read(&text).unwrap();
     let window = |count, seconds| Some(WindowLimit { count, window: Duration::from_secs(seconds) });
-    assert_eq!(limits.requests.windows, [window(100, 60), window(20, 10)]);
+    assert_eq!(limits.rates.windows, [window(100, 60), window(20, 10)]);
     let times = [nova.connect_timeout, limits.pause, nova.response_timeout, limits.head, limits.idle];
     assert_eq!(times.map(|time| time.as_secs()), [3, 4, 5, 6, 7]);
-    assert_eq!(read(SECRET).unwrap().limits.requests.windows, [None, None]);
+    assert_eq!(read(SECRET).unwrap().limits.rates.windows, [None, None]);
 }
 
 #[test]

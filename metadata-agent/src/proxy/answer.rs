@@ -42,6 +42,7 @@ pub(super) enum Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Limit {
     Connections,
+    Requests,
     PortConnections,
     PortRequests,
     PortHeld,
@@ -53,6 +54,7 @@ impl Limit {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Connections => "connections",
+            Self::Requests => "requests",
             Self::PortConnections => "port_connections",
             Self::PortRequests => "port_requests",
             Self::PortHeld => "port_held",
@@ -63,6 +65,7 @@ impl Limit {
     fn describe(self) -> &'static str {
         match self {
             Self::Connections => "the metadata service has too many connections",
+            Self::Requests => "the metadata service has too many requests at once",
             Self::PortConnections => "too many connections",
             Self::PortRequests => "too many requests at once",
             Self::PortHeld => "too many requests wait for this port to become known",

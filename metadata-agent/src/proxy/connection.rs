@@ -18,6 +18,7 @@ use super::{
     answer::{Form, Limit, Refusal, Whom},
     directory::{Resolution, SignedIdentity},
     forward,
+    limits::Permit,
     receive::receive,
     server::Proxy,
     upstream::{Answer, Upstream},
@@ -172,8 +173,15 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     async fn answer(&mut self, request: &Request<'_>, outcome: &mut Outcome) -> io::Result<Option<End>> {
         let has_body = request.method != b"HEAD";
         let mut form = Form { version: request.version, keep_alive: request.keep_alive, has_body };
-        let who = match self.admit().await {
-            Ok(who) => outcome.who.insert(who).clone(),
+        let admitted = match self.admit().await {
+            Ok(who) => {
+                outcome.who = Some(who.clone());
+                self.permits().map(|permits| (who, permits))
+            }
+            Err(refusal) => Err(refusal),
+        };
+        let (who, _permits) = match admitted {
+            Ok(admitted) => admitted,
             Err(refusal) => {
                 form.keep_alive &= request.body == Framing::Length(0) && !self.stop.is_cancelled();
                 return self.refuse(refusal, form, outcome).await;
@@ -184,10 +192,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             Err(refusal) => return self.refuse(refusal, Form { keep_alive: false, ..form }, outcome).await,
         };
         form.keep_alive &= !self.stop.is_cancelled();
-        let Some(_permit) = self.caller.port.usage.requests.take(self.proxy.limits.port_requests) else {
-            let refusal = Refusal::Limited { limit: Limit::PortRequests, wait: Duration::ZERO };
-            return self.refuse(refusal, form, outcome).await;
-        };
         let asked = Instant::now();
         let is_v4 = self.caller.is_v4;
         let build = |host: &str| forward::to_nova(request, &body, &who, is_v4, host);
@@ -204,7 +208,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     async fn admit(&self) -> Result<Arc<SignedIdentity>, Refusal> {
         let (port, limits) = (&self.caller.port, &self.proxy.limits);
         port.usage
-            .request(&limits.requests, Instant::now())
+            .request(&limits.rates, Instant::now())
             .map_err(|wait| Refusal::Limited { limit: Limit::RequestRate, wait })?;
         let mut current = port.resolution.borrow().clone();
         if let Resolution::Pending(_) = current {
@@ -223,6 +227,15 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             Resolution::Pending(reason) => Err(Refusal::Unknown(reason.to_string())),
             Resolution::Conflict(reason) => Err(Refusal::Conflict(reason.to_string())),
         }
+    }
+
+    /// To take memory for a request.
+    fn permits(&self) -> Result<[Permit; 2], Refusal> {
+        let Proxy { limits, requests, .. } = self.proxy;
+        let limited = |limit| Refusal::Limited { limit, wait: Duration::ZERO };
+        let of_port = self.caller.port.usage.requests.take(limits.port_requests);
+        let of_all = requests.take(limits.requests);
+        Ok([of_port.ok_or(limited(Limit::PortRequests))?, of_all.ok_or(limited(Limit::Requests))?])
     }
 
     /// The whole body: nothing of a request goes to Nova before all of it is here.

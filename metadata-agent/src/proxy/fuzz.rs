@@ -126,7 +126,7 @@ fn connections() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _inside = runtime.enter();
     let limits = Limits {
-        requests: RequestLimits { rate: config::Rate { rate: 0, burst: 1 }, windows: [None, None] },
+        rates: RequestLimits { rate: config::Rate { rate: 0, burst: 1 }, windows: [None, None] },
         ..Limits::default()
     };
     let metrics = Metrics::register(&mut Registry::default());

@@ -15,14 +15,16 @@ use crate::config::Rate;
 pub struct Limits {
     /// Connections of all guests together.
     pub connections: u32,
+    /// Requests of all guests together whose bodies are read or that are with Nova: what bounds memory.
+    pub requests: u32,
     /// Connections of one port; 0 for no limit.
     pub port_connections: u32,
-    /// Requests of one port that are with Nova; 0 for no limit.
+    /// Requests of one port whose bodies are read or that are with Nova; 0 for no limit.
     pub port_requests: u32,
     /// Requests of one port that wait for its identity; 0 for no limit.
     pub port_held: u32,
     /// Requests of one port in time.
-    pub requests: RequestLimits,
+    pub rates: RequestLimits,
     /// Answered to a request beyond a limit: 503, or 429 for those who want it.
     pub limit_status: u16,
     /// How long a request waits for its guest to become known.
@@ -45,10 +47,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 8192,
+            requests: 1024,
             port_connections: 128,
             port_requests: 32,
             port_held: 32,
-            requests: RequestLimits { rate: Rate { rate: 100, burst: 200 }, windows: [None, None] },
+            rates: RequestLimits { rate: Rate { rate: 100, burst: 200 }, windows: [None, None] },
             limit_status: 503,
             hold: Duration::from_secs(8),
             head: Duration::from_secs(30),

@@ -1,6 +1,7 @@
 //! Accepts guests' connections, establishes who each is, and watches over them until they end.
 use std::{
     io,
+    mem::MaybeUninit,
     net::{Shutdown, SocketAddr, TcpListener as StdListener},
     sync::Arc,
     thread::{self, JoinHandle},
@@ -43,6 +44,7 @@ pub struct Proxy {
     pub(super) limits: Limits,
     pub(super) metrics: Metrics,
     pub(super) connections: Gauge,
+    pub(super) requests: Gauge,
 }
 
 impl Proxy {
@@ -53,7 +55,14 @@ impl Proxy {
         limits: Limits,
         metrics: Metrics,
     ) -> Self {
-        Self { directory, sources, limits, metrics, connections: Gauge::default() }
+        Self {
+            directory,
+            sources,
+            limits,
+            metrics,
+            connections: Gauge::default(),
+            requests: Gauge::default(),
+        }
     }
 }
 
@@ -154,7 +163,7 @@ impl Worker {
 
     /// Whose connection it is, and whether it may stay.
     fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<(TcpStream, Caller, [Permit; 2])> {
-        let Proxy { directory, sources, limits, metrics, connections } = &*self.proxy;
+        let Proxy { directory, sources, limits, metrics, connections, .. } = &*self.proxy;
         let tag = Tag::from_ip(peer.ip());
         let Some((tag, port)) = tag.and_then(|tag| Some((tag, directory.port(tag)?))) else {
             // The port went away between the handshake and now: nobody is there to be answered.
@@ -185,10 +194,12 @@ impl Worker {
         let mut out = Vec::new();
         let refusal = Refusal::Limited { limit, wait: Duration::ZERO };
         refusal.write(Whom { tap, identity: None }, Form::LAST, &self.proxy.limits, &mut out);
-        // A request that is here already would turn the close into a reset.
-        let _ = stream.try_read(&mut [0; 4096]);
-        let _ = stream.try_write(&out);
-        let _ = socket(stream).shutdown(Shutdown::Write);
+        let socket = socket(stream);
+        // A request that is here already would turn the close into a reset. Whether any of this succeeds is the guest's
+        // affair; the sockets do not block.
+        let _ = socket.recv(&mut [MaybeUninit::uninit(); 4096]);
+        let _ = socket.send(&out);
+        let _ = socket.shutdown(Shutdown::Write);
     }
 
     async fn converse(self: Arc<Self>, mut stream: TcpStream, caller: Caller, _permits: [Permit; 2]) {

@@ -228,7 +228,7 @@ impl Bench {
             Ok(measured.percentile(99))
         };
         let mut ratios = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..5 {
             self.cloud.agent.settled_counters()?;
             let quiet = p99()?;
             let stop = AtomicBool::new(false);
