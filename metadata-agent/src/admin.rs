@@ -6,14 +6,14 @@
 //! | `GET /ready` | 200, or 503 and what is missing, one item a line |
 //! | `GET /ports` | the ports and who is behind each, JSON |
 //! | `GET /counters` | what the datapath counted, JSON |
-//! | `GET /metrics` | all numbers, in Prometheus' text format |
+//! | `GET /metrics` | all numbers, in Prometheus' text format (OpenMetrics) |
 //! | `PUT /log?level=FILTER` | sets what is logged, as in `RUST_LOG` |
 //! | `PUT /log?datapath=on` (or `off`) | log records of the eBPF programs, one for each frame that is ours |
 use std::{convert::Infallible, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -49,19 +49,36 @@ pub enum Question {
 pub struct Answer {
     /// Status of the response.
     pub status: StatusCode,
+    /// What the body is.
+    pub content_type: &'static str,
     /// Body of the response.
     pub text: String,
 }
 
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+/// Prometheus tells its two formats apart by this.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 impl Answer {
-    /// 200.
+    /// 200, for people.
     pub fn ok(text: impl Into<String>) -> Self {
-        Self { status: StatusCode::OK, text: text.into() }
+        Self { status: StatusCode::OK, content_type: TEXT, text: text.into() }
+    }
+
+    /// 200, for programs.
+    pub fn json(value: &serde_json::Value) -> Self {
+        Self { content_type: JSON, ..Self::ok(format!("{value:#}\n")) }
+    }
+
+    /// 200, for Prometheus.
+    pub fn metrics(text: String) -> Self {
+        Self { content_type: OPEN_METRICS, ..Self::ok(text) }
     }
 
     /// Another status.
     pub fn error(status: StatusCode, text: impl Into<String>) -> Self {
-        Self { status, text: text.into() }
+        Self { status, ..Self::ok(text) }
     }
 }
 
@@ -151,6 +168,7 @@ async fn respond(
     };
     let mut response = Response::new(Full::new(Bytes::from(answer.text)));
     *response.status_mut() = answer.status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
     response
 }
 

@@ -189,21 +189,21 @@ impl Control {
                     Answer::error(StatusCode::SERVICE_UNAVAILABLE, pending.join("\n") + "\n")
                 }
             }
-            Question::Ports => Answer::ok(format!("{:#}\n", self.reconciler.describe())),
+            Question::Ports => Answer::json(&self.reconciler.describe()),
             Question::Counters => match self.reconciler.datapath().counters() {
                 Ok(counters) => {
                     let object: serde_json::Map<_, _> = counters
                         .into_iter()
                         .map(|(counter, value)| (counter.name().to_owned(), json!(value)))
                         .collect();
-                    Answer::ok(format!("{:#}\n", serde_json::Value::from(object)))
+                    Answer::json(&object.into())
                 }
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             Question::Metrics => {
                 let pending = self.source.pending();
                 match self.metrics.text(&self.reconciler, pending.is_empty()) {
-                    Ok(text) => Answer::ok(text),
+                    Ok(text) => Answer::metrics(text),
                     Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
                 }
             }

@@ -303,7 +303,11 @@ fn everything_is_counted() -> Result<()> {
         let stream = cloud.chassis.host().run(|| TcpStream::connect("127.0.0.1:9775"))??;
         Ok(Connection::new(stream).request(method, target, &[("Connection", "close")], b"")?)
     };
-    assert!(ask("GET", "/metrics")?.text().ends_with("# EOF\n"));
+    let metrics = ask("GET", "/metrics")?;
+    assert!(
+        metrics.header("Content-Type").is_some_and(|kind| kind.starts_with("application/openmetrics-text"))
+    );
+    assert!(metrics.text().ends_with("# EOF\n"));
     assert_eq!(ask("GET", "/ready")?.status, 200);
     assert_eq!(ask("PUT", "/log?level=debug")?.status, 403);
     assert_eq!(cloud.agent.admin("PUT", "/log?level=info")?.status, 200);

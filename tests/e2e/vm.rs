@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    net::{Ipv6Addr, SocketAddrV6, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpStream},
     path::Path,
     process::Command,
     sync::{Mutex, PoisonError},
@@ -24,6 +24,7 @@ use metadata_tests::{
     nova::{Answer, Nova},
     ovn::{Datapath, Lab, Routing},
     port::Port,
+    trunk::Uplink,
     wait::until,
 };
 
@@ -157,6 +158,27 @@ fn large_body(host: &Host, guest: &Guest, mut connection: Connection<TcpStream>)
         }
     }
     Ok(())
+}
+
+/// The tag is inside of a frame that a tap gets, also of a segment that is larger than the MTU.
+#[test]
+#[ignore = "for a kernel with Open vSwitch's datapath: cargo xtask vm-test"]
+fn a_trunk_and_its_subport_are_served() -> Result<()> {
+    on_host(|host| {
+        let cloud = &host.cloud;
+        let parent = Port::new(&cloud.chassis.add_network("parent", Routing::Isolated)?)?;
+        let network = cloud.chassis.add_network("subport", Routing::Isolated)?;
+        let address = Ipv4Addr::new(192, 168, 1, 20);
+        let subport = Port { address, ..Port::subport(&network, &parent)? };
+        cloud.nova.add_instance(&parent);
+        let trunk = cloud.chassis.add_trunk(Uplink::Tap, parent, vec![(101, subport)])?;
+        for guest in trunk.guests() {
+            cloud.agent.wait_served(guest, cloud.chassis.ifindex(guest)?)?;
+            own_identity(guest)?;
+            large_body(host, guest, guest.connect()?)?;
+        }
+        Ok(())
+    })
 }
 
 #[test]

@@ -47,7 +47,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 8192,
-            requests: 1024,
+            requests: 2048,
             port_connections: 128,
             port_requests: 32,
             port_held: 32,
