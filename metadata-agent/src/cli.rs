@@ -89,7 +89,10 @@ pub fn run() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(files) => serve(&files.read()?),
         Command::CheckConfig(files) => {
-            println!("{:#?}", files.read()?);
+            let config = files.read()?;
+            // For the certificates, which are part of it.
+            Nova::new(&config.nova, Arc::new(Metrics::new().register(proxy::Metrics::register)))?;
+            println!("{config:#?}");
             Ok(())
         }
         Command::Show { what, files } => show(what, &files.read()?),

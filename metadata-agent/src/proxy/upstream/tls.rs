@@ -210,3 +210,28 @@ impl ServerCertVerifier for AnyCertificate {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ClientCertificate, NovaTls};
+
+    #[test]
+    fn unusable_files_are_named_with_their_option() {
+        let folder = std::env::temp_dir().join(format!("metadata-agent-tls-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let (missing, text) = (folder.join("missing"), folder.join("text"));
+        fs::write(&text, "no certificate").unwrap();
+        let load = |ca: &Path, certificate: Option<&Path>| {
+            let client = certificate
+                .map(|path| ClientCertificate { certificate: path.to_owned(), private_key: text.clone() });
+            let insecure = client.is_some();
+            Tls::load(&NovaTls { ca: Some(ca.to_owned()), client, insecure }).unwrap_err().to_string()
+        };
+        let (missing_path, text_path) = (missing.display(), text.display());
+        assert!(load(&missing, None).starts_with(&format!("auth_ca_cert {missing_path}: No such file")));
+        assert_eq!(load(&text, None), format!("auth_ca_cert {text_path}: holds no certificate"));
+        assert_eq!(load(&text, Some(&text)), format!("nova_client_cert {text_path}: holds no certificate"));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
