@@ -54,7 +54,7 @@ impl LogWriter {
 
     /// Writes what waits, now and here: for the last words of a process.
     pub(crate) fn flush_to(&self, mut out: impl Write) {
-        let Waiting { lines, .. } = mem::take(&mut *self.0.lock());
+        let lines = mem::take(&mut self.0.lock().lines);
         // Nobody is left to be told that it failed.
         let _ = out.write_all(&lines);
     }
@@ -77,8 +77,10 @@ impl Shared {
             if !ending {
                 thread::sleep(GATHER);
             }
-            let Waiting { lines, lost, .. } =
-                mem::replace(&mut *self.lock(), Waiting { ending, ..Waiting::default() });
+            let (lines, lost) = {
+                let mut waiting = self.lock();
+                (mem::take(&mut waiting.lines), mem::take(&mut waiting.lost))
+            };
             // A log that cannot be written cannot be complained of either.
             let _ = out.write_all(&lines);
             if lost > 0 {

@@ -1,5 +1,10 @@
 //! What must hold before anything is touched, checked at once, with what to do about it.
-use std::{fs::File, io, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs::{DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
+};
 
 use anyhow::{Context as _, bail};
 use nix::{
@@ -70,9 +75,12 @@ fn missing(status: &str) -> anyhow::Result<Vec<String>> {
 /// Makes the run directory and takes its lock: two agents with one set of pins would undo each other's work.
 pub fn lock(run_dir: &Path) -> anyhow::Result<RunLock> {
     let at = || run_dir.display().to_string();
-    std::fs::create_dir_all(run_dir).with_context(|| format!("cannot make the run directory {}", at()))?;
-    std::fs::set_permissions(run_dir, std::fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("cannot set the mode of {}", at()))?;
+    // One that is there keeps its mode: it may be somebody else's as well.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(run_dir)
+        .with_context(|| format!("cannot make the run directory {}", at()))?;
     let file = File::create(run_dir.join("lock")).with_context(|| format!("cannot write in {}", at()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(RunLock(lock)),

@@ -233,6 +233,8 @@ fn nova_behind_tls() -> Result<()> {
     let more = vec![
         ("DEFAULT", "nova_metadata_protocol = https".to_owned()),
         ("DEFAULT", "nova_metadata_port = 8801".to_owned()),
+        // Each has connections of its own, and it is to be seen when they are gone.
+        ("metadata_ebpf", "workers = 1".to_owned()),
         ("DEFAULT", format!("auth_ca_cert = {}", nova_ca.file("ca.pem"))),
         ("DEFAULT", format!("nova_client_cert = {}", our_ca.file("client.pem"))),
         ("DEFAULT", format!("nova_client_priv_key = {}", our_ca.file("client.key"))),

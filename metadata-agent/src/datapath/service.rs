@@ -6,6 +6,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener},
     path::Path,
+    time::Duration,
 };
 
 use futures_util::TryStreamExt as _;
@@ -36,6 +37,9 @@ const NEXT_HOP_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9f
 const NEXT_HOP_MAC: [u8; 6] = [0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfd];
 /// Connections that may wait to be accepted: a burst of boots.
 const BACKLOG: i32 = 4096;
+
+/// How long what was sent may go unacknowledged.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Settings of the service namespace.
 const SYSCTLS: &[(&str, &str)] = &[
@@ -106,6 +110,8 @@ impl ServiceDevice {
             socket.set_reuse_port(true)?;
             // What is accepted inherits it.
             socket.set_tcp_nodelay(true)?;
+            // A guest that takes nothing more of what was sent before a close does not keep it for minutes.
+            socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
             socket.set_nonblocking(true)?;

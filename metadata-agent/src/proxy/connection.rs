@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     time::timeout,
@@ -27,6 +27,9 @@ use super::{
 
 /// Sent before the body to who waits for it.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// How long the first request of a connection may take when the agent stops.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// How a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,25 +80,33 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
 
     /// Serves one request after another.
     pub(super) async fn serve(&mut self) -> End {
+        let mut is_fresh = true;
         loop {
+            // An empty line that follows a body says nothing (RFC 9112, section 2.2).
+            while self.received.starts_with(b"\r\n") {
+                self.received.advance(2);
+            }
             if self.received.is_empty() {
                 // What an idle connection keeps is nothing.
                 self.received = BytesMut::new();
                 let received = tokio::select! {
+                    biased;
                     received = timeout(self.proxy.limits.idle, receive(&mut self.stream, &mut self.received)) => received,
-                    () = self.stop.cancelled() => return End::Closed,
+                    () = stopped(self.stop, is_fresh) => return End::Closed,
                 };
                 if !matches!(received, Ok(Ok(1..))) {
                     return End::Closed;
                 }
+                continue;
             }
+            is_fresh = false;
             // Apart, since its state is large and most connections are idle.
             match Box::pin(self.exchange()).await {
                 Ok(None) => {}
                 Ok(Some(end)) => return end,
                 Err(error) => {
                     debug!(tap = %self.caller.port.tap, %error, "connection of a guest ended");
-                    return End::Closed;
+                    return End::Broken;
                 }
             }
         }
@@ -183,11 +194,17 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         let (who, _permits) = match admitted {
             Ok(admitted) => admitted,
             Err(refusal) => {
-                form.keep_alive &= request.body == Framing::Length(0) && !self.stop.is_cancelled();
+                // Refusing costs little, but not nothing: who asks too often must connect again, which has a limit too.
+                let may_repeat = refusal.limit() != Some(Limit::RequestRate);
+                form.keep_alive &=
+                    may_repeat && request.body == Framing::Length(0) && !self.stop.is_cancelled();
                 return self.refuse(refusal, form, outcome).await;
             }
         };
-        let body = match self.body(request).await? {
+        let body = match timeout(self.proxy.limits.head, self.body(request))
+            .await
+            .unwrap_or(Ok(Err(Refusal::Slow)))?
+        {
             Ok(body) => body,
             Err(refusal) => return self.refuse(refusal, Form { keep_alive: false, ..form }, outcome).await,
         };
@@ -195,10 +212,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         let asked = Instant::now();
         let is_v4 = self.caller.is_v4;
         let build = |host: &str| forward::to_nova(request, &body, &who, is_v4, host);
-        let answer = self.upstream.send(request.method, request.is_safe(), build).await;
+        let repeatable = request.is_safe() && body.is_empty();
+        let answer = self.upstream.send(request.method, repeatable, build).await;
         outcome.nova = Some(asked.elapsed());
         match answer {
-            Ok(answer) => self.pass_on(answer, request, form, outcome).await,
+            Ok(answer) => self.pass_on(answer, request, !body.is_empty(), form, outcome).await,
             Err(refusal) => self.refuse(refusal, form, outcome).await,
         }
     }
@@ -217,9 +235,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             };
             let mut resolution = port.resolution.clone();
             let resolved = resolution.wait_for(|resolution| !matches!(resolution, Resolution::Pending(_)));
-            // Time may be up, or the port gone; in the latter case nobody hears what follows.
-            if let Ok(Ok(resolved)) = timeout(limits.hold, resolved).await {
-                current = resolved.clone();
+            tokio::select! {
+                // Time may be up, or the port gone; in the latter case nobody hears what follows.
+                resolved = timeout(limits.hold, resolved) => if let Ok(Ok(resolved)) = resolved {
+                    current = resolved.clone();
+                },
+                () = self.stop.cancelled() => {}
             }
         }
         match current {
@@ -282,6 +303,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         &mut self,
         mut answer: Answer,
         request: &Request<'_>,
+        request_had_body: bool,
         mut form: Form,
         outcome: &mut Outcome,
     ) -> io::Result<Option<End>> {
@@ -311,7 +333,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 }
             };
         }
-        self.upstream.give_back(answer);
+        self.upstream.give_back(answer, request_had_body);
         outcome.bytes += piece.len() as u64;
         frame(framing, &piece, &mut out);
         if framing == Framing::Chunked {
@@ -334,6 +356,15 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             Ok(())
         };
         sending.await
+    }
+}
+
+/// When a connection that waits for a request has to go. One that has had none was accepted a moment ago: its request is
+/// on its way.
+async fn stopped(stop: &CancellationToken, is_fresh: bool) {
+    stop.cancelled().await;
+    if is_fresh {
+        tokio::time::sleep(FIRST_REQUEST).await;
     }
 }
 

@@ -47,7 +47,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 8192,
-            requests: 2048,
+            requests: 1024,
             port_connections: 128,
             port_requests: 32,
             port_held: 32,
@@ -94,8 +94,8 @@ impl Usage {
         // A panic elsewhere leaves counts that are as good as any.
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
         let Rates { bucket, windows } = &mut *rates;
-        let mut limited = windows.iter_mut().zip(limits.windows);
-        let in_window = limited.find_map(|(window, limit)| window.wait(limit?, now));
+        let limited = windows.iter_mut().zip(limits.windows);
+        let in_window = limited.filter_map(|(window, limit)| window.wait(limit?, now)).max();
         if let Some(wait) = bucket.wait(limits.rate, now).max(in_window) {
             return Err(wait);
         }

@@ -31,6 +31,8 @@ use super::{
 
 /// How long requests under way may take to end when the agent stops.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long the last request of a connection that has lasted its time may take.
+const OVERTIME: Duration = Duration::from_secs(60);
 /// How often a worker looks after its idle connections to Nova.
 const SWEEP: Duration = Duration::from_secs(5);
 /// How long, and for how many bytes, a refused guest is heard out.
@@ -89,6 +91,8 @@ impl Workers {
                 if let Err(error) = runtime.block_on(Arc::new(worker).serve(listeners, serving)) {
                     error!(%error, "cannot accept guests' connections");
                 }
+                // A name that is being looked up is not waited for.
+                runtime.shutdown_background();
             })
         };
         Ok(Self(listeners.into_iter().enumerate().map(start).collect::<io::Result<_>>()?))
@@ -147,17 +151,28 @@ impl Worker {
                 () = self.stop.cancelled() => break,
             };
             match accepted {
-                Ok((stream, peer)) => {
-                    if let Some((stream, caller, permits)) = self.admit(stream, peer) {
-                        connections.spawn(self.clone().converse(stream, caller, permits));
-                    }
-                }
+                Ok((stream, peer)) => self.clone().begin(stream, peer, &connections),
                 // Out of descriptors or memory, or a connection that died in the queue: others can still be served.
                 Err(error) => {
                     warn!(%error, "cannot accept a guest's connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
+        }
+        // Connections that wait in the queue would be reset with the listener: they are served like those under way.
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, peer)) = listener.accept() {
+            if stream.set_nonblocking(true).is_ok()
+                && let Ok(stream) = TcpStream::from_std(stream)
+            {
+                self.clone().begin(stream, peer, &connections);
+            }
+        }
+    }
+
+    fn begin(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, connections: &TaskTracker) {
+        if let Some((stream, caller, permits)) = self.admit(stream, peer) {
+            connections.spawn(self.converse(stream, caller, permits));
         }
     }
 
@@ -206,15 +221,20 @@ impl Worker {
         let metrics = &self.proxy.metrics;
         metrics.connections.inc();
         let deadline = Instant::now() + self.proxy.limits.lifetime;
+        let stop = self.stop.child_token();
+        let outlived = async {
+            sleep_until(deadline).await;
+            stop.cancel();
+            sleep_until(deadline + OVERTIME).await;
+        };
         let end = {
-            let mut connection =
-                Connection::new(&mut stream, &caller, &self.proxy, &self.upstream, &self.stop);
+            let mut connection = Connection::new(&mut stream, &caller, &self.proxy, &self.upstream, &stop);
             tokio::select! {
                 biased;
                 // With the port gone, segments still to be sent have nowhere to go.
                 () = caller.port.gone.cancelled() => End::Broken,
                 end = connection.serve() => end,
-                () = sleep_until(deadline) => End::Broken,
+                () = outlived => End::Broken,
             }
         };
         match end {

@@ -57,7 +57,7 @@ impl Nova {
         let count = self.endpoints.len();
         let first = self.next.fetch_add(1, Ordering::Relaxed) % count;
         let mut order: Vec<usize> = (first..first + count).map(|index| index % count).collect();
-        order.sort_by_key(|index| !self.endpoints[*index].is_up(now));
+        order.sort_by_cached_key(|index| !self.endpoints[*index].is_up(now));
         order.into_iter()
     }
 
@@ -146,7 +146,10 @@ impl Upstream {
                     refusal = Refusal::Unreachable;
                     continue;
                 }
-                Err(_) => return Err(refusal),
+                Err(_) => {
+                    endpoint.failed(&io::Error::from(io::ErrorKind::TimedOut), Instant::now());
+                    return Err(refusal);
+                }
             };
             endpoint.connected();
             match timeout_at(deadline, connection.exchange(&request, method)).await {
@@ -174,7 +177,13 @@ impl Upstream {
     }
 
     /// Takes the connection of an answer that was read to its end.
-    pub(super) fn give_back(&self, answer: Answer) {
+    ///
+    /// Not after a request with a body: a server that answers without reading it would take the body for the next
+    /// request, and each guest would get the answer of the one before.
+    pub(super) fn give_back(&self, answer: Answer, request_had_body: bool) {
+        if request_had_body {
+            return;
+        }
         if let Some(connection) = answer.into_reusable() {
             let mut idle = lock(&self.idle[connection.endpoint]);
             if idle.len() < KEPT {

@@ -78,8 +78,8 @@ impl<'b> Request<'b> {
 }
 
 fn path<'b>(method: &[u8], target: &'b [u8]) -> Result<&'b [u8], Malformed> {
-    // Bytes above 0x7f are no part of a URL, and servers agree about them all the same: they are data.
-    if method == b"CONNECT" || target.iter().any(|byte| byte.is_ascii_control()) {
+    // Bytes above 0x7f are no part of a URL, but they are data. A TRACE would tell the guest what we add.
+    if matches!(method, b"CONNECT" | b"TRACE") || target.iter().any(|byte| byte.is_ascii_control()) {
         return Err(Malformed::Target);
     }
     let mut path = target;
@@ -149,6 +149,7 @@ mod tests {
             "OPTIONS * HTTP/1.1",
             "CONNECT 127.0.0.1:22 HTTP/1.1",
             "CONNECT / HTTP/1.1",
+            "TRACE / HTTP/1.1",
             "GET /a\tb HTTP/1.1",
             "GET /a\0 HTTP/1.1",
             "GET /a\x7f HTTP/1.1",
