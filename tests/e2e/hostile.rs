@@ -95,6 +95,8 @@ fn what_is_refused_leaves_no_trace() -> Result<()> {
         ("GET http://169.254.169.254@another.host/ HTTP/1.1\r\n\r\n".to_owned(), 400),
         ("GET https://169.254.169.254/ HTTP/1.1\r\n\r\n".to_owned(), 400),
         ("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 400),
+        // It would tell the guest what we add.
+        ("TRACE / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 400),
         // Too much.
         (format!("{get}X-A: {long}\r\n\r\n"), 431),
         (format!("GET /{long} HTTP/1.1\r\n\r\n"), 431),

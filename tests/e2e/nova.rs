@@ -125,6 +125,33 @@ fn a_post_is_sent_at_most_once() -> Result<()> {
     Ok(())
 }
 
+/// A server that answers without reading a body would take it for the next request: no other guest's goes there.
+#[test]
+fn a_connection_that_carried_a_body_carries_nothing_else() -> Result<()> {
+    let (mut cloud, [guest, other]) = cloud(&[("metadata_ebpf", "workers = 1".to_owned())])?;
+    cloud.nova.pause();
+    let upstream = Upstream::start(cloud.chassis.host(), nova::ADDRESS, answer())?;
+    for (method, body, connections) in [
+        ("GET", "", 1),
+        ("GET", "", 1),
+        ("POST", "a", 2),
+        ("GET", "", 2),
+        ("GET", "b", 3),
+        ("PUT", "c", 4),
+        ("HEAD", "", 4),
+    ] {
+        if method == "HEAD" {
+            upstream.set_script(Script::Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n".to_vec()));
+        }
+        assert_eq!(guest.request(method, "/a", &[], body.as_bytes())?.status, 200);
+        assert_eq!(upstream.connections(), connections, "after {method} with {body:?}");
+    }
+    upstream.set_script(answer());
+    assert_eq!(other.get("/b")?.text(), "ok");
+    assert_eq!(upstream.connections(), 4);
+    Ok(())
+}
+
 #[test]
 fn a_slow_nova_is_not_waited_for_for_ever() -> Result<()> {
     let (cloud, [guest, other], upstream) = with_upstream(Script::Silence)?;

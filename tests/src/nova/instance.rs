@@ -224,6 +224,7 @@ impl Instance {
         let entries = [
             ("1.0", "ami-id", json!("ami-00000001")),
             ("1.0", "ami-launch-index", json!(0)),
+            // The very word that Nova answers with (nova/api/metadata/base.py).
             ("1.0", "ami-manifest-path", json!("FIXME")),
             ("1.0", "instance-id", json!(ec2_id(&self.port.instance))),
             ("1.0", "hostname", json!(hostname)),

@@ -112,7 +112,7 @@ impl Upstream {
 
     /// Sends what `build` makes for a host; returns when the head of the answer is there.
     ///
-    /// A request that may be repeated goes over a pooled connection, and when that or its endpoint fails, to the next
+    /// A request that may be repeated, which has no body, goes over a pooled connection, and when that or its endpoint fails, to the next
     /// endpoint. Any other gets a new connection, since a pooled one may be dying, and is sent once.
     pub(super) async fn send(
         &self,
@@ -147,7 +147,8 @@ impl Upstream {
                     continue;
                 }
                 Err(_) => {
-                    endpoint.failed(&io::Error::from(io::ErrorKind::TimedOut), Instant::now());
+                    let error = "no connection before the time for the answer was over";
+                    endpoint.failed(&io::Error::new(io::ErrorKind::TimedOut, error), Instant::now());
                     return Err(refusal);
                 }
             };
