@@ -6,6 +6,7 @@ mod machine;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -62,6 +63,7 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
         tests: build_tests()?,
         filter: options.filter.clone(),
     };
+    program.check()?;
     let cache = build::target().join("vm");
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     // The machines see the same files under the same names, so those must be complete.
@@ -90,6 +92,19 @@ struct Program {
 }
 
 impl Program {
+    /// A machine in which no test runs would pass.
+    fn check(&self) -> anyhow::Result<()> {
+        let mut list = Command::new(&self.tests);
+        list.args(["--ignored", "--list", "--format=terse"]).args(&self.filter);
+        if !output(&mut list)?.lines().any(|line| line.ends_with(": test")) {
+            bail!(
+                "no test for the machines has {:?} in its name",
+                self.filter.as_deref().unwrap_or_default()
+            );
+        }
+        Ok(())
+    }
+
     /// The script that a machine runs; its last command's status is the machine's.
     fn script(&self) -> String {
         // One test at a time: the machine is slow, and one can use the chassis of another.
