@@ -271,6 +271,9 @@ impl Agent {
             ("metadata_ebpf", format!("unknown_identity_hold = {}", options.hold)),
             // Tests ask as fast as they can.
             ("metadata_ebpf", "request_rate = 0".to_owned()),
+            // A connection may have to outlast whatever a test does meanwhile, on a machine that is busy.
+            ("metadata_haproxy", "timeout_http_request = 300".to_owned()),
+            ("metadata_haproxy", "timeout_http_keep_alive = 300".to_owned()),
         ];
         if let Ok(mode) = std::env::var(ATTACH) {
             lines.push(("metadata_ebpf", format!("attach = {mode}")));

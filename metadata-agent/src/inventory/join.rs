@@ -5,6 +5,7 @@ use metadata_ebpf::map::PortKey;
 
 use super::{
     Desired, DesiredPort, LinkTable, Who,
+    remembered::Remembered,
     rows::{Interface, PortBinding},
     untagged,
 };
@@ -18,14 +19,13 @@ use crate::{datapath::Device, proxy::directory::Identity};
 ///
 /// A trunk's subports (`parent_port`, `tag`) share the tap of their parent.
 ///
-/// `served` tells which port is served behind a key now, `without_row` who a port without a row is, or why that cannot
-/// be said.
+/// `served` tells which port is served behind a key now.
 pub(super) fn join<'a, 'b>(
     links: &LinkTable,
     interfaces: impl Iterator<Item = &'a Interface>,
     bindings: &Bindings<'_>,
     served: impl Fn(PortKey) -> Option<&'b str>,
-    without_row: impl Fn(&str) -> Result<Identity, String>,
+    without_row: &WithoutRow<'_>,
 ) -> Desired {
     let by_name: HashMap<&str, u32> = links.iter().map(|(ifindex, name)| (name.as_str(), *ifindex)).collect();
     let mut desired = Desired::new();
@@ -40,41 +40,74 @@ pub(super) fn join<'a, 'b>(
             continue;
         }
         let binding = bindings.ports.get(port.as_str()).copied();
-        let who = match binding {
-            // Ports of routers, gateways and of other metadata agents (localport) are no guests.
-            Some(binding) if !binding.kind.is_empty() => continue,
-            Some(binding) => identify(interface, binding, binding),
-            None => match without_row(port) {
-                Ok(identity) if local_instance(interface) == Some(&identity.instance) => Who::Known(identity),
-                Ok(_) => Who::Pending("it is plugged for another instance than it was".to_owned()),
-                Err(reason) => Who::Pending(reason),
-            },
-        };
+        // Ports of routers, gateways and of other metadata agents (localport) are no guests.
+        if binding.is_some_and(|binding| !binding.kind.is_empty()) {
+            continue;
+        }
         let device = Device { ifindex, name: interface.name.clone() };
-        let policed = interface.ingress_policing_rate > 0;
+        let mut insert = |vlan, port: &str, who, policed| {
+            let port = DesiredPort { device: device.clone(), port: port.to_owned(), who, policed };
+            desired.insert(PortKey { ifindex, vlan }, port);
+        };
+        if binding.is_none() {
+            for (vlan, identity) in without_row.subports(interface, port) {
+                insert(vlan, &identity.port, Who::Known(identity.clone()), false);
+            }
+        }
         for subport in bindings.subports.get(port.as_str()).into_iter().flatten() {
-            let Some(key) = tagged(ifindex, subport) else { continue };
+            let Some(vlan) = vlan(subport) else { continue };
             // Neutron does not let a subport have a device_id, so that it is the parent's instance that asks. Instance
             // and project are of one row: Nova compares them.
             let has_own = subport.external_ids.get("neutron:device_id").is_some_and(|id| !id.is_empty());
-            let owner = if has_own { Some(*subport) } else { binding };
-            let who = match owner {
+            let who = match if has_own { Some(*subport) } else { binding } {
                 Some(owner) => identify(interface, subport, owner),
                 None => Who::Pending("its trunk's parent port has no row in the Southbound".to_owned()),
             };
-            desired.insert(
-                key,
-                DesiredPort {
-                    device: device.clone(),
-                    port: subport.logical_port.clone(),
-                    who,
-                    policed: false,
-                },
-            );
+            insert(vlan, &subport.logical_port, who, false);
         }
-        desired.insert(untagged(ifindex), DesiredPort { device, port: port.clone(), who, policed });
+        let who = match binding {
+            Some(binding) => identify(interface, binding, binding),
+            None => without_row.port(interface, port),
+        };
+        insert(0, port, who, interface.ingress_policing_rate > 0);
     }
     desired
+}
+
+/// What counts for ports that have no row in the Southbound.
+#[derive(Debug)]
+pub(super) enum WithoutRow<'a> {
+    /// It has the last word: what it does not have is nobody.
+    Nobody,
+    /// It cannot be asked, for that reason: what it said before counts, where the hypervisor still says the same.
+    Remembered { remembered: &'a Remembered, reason: String },
+}
+
+impl WithoutRow<'_> {
+    fn port(&self, interface: &Interface, port: &str) -> Who {
+        match self {
+            Self::Nobody => Who::Pending("it has no row in the Southbound".to_owned()),
+            Self::Remembered { remembered, reason } => match remembered.port(port) {
+                Some(identity) if is_confirmed(interface, identity) => Who::Known(identity.clone()),
+                Some(_) => Who::Pending("it is plugged for another instance than it was".to_owned()),
+                None => Who::Pending(reason.clone()),
+            },
+        }
+    }
+
+    fn subports(&self, interface: &Interface, parent: &str) -> impl Iterator<Item = (u32, &Identity)> {
+        let remembered = match self {
+            Self::Nobody => None,
+            Self::Remembered { remembered, .. } => Some(remembered),
+        };
+        let subports = remembered.into_iter().flat_map(|remembered| remembered.subports(parent));
+        subports.filter(|(_, identity)| is_confirmed(interface, identity))
+    }
+}
+
+/// Whether the hypervisor says that the instance is there that was.
+fn is_confirmed(interface: &Interface, identity: &Identity) -> bool {
+    local_instance(interface) == Some(&identity.instance)
 }
 
 /// Rows of the Southbound, by how they are looked up.
@@ -99,10 +132,9 @@ impl<'a> FromIterator<&'a PortBinding> for Bindings<'a> {
     }
 }
 
-/// The key of a subport's frames, which have a VLAN id of 1 to 4094.
-fn tagged(ifindex: u32, subport: &PortBinding) -> Option<PortKey> {
-    let vlan = subport.tag.and_then(|tag| u32::try_from(tag).ok()).filter(|tag| (1..=4094).contains(tag))?;
-    Some(PortKey { ifindex, vlan })
+/// What a subport's frames are tagged with.
+fn vlan(subport: &PortBinding) -> Option<u32> {
+    subport.tag.and_then(|tag| u32::try_from(tag).ok()).filter(|tag| (1..=4094).contains(tag))
 }
 
 /// The identity of `port`, whose instance and project are those of `owner`: itself, or its trunk's parent.
@@ -188,30 +220,45 @@ mod tests {
         let links = [(7, "tap0".to_owned())].into();
         let bindings = binding.into_iter().collect();
         let served = |key| (key == untagged(7)).then_some("served");
-        let without_row = |_: &str| Err("absent".to_owned());
-        join(&links, [interface].into_iter(), &bindings, served, without_row).remove(&untagged(7))
+        join(&links, [interface].into_iter(), &bindings, served, &WithoutRow::Nobody).remove(&untagged(7))
     }
 
     #[test]
     fn a_remembered_identity_must_be_confirmed_by_the_hypervisor() {
-        let who = |ids| {
-            let remembered = Identity {
-                port: "port".into(),
-                instance: VM.into(),
-                project: "project".into(),
-                network: "net".into(),
-                fixed_ips: Vec::new(),
-            };
+        let was = |port: &str| Identity {
+            port: port.into(),
+            instance: VM.into(),
+            project: "project".into(),
+            network: "net".into(),
+            fixed_ips: Vec::new(),
+        };
+        let mut remembered = Remembered::read(&std::env::temp_dir().join("nothing-is-remembered-here"));
+        let known = [("port", 0, &was("port")), ("port", 101, &was("sub")), ("other", 102, &was("other"))];
+        remembered.replace(tokio::time::Instant::now(), known.into_iter());
+        let without_row = WithoutRow::Remembered { remembered: &remembered, reason: "away".to_owned() };
+        let desired = |ids, without_row| {
             let interface = interface("tap0", 7, ids);
             let links = [(7, "tap0".to_owned())].into();
-            let interfaces = [&interface].into_iter();
-            let desired =
-                join(&links, interfaces, &Bindings::default(), |_| None, |_| Ok(remembered.clone()));
-            desired[&untagged(7)].who.clone()
+            join(&links, [&interface].into_iter(), &Bindings::default(), |_| None, without_row)
         };
-        assert!(matches!(who(&[("iface-id", "port"), ("vm-uuid", VM)]), Who::Known(_)));
-        assert!(matches!(who(&[("iface-id", "port"), ("vm-uuid", "other")]), Who::Pending(_)));
-        assert!(matches!(who(&[("iface-id", "port")]), Who::Pending(_)));
+        let subport = PortKey { ifindex: 7, vlan: 101 };
+        let same = desired(&[("iface-id", "port"), ("vm-uuid", VM)], &without_row);
+        assert_eq!(same.keys().collect::<Vec<_>>(), [&untagged(7), &subport]);
+        assert_eq!(same[&untagged(7)].who, Who::Known(was("port")));
+        assert_eq!((&same[&subport].port, &same[&subport].who), (&"sub".to_owned(), &Who::Known(was("sub"))));
+        let plugged_for: [&[_]; 3] = [
+            &[("iface-id", "port"), ("vm-uuid", "other")],
+            &[("iface-id", "port")],
+            &[("iface-id", "sub"), ("vm-uuid", VM)],
+        ];
+        for ids in plugged_for {
+            let other = desired(ids, &without_row);
+            assert!(matches!(other[&untagged(7)].who, Who::Pending(_)), "{ids:?}");
+            assert_eq!(other.len(), 1, "{ids:?}");
+        }
+        let gone = desired(&[("iface-id", "port"), ("vm-uuid", VM)], &WithoutRow::Nobody);
+        assert!(matches!(gone[&untagged(7)].who, Who::Pending(_)));
+        assert_eq!(gone.len(), 1);
     }
 
     #[test]
@@ -269,8 +316,8 @@ mod tests {
             subport("untagged", None, &[]),
         ];
         let links = [(7, "tap0".to_owned())].into();
-        let without_row = |_: &str| Err("absent".to_owned());
-        let desired = join(&links, [&interface].into_iter(), &rows.iter().collect(), |_| None, without_row);
+        let rows = rows.iter().collect();
+        let desired = join(&links, [&interface].into_iter(), &rows, |_| None, &WithoutRow::Nobody);
         assert_eq!(desired.len(), 3);
         let Who::Known(identity) = &desired[&PortKey { ifindex: 7, vlan: 101 }].who else {
             panic!("not known")
@@ -288,7 +335,7 @@ mod tests {
             let without = interface("tap0", 7, &[("iface-id", "port")]);
             matches!(one(&without, Some(&binding("", ids))).unwrap().who, Who::Pending(_))
         };
-        assert_eq!(one(&plugged, None).unwrap().who, Who::Pending("absent".into()));
+        assert_eq!(one(&plugged, None).unwrap().who, Who::Pending("it has no row in the Southbound".into()));
         assert!(pending(&IDS[1..]), "no device_id");
         assert!(pending(&[IDS[0]]), "no project");
         assert!(pending(&[("neutron:device_id", "dhcp-agent"), IDS[1]]), "not an instance");

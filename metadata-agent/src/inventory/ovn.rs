@@ -17,10 +17,11 @@ use tracing::{debug, info, warn};
 
 use super::{
     Desired, LinkTable, Who,
-    join::{Bindings, join},
+    join::{Bindings, WithoutRow, join},
     liveness::{Chassis, Liveness, Step},
     remembered::Remembered,
     rows::{ChassisPrivate, Interface, OpenVSwitch, PortBinding, SbGlobal},
+    untagged,
 };
 use crate::proxy::Nova;
 
@@ -131,18 +132,21 @@ impl Ovn {
             // The Southbound has the last word: what it does not have is not remembered either.
             (None, true) => None,
         };
-        let desired = join(links, interfaces, &bindings, served, |port| match &absent {
-            Some(reason) => self.remembered.get(port).cloned().ok_or_else(|| reason.clone()),
-            None => Err("it has no row in the Southbound".to_owned()),
-        });
-        if absent.is_none() {
-            self.remembered.replace(
-                Instant::now(),
-                desired.values().filter_map(|port| match &port.who {
-                    Who::Known(identity) => Some(identity),
-                    Who::Pending(_) | Who::Conflict(_) => None,
-                }),
-            );
+        let authoritative = absent.is_none();
+        let without_row = match absent {
+            Some(reason) => WithoutRow::Remembered { remembered: &self.remembered, reason },
+            None => WithoutRow::Nobody,
+        };
+        let desired = join(links, interfaces, &bindings, served, &without_row);
+        if authoritative {
+            let known = desired.iter().filter_map(|(key, port)| match &port.who {
+                Who::Known(identity) => {
+                    let tap = desired.get(&untagged(key.ifindex))?;
+                    Some((tap.port.as_str(), key.vlan, identity))
+                }
+                Who::Pending(_) | Who::Conflict(_) => None,
+            });
+            self.remembered.replace(Instant::now(), known);
         }
         desired
     }

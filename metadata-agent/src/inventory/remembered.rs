@@ -21,50 +21,82 @@ const VERSION: u32 = 1;
 const COLLECT: Duration = Duration::from_secs(1);
 const FILE: &str = "identities.json";
 
-/// Identities by Neutron port.
+/// Who was behind each tap.
 #[derive(Debug)]
 pub(super) struct Remembered {
     path: PathBuf,
-    identities: BTreeMap<String, Identity>,
+    taps: Taps,
     /// Since when the file lacks what is here.
     dirty: Option<Instant>,
 }
 
+/// Identities by the Neutron port that the tap is plugged for, and by VLAN: 0 for that port itself, others for the
+/// subports of its trunk.
+type Taps = BTreeMap<String, BTreeMap<u32, Identity>>;
+
 #[derive(Debug, Serialize, Deserialize)]
 struct File {
     version: u32,
-    identities: Vec<Identity>,
+    identities: Vec<Entry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    #[serde(flatten)]
+    identity: Identity,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trunk: Option<Trunk>,
+}
+
+/// Where the frames of a subport are.
+#[derive(Debug, Serialize, Deserialize)]
+struct Trunk {
+    /// The Neutron port that the tap is plugged for.
+    parent: String,
+    vlan: u32,
 }
 
 impl Remembered {
     /// From the file in `folder`. One that cannot be read is as good as none, and says so.
     pub(super) fn read(folder: &Path) -> Self {
         let path = folder.join(FILE);
-        let identities = match load(&path) {
-            Ok(identities) => identities,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+        let taps = match load(&path) {
+            Ok(taps) => taps,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Taps::new(),
             Err(error) => {
                 warn!(path = %path.display(), %error, "remembered identities are not used");
-                BTreeMap::new()
+                Taps::new()
             }
         };
-        if !identities.is_empty() {
-            info!(ports = identities.len(), "identities remembered from a former agent");
+        if !taps.is_empty() {
+            info!(taps = taps.len(), "identities remembered from a former agent");
         }
-        Self { path, identities, dirty: None }
+        Self { path, taps, dirty: None }
     }
 
-    /// The identity a port had.
-    pub(super) fn get(&self, port: &str) -> Option<&Identity> {
-        self.identities.get(port)
+    /// The identity that the port of a tap had.
+    pub(super) fn port(&self, port: &str) -> Option<&Identity> {
+        self.taps.get(port)?.get(&0)
     }
 
-    /// Remembers these and no others.
-    pub(super) fn replace<'a>(&mut self, now: Instant, known: impl Iterator<Item = &'a Identity>) {
-        let known: BTreeMap<String, Identity> =
-            known.map(|identity| (identity.port.clone(), identity.clone())).collect();
-        if known != self.identities {
-            self.identities = known;
+    /// Those that the subports of its trunk had, by VLAN.
+    pub(super) fn subports(&self, parent: &str) -> impl Iterator<Item = (u32, &Identity)> {
+        let tap = self.taps.get(parent).into_iter();
+        tap.flat_map(|tap| tap.range(1..)).map(|(vlan, identity)| (*vlan, identity))
+    }
+
+    /// Remembers these and no others: the port a tap is plugged for, the VLAN, and who that was.
+    pub(super) fn replace<'a>(
+        &mut self,
+        now: Instant,
+        known: impl Iterator<Item = (&'a str, u32, &'a Identity)>,
+    ) {
+        let mut taps = Taps::new();
+        for (port, vlan, identity) in known {
+            taps.entry(port.to_owned()).or_default().insert(vlan, identity.clone());
+        }
+        if taps != self.taps {
+            self.taps = taps;
             self.dirty.get_or_insert(now);
         }
     }
@@ -88,7 +120,7 @@ impl Remembered {
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder)?;
         }
-        let file = File { version: VERSION, identities: self.identities.values().cloned().collect() };
+        let file = File { version: VERSION, identities: entries(&self.taps) };
         let new = self.path.with_extension("new");
         let mut out =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -98,12 +130,28 @@ impl Remembered {
     }
 }
 
-fn load(path: &Path) -> io::Result<BTreeMap<String, Identity>> {
+fn entries(taps: &Taps) -> Vec<Entry> {
+    let all =
+        taps.iter().flat_map(|(port, tap)| tap.iter().map(move |(vlan, identity)| (port, *vlan, identity)));
+    all.map(|(port, vlan, identity)| Entry {
+        identity: identity.clone(),
+        trunk: (vlan != 0).then(|| Trunk { parent: port.clone(), vlan }),
+    })
+    .collect()
+}
+
+fn load(path: &Path) -> io::Result<Taps> {
     let file: File = serde_json::from_slice(&fs::read(path)?)?;
     if file.version != VERSION {
         return Err(io::Error::other(format!("its version is {}, this agent reads {VERSION}", file.version)));
     }
-    Ok(file.identities.into_iter().map(|identity| (identity.port.clone(), identity)).collect())
+    let mut taps = Taps::new();
+    for Entry { identity, trunk } in file.identities {
+        let Trunk { parent, vlan } =
+            trunk.unwrap_or_else(|| Trunk { parent: identity.port.clone(), vlan: 0 });
+        taps.entry(parent).or_default().insert(vlan, identity);
+    }
+    Ok(taps)
 }
 
 #[cfg(test)]
@@ -124,20 +172,24 @@ mod tests {
     fn written_and_read_again() {
         let folder = std::env::temp_dir().join(format!("remembered-{}", std::process::id()));
         let mut remembered = Remembered::read(&folder);
-        assert!(remembered.get("a").is_none());
+        assert!(remembered.port("a").is_none());
         let now = Instant::now();
-        remembered.replace(now, [identity("a")].iter());
-        remembered.replace(now + COLLECT, [identity("a"), identity("b")].iter());
+        let (a, b, subport) = (identity("a"), identity("b"), identity("subport"));
+        remembered.replace(now, [("a", 0, &a)].into_iter());
+        remembered.replace(now + COLLECT, [("a", 0, &a), ("b", 0, &b), ("b", 7, &subport)].into_iter());
         assert_eq!(remembered.write_at(), Some(now + COLLECT), "a stream of changes does not put it off");
         remembered.write();
-        remembered.replace(now, [identity("b"), identity("a")].iter());
+        remembered.replace(now, [("b", 7, &subport), ("b", 0, &b), ("a", 0, &a)].into_iter());
         assert_eq!(remembered.write_at(), None, "the same again is no change");
 
-        assert_eq!(Remembered::read(&folder).get("b"), Some(&identity("b")));
+        let again = Remembered::read(&folder);
+        assert_eq!((again.port("b"), again.port("subport")), (Some(&b), None));
+        assert_eq!(again.subports("b").collect::<Vec<_>>(), [(7, &subport)]);
+        assert_eq!(again.subports("a").count(), 0);
         fs::write(folder.join(FILE), "{\"version\":2,\"identities\":[]}").unwrap();
-        assert!(Remembered::read(&folder).get("b").is_none());
+        assert!(Remembered::read(&folder).port("b").is_none());
         fs::write(folder.join(FILE), "{\"vers").unwrap();
-        assert!(Remembered::read(&folder).get("b").is_none());
+        assert!(Remembered::read(&folder).port("b").is_none());
         fs::remove_dir_all(folder).unwrap();
     }
 }
