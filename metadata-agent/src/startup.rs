@@ -21,7 +21,8 @@ pub struct RunLock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
 const OTHER_DESCRIPTORS: u64 = 1024;
 
 /// The capabilities that are needed: number in linux/capability.h, name, why.
-const CAPABILITIES: [(u32, &str, &str); 3] = [
+const CAPABILITIES: [(u32, &str, &str); 4] = [
+    (10, "CAP_NET_BIND_SERVICE", "to listen on port 80"),
     (12, "CAP_NET_ADMIN", "to make the service device and to attach programs"),
     (21, "CAP_SYS_ADMIN", "to make the service namespace and to mount a BPF file system"),
     (39, "CAP_BPF", "to load programs"),
@@ -100,7 +101,7 @@ mod tests {
     fn missing_capabilities_are_named() {
         assert_eq!(missing("Name:\tx\nCapEff:\t000001ffffffffff\n").unwrap(), Vec::<String>::new());
         let missing = missing("CapEff:\t0000000000001000\n").unwrap();
-        assert_eq!(missing.len(), 2);
-        assert!(missing[0].starts_with("CAP_SYS_ADMIN"), "{missing:?}");
+        assert_eq!(missing.len(), 3);
+        assert!(missing[0].starts_with("CAP_NET_BIND_SERVICE"), "{missing:?}");
     }
 }

@@ -22,6 +22,7 @@ use metadata_tests::{
 };
 
 const SOON: Duration = Duration::from_secs(10);
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 fn cloud(options: &[(&'static str, &str)]) -> Result<(Cloud<Stage>, [Guest; 2])> {
     let more = options.iter().map(|(section, line)| (*section, (*line).to_owned())).collect();
@@ -56,6 +57,19 @@ fn a_port_has_so_many_connections() -> Result<()> {
     }
     assert_eq!(cloud.agent.metric(limited)?, 3.0);
     own_identity(&other)?;
+    // Who is slow to ask still hears why. It is heard out for a second, which the machine may be too busy for.
+    until("a refusal is no reset", SOON, || {
+        let mut slow = greedy.connect()?;
+        let head = http::request_head("GET", META_DATA, &[], 0);
+        let (begin, rest) = head.split_at(10);
+        slow.stream().peek(&mut [0])?;
+        slow.send(begin)?;
+        thread::sleep(Duration::from_millis(50));
+        slow.send(rest)?;
+        let response = slow.response("GET")?;
+        ensure!(response.status == 503, "{response:?}");
+        Ok(())
+    })?;
     for connection in &mut parked {
         is_identity_of(&greedy.port, &connection.request("GET", META_DATA, &[], b"")?)?;
     }
@@ -125,9 +139,7 @@ fn neutrons_rate_limits_count_in_windows() -> Result<()> {
 fn a_port_has_so_many_requests_under_way() -> Result<()> {
     let (mut cloud, [greedy, other]) = cloud(&[("metadata_ebpf", "port_requests = 2")])?;
     cloud.nova.pause();
-    let slow =
-        Script::Late(Duration::from_secs(2), b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec());
-    let upstream = Upstream::start(cloud.chassis.host(), nova::ADDRESS, slow)?;
+    let upstream = Upstream::start(cloud.chassis.host(), nova::ADDRESS, Script::Held(OK.to_vec()))?;
     let mut under_way = Vec::new();
     for _ in 0..2 {
         let mut connection = greedy.connect()?;
@@ -141,7 +153,9 @@ fn a_port_has_so_many_requests_under_way() -> Result<()> {
         Ok(())
     })?;
     assert_limited(&greedy.get("/b")?, 503, &greedy, "too many requests at once");
+    upstream.set_script(Script::Answer(OK.to_vec()));
     assert_eq!(other.get("/c")?.text(), "ok");
+    upstream.release();
     for connection in &mut under_way {
         assert_eq!(connection.response("GET")?.text(), "ok");
     }
@@ -352,5 +366,49 @@ fn requests_are_logged_without_their_secrets() -> Result<()> {
     let log = cloud.agent.log()?.to_lowercase();
     assert!(!log.contains("secret"), "{log}");
     assert!(!log.contains(&nova::signature(instance)), "a signature is in the log");
+    Ok(())
+}
+
+/// Who goes away before the answer, and whose port does: no answer is counted, and the log says which it was.
+#[test]
+fn requests_that_end_without_an_answer_are_told_of() -> Result<()> {
+    let (mut cloud, [leaves, unplugged]) = cloud(&[])?;
+    cloud.nova.pause();
+    let upstream = Upstream::start(cloud.chassis.host(), nova::ADDRESS, Script::Held(OK.to_vec()))?;
+    let unfinished = |reason: &str| {
+        let name = format!("metadata_requests_unfinished_total{{reason=\"{reason}\"}}");
+        until(&name, SOON, || {
+            let count = cloud.agent.metric(&name)?;
+            ensure!(count == 1.0, "{count}");
+            Ok(())
+        })
+    };
+    let mut connection = leaves.connect()?;
+    connection.send(&http::request_head("POST", "/openstack/latest/password", &[], 10))?;
+    connection.send(b"half")?;
+    drop(connection);
+    unfinished("guest_left")?;
+
+    let mut connection = unplugged.connect()?;
+    connection.send(&http::request_head("GET", META_DATA, &[], 0))?;
+    until("the request is with Nova", SOON, || {
+        ensure!(upstream.take_requests().len() == 1, "it is not");
+        Ok(())
+    })?;
+    cloud.chassis.stop_tap(&unplugged)?;
+    unfinished("cut_off")?;
+
+    let lines = until("both are in the log", SOON, || {
+        let log = cloud.agent.log()?;
+        let lines: Vec<_> = log.lines().filter(|line| line.contains("access: ")).map(str::to_owned).collect();
+        ensure!(lines.len() == 2, "{lines:?}");
+        Ok(lines)
+    })?;
+    for (line, guest, reason) in
+        [(&lines[0], &leaves, "the guest left"), (&lines[1], &unplugged, "its port or the agent went away")]
+    {
+        assert!(line.contains(&guest.port.id) && line.contains(reason), "{line}");
+        assert!(!line.contains("status="), "{line}");
+    }
     Ok(())
 }

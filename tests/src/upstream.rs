@@ -18,6 +18,7 @@ use crate::netns::Namespace;
 
 /// Whoever is silent for longer is not waited for.
 const SILENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(2);
 
 /// What a request is answered with.
 #[derive(Debug, Clone)]
@@ -30,8 +31,8 @@ pub enum Script {
     Silence,
     /// These bytes, and then nothing.
     Stall(Vec<u8>),
-    /// These bytes after a while; the connection stays open.
-    Late(Duration, Vec<u8>),
+    /// These bytes once [`Upstream::release`] is called; the connection stays open.
+    Held(Vec<u8>),
     /// The first bytes, and then the second ones again and again.
     Endless(Vec<u8>, Vec<u8>),
 }
@@ -48,6 +49,7 @@ struct Shared {
     /// Every connection accepted so far.
     connections: Mutex<Vec<TcpStream>>,
     tls: Mutex<Option<Arc<ServerConfig>>>,
+    released: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -70,6 +72,7 @@ impl Upstream {
             requests: Mutex::default(),
             connections: Mutex::default(),
             tls: Mutex::new(tls),
+            released: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         });
         let server = shared.clone();
@@ -80,6 +83,11 @@ impl Upstream {
     /// What the next requests are answered with.
     pub fn set_script(&self, script: Script) {
         *self.shared.script.lock().unwrap_or_else(PoisonError::into_inner) = script;
+    }
+
+    /// Lets what is held go.
+    pub fn release(&self) {
+        self.shared.released.store(true, Ordering::Release);
     }
 
     /// What the next connections are protected with.
@@ -122,7 +130,7 @@ impl Shared {
                         let _ = stream.shutdown(Shutdown::Both);
                     });
                 }
-                Err(_) => thread::sleep(Duration::from_millis(2)),
+                Err(_) => thread::sleep(POLL),
             }
         }
     }
@@ -153,8 +161,10 @@ impl Shared {
                     stream.write_all(&bytes)?;
                     stream.read_exact(&mut [0])?;
                 }
-                Script::Late(pause, bytes) => {
-                    thread::sleep(pause);
+                Script::Held(bytes) => {
+                    while !self.released.load(Ordering::Acquire) && !self.stopped.load(Ordering::Acquire) {
+                        thread::sleep(POLL);
+                    }
                     stream.write_all(&bytes)?;
                 }
                 Script::Endless(begin, more) => {

@@ -1,11 +1,16 @@
 //! What is told of each request: one line in the log, and the numbers.
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tracing::info;
 
 use super::{
-    connection::Outcome,
-    directory::{Identity, Port},
+    answer::Refusal,
+    directory::{Identity, Port, Resolution, SignedIdentity},
     forward,
     server::Proxy,
     wire::Request,
@@ -21,34 +26,98 @@ pub(super) struct Caller {
     pub(super) is_v4: bool,
 }
 
-/// Never headers, query strings, odd paths or bodies: they hold secrets. `request` is missing if it was none.
-pub(super) fn record(
-    proxy: &Proxy,
-    caller: &Caller,
-    request: Option<&Request<'_>>,
-    outcome: &Outcome,
-    total: Duration,
-) {
-    proxy.metrics.request(outcome, total);
-    let identity = outcome.who.as_deref().map(|who| &who.identity);
-    let of = |field: fn(&Identity) -> &String| identity.map(|identity| field(identity).as_str());
-    info!(
-        target: "access",
-        tap = %caller.port.tap,
-        port = of(|identity| &identity.port),
-        network = of(|identity| &identity.network),
-        instance = of(|identity| &identity.instance),
-        project = of(|identity| &identity.project),
-        source = caller.source.map(tracing::field::display),
-        method = request.map(|request| method(request.method)),
-        path = request.map(|request| forward::path_class(request.target)),
-        status = outcome.status,
-        bytes = outcome.bytes,
-        ms = milliseconds(total),
-        nova_ms = outcome.nova.map(milliseconds),
-        reason = outcome.refusal.as_ref().and_then(|refusal| refusal.reason()),
-        "request"
-    );
+/// One exchange with a guest, told of when it ends, however it ends: also when its future is dropped, with the port or
+/// the agent gone.
+#[derive(Debug)]
+pub(super) struct Exchange<'a> {
+    proxy: &'a Proxy,
+    caller: &'a Caller,
+    /// Missing if what came was none.
+    request: Option<&'a Request<'a>>,
+    started: Instant,
+    pub(super) outcome: Outcome,
+}
+
+/// What became of a request.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) who: Option<Arc<SignedIdentity>>,
+    /// What the guest was answered, if it was.
+    pub(super) status: Option<u16>,
+    /// Bytes of the body that the guest got.
+    pub(super) bytes: u64,
+    /// Until Nova's answer began.
+    pub(super) nova: Option<Duration>,
+    pub(super) refusal: Option<Refusal>,
+    pub(super) end: Completion,
+}
+
+/// Whether an answer was given to its end.
+#[derive(Debug, Default)]
+pub(super) enum Completion {
+    /// The port or the agent went away.
+    #[default]
+    CutOff,
+    /// The guest went away, or did not take its answer.
+    Left(io::Error),
+    Complete,
+}
+
+impl<'a> Exchange<'a> {
+    pub(super) fn begin(proxy: &'a Proxy, caller: &'a Caller, request: Option<&'a Request<'a>>) -> Self {
+        // Who it is, if that can be said at once.
+        let who = match &*caller.port.resolution.borrow() {
+            Resolution::Known(who) => Some(who.clone()),
+            _ => None,
+        };
+        Self {
+            proxy,
+            caller,
+            request,
+            started: Instant::now(),
+            outcome: Outcome { who, ..Outcome::default() },
+        }
+    }
+}
+
+impl Drop for Exchange<'_> {
+    /// Never headers, query strings, odd paths or bodies: they hold secrets.
+    fn drop(&mut self) {
+        let Self { proxy, caller, request, started, outcome } = self;
+        let total = started.elapsed();
+        proxy.metrics.request(outcome, total);
+        let identity = outcome.who.as_deref().map(|who| &who.identity);
+        let of = |field: fn(&Identity) -> &String| identity.map(|identity| field(identity).as_str());
+        info!(
+            target: "access",
+            tap = %caller.port.tap,
+            port = of(|identity| &identity.port),
+            network = of(|identity| &identity.network),
+            instance = of(|identity| &identity.instance),
+            project = of(|identity| &identity.project),
+            source = caller.source.map(tracing::field::display),
+            method = request.map(|request| method(request.method)),
+            path = request.map(|request| forward::path_class(request.target)),
+            status = outcome.status,
+            bytes = outcome.bytes,
+            ms = milliseconds(total),
+            nova_ms = outcome.nova.map(milliseconds),
+            reason = outcome.reason(),
+            "request"
+        );
+    }
+}
+
+impl Outcome {
+    /// Why the guest did not get, whole, what it asked for.
+    fn reason(&self) -> Option<String> {
+        let refused = self.refusal.as_ref().and_then(Refusal::reason);
+        refused.or_else(|| match &self.end {
+            Completion::CutOff => Some("cut off: its port or the agent went away".to_owned()),
+            Completion::Left(error) => Some(format!("the guest left: {error}")),
+            Completion::Complete => None,
+        })
+    }
 }
 
 /// To the microsecond.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
-    access::{self, Caller},
+    access::{Caller, Completion, Exchange, Outcome},
     answer::{Form, Limit, Refusal, Whom},
     directory::{Resolution, SignedIdentity},
     forward,
@@ -53,18 +53,6 @@ pub(super) struct Connection<'a, S> {
     /// Ends the connection when what is under way is done.
     pub(super) stop: &'a CancellationToken,
     received: BytesMut,
-}
-
-/// What became of a request, for the log and the metrics.
-#[derive(Debug, Default)]
-pub(super) struct Outcome {
-    pub(super) who: Option<Arc<SignedIdentity>>,
-    pub(super) status: u16,
-    /// Bytes of the body that the guest got.
-    pub(super) bytes: u64,
-    /// Until Nova's answer began.
-    pub(super) nova: Option<Duration>,
-    pub(super) refusal: Option<Refusal>,
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
@@ -125,11 +113,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             Ok(request) => request,
             Err(problem) => return self.refuse_unread(Refusal::Malformed(problem)).await,
         };
-        let started = Instant::now();
-        let mut outcome = Outcome { who: self.known(), ..Outcome::default() };
-        let end = self.answer(&request, &mut outcome).await;
-        access::record(self.proxy, self.caller, Some(&request), &outcome, started.elapsed());
-        end
+        let mut exchange = Exchange::begin(self.proxy, self.caller, Some(&request));
+        let end = self.answer(&request, &mut exchange.outcome).await;
+        concluded(end, &mut exchange.outcome)
     }
 
     /// The next head, or nothing if the guest left instead.
@@ -149,20 +135,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         }
     }
 
-    /// Who it is, if that can be said at once.
-    fn known(&self) -> Option<Arc<SignedIdentity>> {
-        match &*self.caller.port.resolution.borrow() {
-            Resolution::Known(who) => Some(who.clone()),
-            _ => None,
-        }
-    }
-
     /// Answers something that is no request, or that is not known to be one yet.
     async fn refuse_unread(&mut self, refusal: Refusal) -> io::Result<Option<End>> {
-        let mut outcome = Outcome { who: self.known(), ..Outcome::default() };
-        let end = self.refuse(refusal, Form::LAST, &mut outcome).await;
-        access::record(self.proxy, self.caller, None, &outcome, Duration::ZERO);
-        end
+        let mut exchange = Exchange::begin(self.proxy, self.caller, None);
+        let end = self.refuse(refusal, Form::LAST, &mut exchange.outcome).await;
+        concluded(end, &mut exchange.outcome)
     }
 
     async fn refuse(
@@ -175,7 +152,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         let identity = outcome.who.as_deref().map(|who| &who.identity);
         let mut out = Vec::with_capacity(512);
         refusal.write(Whom { tap: &self.caller.port.tap, identity }, form, limits, &mut out);
-        outcome.status = refusal.status(limits).as_u16();
+        outcome.status = Some(refusal.status(limits).as_u16());
         outcome.refusal = Some(refusal);
         self.send(&out).await?;
         Ok((!form.keep_alive).then_some(End::Unread))
@@ -315,7 +292,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 return self.refuse(Refusal::Broken, form, outcome).await;
             }
         };
-        outcome.status = answer.head.status;
+        outcome.status = Some(answer.head.status);
         let framing = answer.head.write_for(request, form.keep_alive, &mut out);
         form.keep_alive &= framing != Framing::Close;
         while more {
@@ -356,6 +333,20 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             Ok(())
         };
         sending.await
+    }
+}
+
+/// Notes how an exchange ended. What a guest did not stay for ends its connection, and is no error of ours.
+fn concluded(end: io::Result<Option<End>>, outcome: &mut Outcome) -> io::Result<Option<End>> {
+    match end {
+        Ok(end) => {
+            outcome.end = Completion::Complete;
+            Ok(end)
+        }
+        Err(error) => {
+            outcome.end = Completion::Left(error);
+            Ok(Some(End::Broken))
+        }
     }
 }
 

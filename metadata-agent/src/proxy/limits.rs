@@ -77,6 +77,8 @@ pub struct RequestLimits {
 #[derive(Debug, Default)]
 pub struct Usage {
     pub(super) connections: Gauge,
+    /// Those beyond the limit that are still heard out.
+    pub(super) turned_away: Gauge,
     pub(super) requests: Gauge,
     pub(super) held: Gauge,
     rates: Mutex<Rates>,

@@ -12,12 +12,17 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{answer::Limit, connection::Outcome, upstream::Observer};
+use super::{
+    access::{Completion, Outcome},
+    answer::Limit,
+    upstream::Observer,
+};
 
 /// Handles on the numbers; copies share them.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     requests: Family<Answered, Counter>,
+    unfinished: Family<Unfinished, Counter>,
     refusals: Family<Refused, Counter>,
     limits: Family<Limited, Counter>,
     bytes: Counter,
@@ -44,6 +49,11 @@ enum By {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Unfinished {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Refused {
     reason: &'static str,
 }
@@ -65,6 +75,7 @@ impl Metrics {
         let seconds = || Histogram::new(exponential_buckets(50e-6, 2.5, 16));
         let metrics = Self {
             requests: Family::default(),
+            unfinished: Family::default(),
             refusals: Family::default(),
             limits: Family::default(),
             bytes: Counter::default(),
@@ -76,9 +87,15 @@ impl Metrics {
             nova_connections: Family::default(),
             nova_failures: Family::default(),
         };
-        let Self { requests, refusals, limits, bytes, total, nova, connections, accepted, .. } =
-            metrics.clone();
+        let Self {
+            requests, unfinished, refusals, limits, bytes, total, nova, connections, accepted, ..
+        } = metrics.clone();
         registry.register("requests", "Requests answered, by whom and with what status", requests);
+        registry.register(
+            "requests_unfinished",
+            "Requests whose answer did not reach the guest, or not to its end",
+            unfinished,
+        );
         registry.register("refusals", "Requests answered by the agent itself, by reason", refusals);
         registry.register("limits_hit", "Connections and requests beyond a limit", limits);
         registry.register("response_bytes", "Bytes of response bodies sent to guests", bytes);
@@ -102,8 +119,18 @@ impl Metrics {
     }
 
     pub(super) fn request(&self, outcome: &Outcome, total: Duration) {
-        let by = if outcome.nova.is_some() && outcome.refusal.is_none() { By::nova } else { By::agent };
-        self.requests.get_or_create(&Answered { by, status: outcome.status }).inc();
+        if let Some(status) = outcome.status {
+            let by = if outcome.nova.is_some() && outcome.refusal.is_none() { By::nova } else { By::agent };
+            self.requests.get_or_create(&Answered { by, status }).inc();
+        }
+        let unfinished = match outcome.end {
+            Completion::CutOff => Some("cut_off"),
+            Completion::Left(_) => Some("guest_left"),
+            Completion::Complete => None,
+        };
+        if let Some(reason) = unfinished {
+            self.unfinished.get_or_create(&Unfinished { reason }).inc();
+        }
         self.bytes.inc_by(outcome.bytes);
         self.total.observe(total.as_secs_f64());
         if let Some(nova) = outcome.nova {

@@ -37,6 +37,8 @@ const OVERTIME: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(5);
 /// How long, and for how many bytes, a refused guest is heard out.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 18);
+/// How many connections of a port, of those beyond its limit, are heard out at a time.
+const TURNED_AWAY: u32 = 8;
 
 /// The guest-facing half: what all workers share.
 #[derive(Debug)]
@@ -171,13 +173,18 @@ impl Worker {
     }
 
     fn begin(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, connections: &TaskTracker) {
-        if let Some((stream, caller, permits)) = self.admit(stream, peer) {
+        if let Some((stream, caller, permits)) = self.admit(stream, peer, connections) {
             connections.spawn(self.converse(stream, caller, permits));
         }
     }
 
     /// Whose connection it is, and whether it may stay.
-    fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<(TcpStream, Caller, [Permit; 2])> {
+    fn admit(
+        &self,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        tasks: &TaskTracker,
+    ) -> Option<(TcpStream, Caller, [Permit; 2])> {
         let Proxy { directory, sources, limits, metrics, connections, .. } = &*self.proxy;
         let tag = Tag::from_ip(peer.ip());
         let Some((tag, port)) = tag.and_then(|tag| Some((tag, directory.port(tag)?))) else {
@@ -199,12 +206,19 @@ impl Worker {
                 metrics.limit(limit);
                 debug!(tap = %port.tap, limit = limit.name(), "connection refused");
                 self.turn_away(&stream, limit, &port.tap);
+                // With nobody to hear it out, a request on its way would turn the answer into a reset.
+                if let Some(permit) = port.usage.turned_away.take(TURNED_AWAY) {
+                    tasks.spawn(async move {
+                        linger(&mut stream).await;
+                        drop(permit);
+                    });
+                }
                 None
             }
         }
     }
 
-    /// Says why, without waiting for anything: who has too many connections gets no time.
+    /// Says why, without waiting for anything.
     fn turn_away(&self, stream: &TcpStream, limit: Limit, tap: &str) {
         let mut out = Vec::new();
         let refusal = Refusal::Limited { limit, wait: Duration::ZERO };
@@ -214,7 +228,6 @@ impl Worker {
         // affair; the sockets do not block.
         let _ = socket.recv(&mut [MaybeUninit::uninit(); 4096]);
         let _ = socket.send(&out);
-        let _ = socket.shutdown(Shutdown::Write);
     }
 
     async fn converse(self: Arc<Self>, mut stream: TcpStream, caller: Caller, _permits: [Permit; 2]) {
