@@ -96,9 +96,15 @@ impl<'a> Skb<'a> {
     /// verifier rejects what the borrow checker cannot see.
     #[inline(always)]
     pub(crate) fn head<const N: usize>(self) -> Option<&'a mut [u8; N]> {
-        if self.data() + N > self.data_end() {
-            self.pull::<N>()?;
+        match self.accessible() {
+            None => self.head_for_writing(),
+            head => head,
         }
+    }
+
+    /// The same, as far as they are accessible as it is: in the linear part, as headers of most frames are.
+    #[inline(always)]
+    fn accessible<const N: usize>(self) -> Option<&'a mut [u8; N]> {
         let data = self.data();
         if data + N > self.data_end() {
             return None;
@@ -118,7 +124,7 @@ impl<'a> Skb<'a> {
     #[inline(always)]
     pub(crate) fn head_for_writing<const N: usize>(self) -> Option<&'a mut [u8; N]> {
         self.pull::<N>()?;
-        self.head()
+        self.accessible()
     }
 
     /// Corrects the TCP checksum after an address changed.
