@@ -242,7 +242,7 @@ async fn conditions_that_change_during_failover_end_right() {
 #[tokio::test]
 async fn another_server_resumes_where_the_last_one_ended() {
     let mut cluster = Cluster::start(SCHEMA, 3);
-    let (a, b) = (Proxy::start(&cluster.servers[0], &[]).await, Proxy::start(&cluster.servers[1], &[]).await);
+    let (a, b) = (Relay::start(&cluster.servers[0], &[]).await, Relay::start(&cluster.servers[1], &[]).await);
     let mut client = connect(config(&format!("{},{}", a.remote(), b.remote())));
     let Event::Connected { remote } = next(&mut client).await else { panic!("not connected") };
     synced(&mut client).await;

@@ -100,8 +100,8 @@ impl Watcher {
 #[tokio::test]
 async fn every_wording_leads_to_what_the_server_holds() {
     let mut server = Server::start(SCHEMA);
-    let cond = Proxy::start(&server, &["monitor_cond_since"]).await;
-    let plain = Proxy::start(&server, &["monitor_cond_since", "monitor_cond"]).await;
+    let cond = Relay::start(&server, &["monitor_cond_since"]).await;
+    let plain = Relay::start(&server, &["monitor_cond_since", "monitor_cond"]).await;
     let mut watchers = [
         Watcher::start(&server.tcp()).await,
         Watcher::start(&cond.remote()).await,

@@ -35,7 +35,7 @@ const NAME: &str = r#""name": {"type": "string"},"#;
 async fn servers_that_lack_methods_do_with_older_ones() {
     for renamed in [&["monitor_cond_since"][..], &["monitor_cond_since", "monitor_cond"]] {
         let server = Server::start(SCHEMA);
-        let proxy = Proxy::start(&server, renamed).await;
+        let proxy = Relay::start(&server, renamed).await;
         let mut client = client(&proxy.remote());
         assert!(synced(&mut client).await.is_empty());
         client.transact(["a", "b"].map(insert).to_vec()).await.unwrap();

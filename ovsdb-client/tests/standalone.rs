@@ -404,7 +404,7 @@ async fn synced_still(client: &mut Client, writer: &Client) {
 #[tokio::test]
 async fn an_update_that_cannot_be_applied_starts_over() {
     let server = Server::start(SCHEMA);
-    let proxy = Proxy::start(&server, &[]).await;
+    let proxy = Relay::start(&server, &[]).await;
     let mut client = client(&proxy.remote());
     synced(&mut client).await;
     client.transact(vec![insert("a"), insert("b")]).await.unwrap();
