@@ -49,9 +49,9 @@ enum PortSource {
 impl PortSource {
     fn open(config: &Config, nova: Arc<Nova>) -> anyhow::Result<Self> {
         Ok(match &config.source {
-            Source::Ovn { ovs, southbound } => {
+            Source::Ovn { ovs, southbound, down_time } => {
                 let (ovs, southbound) = (ovs.as_ref().clone(), southbound.as_ref().clone());
-                Self::Ovn(Box::new(Ovn::connect(ovs, southbound, &config.state_dir, nova)))
+                Self::Ovn(Box::new(Ovn::connect(ovs, southbound, *down_time, &config.state_dir, nova)))
             }
             Source::Static(path) => Self::Static(StaticInventory::read(path)?),
         })

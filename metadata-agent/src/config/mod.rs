@@ -7,7 +7,7 @@ mod ovn;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use ini::{DEFAULT, Ini, Origin, Value};
 pub use nova::{ClientCertificate, Endpoint, Nova, NovaTls, Secret};
@@ -76,6 +76,8 @@ pub enum Source {
         ovs: Box<ovsdb_client::Config>,
         /// `[ovn] ovn_sb_connection` and the options that go with it.
         southbound: Box<ovsdb_client::Config>,
+        /// `[DEFAULT] agent_down_time`: how long neutron-server waits for a sign of life.
+        down_time: Duration,
     },
     /// `[metadata_ebpf] inventory`: a file that names taps and their identities.
     Static(PathBuf),

@@ -36,7 +36,8 @@ pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
             verify_hostname: false,
         });
     }
-    Ok(Source::Ovn { ovs, southbound })
+    let down_time = options.parse("DEFAULT", "agent_down_time", Duration::from_secs(75), seconds)?;
+    Ok(Source::Ovn { ovs, southbound, down_time })
 }
 
 /// One or several remotes; a list may go on over several lines.

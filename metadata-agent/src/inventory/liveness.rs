@@ -18,10 +18,9 @@ const BRIDGE: &str = "neutron:ovn-bridge";
 const SB_CFG: &str = "neutron:ovn-metadata-sb-cfg";
 /// `OVN_METADATA_UUID_NAMESPACE`, for chassis whose system-id is no UUID.
 const NAMESPACE: Uuid = uuid!("d34bf9f6-da32-4871-9af8-15a4626b41ab");
-/// Answers to a new number are spread over this long, as Neutron's agents do: each of them is a write to one database.
-const SPREAD: Duration = Duration::from_secs(10);
-/// How long after a write that failed, or that nothing came of, the next is made.
-const RETRY: Duration = Duration::from_secs(10);
+/// Where this key is, Neutron 2025.2 and later lists the neutron-ovn-agent that wrote it, and no metadata agent
+/// (`ChassisOVNAgentWriteEvent` of neutron/plugins/ml2/drivers/ovn/mech_driver/ovsdb/ovsdb_monitor.py).
+const OVN_AGENT_ID: &str = "neutron:ovn-neutron-agent-id";
 
 /// What the local Open vSwitch says about this chassis.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,21 +52,36 @@ impl Chassis {
         wanted
     }
 
-    /// How long this chassis waits before it answers to a number: the same each time it is asked, and spread evenly.
-    fn delay(&self, nb_cfg: i64) -> Duration {
+    /// How long this chassis waits before it answers to a number: differently for each, and spread evenly.
+    fn delay(&self, nb_cfg: i64, spread: Duration) -> Duration {
         let mut hasher = DefaultHasher::new();
         (&self.name, nb_cfg).hash(&mut hasher);
-        Duration::from_millis(hasher.finish() % SPREAD.as_millis() as u64)
+        let share = hasher.finish() >> 32;
+        spread.mul_f64(share as f64 / f64::from(u32::MAX))
     }
 }
 
+/// How long answers to a new number may take, for Neutron to take an agent for dead after `down_time` without one. All
+/// chassis answer, each by a write to one database, so they spread their answers over this long
+/// (`ChassisAgentEvent` of neutron/agent/ovn/metadata/agent.py).
+pub(super) fn spread(down_time: Duration) -> Duration {
+    (down_time / 3).clamp(Duration::from_secs(3), Duration::from_secs(10))
+}
+
+/// Whether Neutron lists another agent in this one's place.
+pub(super) fn is_hidden(row: &BTreeMap<String, String>) -> bool {
+    row.contains_key(OVN_AGENT_ID)
+}
+
 /// When to write what.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Liveness {
-    /// The number that is to be answered, and when.
-    due: Option<(i64, Instant)>,
-    /// Writes are not repeated before this.
-    not_before: Option<Instant>,
+    /// Over how long answers to a number are spread, and how long after a write that nothing came of the next is made.
+    spread: Duration,
+    /// When a number is to be answered: the one that is current then.
+    due: Option<Instant>,
+    /// The number last written, and when that may be repeated.
+    written: Option<(i64, Instant)>,
     /// Whether a first write was made; it is not delayed.
     registered: bool,
 }
@@ -84,6 +98,10 @@ pub(super) enum Step {
 }
 
 impl Liveness {
+    pub(super) fn new(spread: Duration) -> Self {
+        Self { spread, due: None, written: None, registered: false }
+    }
+
     /// Compares the row of this chassis with what it should say. Pure but for what it remembers.
     pub(super) fn step(
         &mut self,
@@ -92,27 +110,27 @@ impl Liveness {
         row: &BTreeMap<String, String>,
         nb_cfg: i64,
     ) -> Step {
+        let answered = row.get(SB_CFG).and_then(|text| text.parse::<i64>().ok());
+        if self.written.is_some_and(|(number, _)| answered == Some(number)) {
+            (self.due, self.written) = (None, None);
+        }
         let missing = chassis.missing(row, nb_cfg);
         if missing.is_empty() {
-            self.due = None;
-            self.not_before = None;
+            (self.due, self.written) = (None, None);
             self.registered = true;
             return Step::Rest;
         }
-        // Only a new number is answered with a delay; a row that knows nothing of us is told at once.
-        let delayed =
-            self.registered && missing.len() == 1 && row.contains_key(SB_CFG) && missing.contains_key(SB_CFG);
-        let at = match self.due {
-            Some((number, at)) if number == nb_cfg => at,
-            _ if delayed => now + chassis.delay(nb_cfg),
-            _ => now,
-        };
-        self.due = Some((nb_cfg, at));
-        let at = self.not_before.map_or(at, |not_before| not_before.max(at));
+        // Only a new number is answered with a delay; a row that knows nothing of us is told at once. Numbers may follow
+        // each other faster than they are answered: the delay of the first one counts.
+        let delayed = self.registered && answered.is_some() && missing.keys().eq([SB_CFG]);
+        let delay = if delayed { chassis.delay(nb_cfg, self.spread) } else { Duration::ZERO };
+        let at = self.due.map_or(now + delay, |due| due.min(now + delay));
+        self.due = Some(at);
+        let at = self.written.map_or(at, |(_, again)| again.max(at));
         if at > now {
             return Step::Wait(at);
         }
-        self.not_before = Some(now + RETRY);
+        self.written = Some((nb_cfg, now + self.spread));
         Step::Write(missing)
     }
 }
@@ -134,47 +152,78 @@ mod tests {
         assert_eq!(named.agent_id().to_string(), "8c37653d-9269-5387-98e3-b27bd8651cd4");
     }
 
+    const SPREAD: Duration = Duration::from_secs(10);
+
+    fn write(number: i64) -> Step {
+        Step::Write(BTreeMap::from([(SB_CFG.to_owned(), number.to_string())]))
+    }
+
+    /// One that has written its keys, with the number 5.
+    fn registered(now: Instant) -> (Liveness, BTreeMap<String, String>) {
+        let mut liveness = Liveness::new(SPREAD);
+        let mut row = BTreeMap::from([("other".to_owned(), "x".to_owned())]);
+        let Step::Write(keys) = liveness.step(now, &chassis(), &row, 5) else { panic!("not at once") };
+        assert_eq!((keys.len(), keys[SB_CFG].as_str()), (3, "5"));
+        row.extend(keys);
+        assert_eq!(liveness.step(now, &chassis(), &row, 5), Step::Rest);
+        (liveness, row)
+    }
+
     #[test]
     fn registers_at_once_and_answers_later_numbers_with_a_delay() {
         let now = Instant::now();
-        let mut liveness = Liveness::default();
-        let mut row = BTreeMap::from([("other".to_owned(), "x".to_owned())]);
-        let Step::Write(keys) = liveness.step(now, &chassis(), &row, 5) else { panic!("not at once") };
-        assert_eq!(keys.len(), 3);
-        assert_eq!(keys[SB_CFG], "5");
-        row.extend(keys);
-        assert_eq!(liveness.step(now, &chassis(), &row, 5), Step::Rest);
-
+        let (mut liveness, row) = registered(now);
         let Step::Wait(at) = liveness.step(now, &chassis(), &row, 6) else { panic!("not delayed") };
-        assert!(at > now && at < now + SPREAD);
+        assert!(at > now && at <= now + SPREAD);
         let later = at - Duration::from_millis(1);
         assert_eq!(
             liveness.step(later, &chassis(), &row, 6),
             Step::Wait(at),
             "asking again does not move it"
         );
-        assert_eq!(
-            liveness.step(at, &chassis(), &row, 6),
-            Step::Write(BTreeMap::from([(SB_CFG.into(), "6".into())]))
-        );
+        assert_eq!(liveness.step(at, &chassis(), &row, 6), write(6));
+    }
+
+    #[test]
+    fn numbers_in_quick_succession_put_no_answer_off() {
+        let mut now = Instant::now();
+        let (mut liveness, mut row) = registered(now);
+        let (mut answered, mut slowest) = (now, Duration::ZERO);
+        for number in 6..1000 {
+            now += Duration::from_millis(700);
+            if let Step::Write(keys) = liveness.step(now, &chassis(), &row, number) {
+                slowest = slowest.max(now - answered);
+                answered = now;
+                // The row follows when the next number is there already.
+                row.extend(keys);
+            }
+        }
+        assert!(slowest <= SPREAD + Duration::from_millis(1400), "{slowest:?}");
+        assert!(answered > now - SPREAD);
+    }
+
+    #[test]
+    fn answers_leave_neutron_time() {
+        let seconds = |down| spread(Duration::from_secs(down)).as_secs();
+        assert_eq!([1, 10, 21, 75, 600].map(seconds), [3, 3, 7, 10, 10]);
     }
 
     #[test]
     fn a_write_without_effect_is_repeated_but_not_at_once() {
         let now = Instant::now();
-        let mut liveness = Liveness::default();
+        let mut liveness = Liveness::new(SPREAD);
         assert!(matches!(liveness.step(now, &chassis(), &BTreeMap::new(), 5), Step::Write(_)));
-        assert_eq!(liveness.step(now, &chassis(), &BTreeMap::new(), 5), Step::Wait(now + RETRY));
-        assert!(matches!(liveness.step(now + RETRY, &chassis(), &BTreeMap::new(), 5), Step::Write(_)));
+        assert_eq!(liveness.step(now, &chassis(), &BTreeMap::new(), 6), Step::Wait(now + SPREAD));
+        assert!(matches!(liveness.step(now + SPREAD, &chassis(), &BTreeMap::new(), 6), Step::Write(_)));
     }
 
     #[test]
     fn a_row_made_anew_is_told_at_once() {
         let now = Instant::now();
-        let mut liveness = Liveness { registered: true, ..Liveness::default() };
-        assert!(
-            matches!(liveness.step(now, &chassis(), &BTreeMap::new(), 9), Step::Write(keys) if keys.len() == 3)
-        );
+        let (mut liveness, row) = registered(now);
+        assert!(matches!(liveness.step(now, &chassis(), &row, 6), Step::Wait(_)));
+        let step = liveness.step(now, &chassis(), &BTreeMap::new(), 6);
+        assert!(matches!(step, Step::Write(keys) if keys.len() == 3));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use super::{
     Desired, LinkTable, Who,
     join::{Bindings, WithoutRow, join},
-    liveness::{Chassis, Liveness, Step},
+    liveness::{Chassis, Liveness, Step, is_hidden, spread},
     remembered::Remembered,
     rows::{ChassisPrivate, Interface, OpenVSwitch, PortBinding, SbGlobal},
     untagged,
@@ -39,6 +39,8 @@ pub struct Ovn {
     chassis: Option<Chassis>,
     remembered: Remembered,
     liveness: Liveness,
+    /// Whether it was logged that Neutron lists another agent in this one's place.
+    told_hidden: bool,
     /// Why guests cannot be served, in which case Neutron must not believe that they are.
     unable: Option<String>,
     /// Host and port of Nova, without which no guest can be served either.
@@ -59,8 +61,15 @@ struct Database {
 }
 
 impl Ovn {
-    /// Begins to connect to both databases. Identities are remembered in `state`.
-    pub fn connect(ovs: Config, southbound: Config, state: &Path, nova: Arc<Nova>) -> Self {
+    /// Begins to connect to both databases. Identities are remembered in `state`; Neutron takes an agent for dead that is
+    /// silent for `down_time`.
+    pub fn connect(
+        ovs: Config,
+        southbound: Config,
+        down_time: Duration,
+        state: &Path,
+        nova: Arc<Nova>,
+    ) -> Self {
         let ovs = Client::builder(ovs)
             .monitor::<OpenVSwitch>(Conditions::All)
             .monitor::<Interface>(Conditions::All)
@@ -76,7 +85,8 @@ impl Ovn {
             subscribed: (BTreeSet::new(), None),
             chassis: None,
             remembered: Remembered::read(state),
-            liveness: Liveness::default(),
+            liveness: Liveness::new(spread(down_time)),
+            told_hidden: false,
             unable: Some("nothing is served yet".to_owned()),
             nova,
         }
@@ -192,6 +202,17 @@ impl Ovn {
         let table = self.southbound.client.table::<ChassisPrivate>();
         let (uuid, row) = table.iter().find(|(_, row)| row.name == chassis.name)?;
         let nb_cfg = self.southbound.client.table::<SbGlobal>().iter().next()?.1.nb_cfg;
+        if is_hidden(&row.external_ids) != self.told_hidden {
+            self.told_hidden = !self.told_hidden;
+            if self.told_hidden {
+                warn!(
+                    chassis = row.name,
+                    "Neutron (2025.2 and later) lists this chassis' neutron-ovn-agent and not this agent, by the key \
+                     neutron:ovn-neutron-agent-id of the row in Chassis_Private; if that agent is gone for good, remove \
+                     the key"
+                );
+            }
+        }
         match self.liveness.step(Instant::now(), chassis, &row.external_ids, nb_cfg) {
             Step::Rest => None,
             Step::Wait(at) => Some(at),
