@@ -3,6 +3,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
     path::PathBuf,
+    process::ExitCode,
     sync::Arc,
 };
 
@@ -15,7 +16,7 @@ use tracing::info;
 
 use crate::{
     admin,
-    config::{Config, Rate},
+    config::{self, Config, Rate},
     control::Control,
     datapath::{self, Datapath, Netns, ServiceDevice},
     logging::{self, LogFilter},
@@ -82,6 +83,14 @@ impl ConfigFiles {
         }
         Ok(Config::read(&self.files, &self.folders)?)
     }
+}
+
+/// What a process ends with whose configuration is at fault (`EX_CONFIG` of sysexits.h): trying again would not help.
+const EX_CONFIG: u8 = 78;
+
+/// What the process ends with after that error.
+pub fn status(error: &anyhow::Error) -> ExitCode {
+    if error.is::<config::Error>() { ExitCode::from(EX_CONFIG) } else { ExitCode::FAILURE }
 }
 
 /// Parses the command line and does what it says.

@@ -1,6 +1,7 @@
 //! The control plane: one thread that takes events, derives what should be served, and applies it.
 use std::{sync::Arc, time::Duration};
 
+use anyhow::Context as _;
 use http::StatusCode;
 use serde_json::json;
 use tokio::{
@@ -17,6 +18,7 @@ use crate::{
     inventory::{Desired, Links, Ovn, StaticInventory},
     logging::LogFilter,
     metrics::Metrics,
+    notify,
     proxy::Nova,
     reconcile::{Applied, Reconciler},
 };
@@ -135,6 +137,9 @@ impl Control {
     pub async fn run(&mut self) -> anyhow::Result<()> {
         let mut stop = Stop::new()?;
         let mut hangup = signal(SignalKind::hangup())?;
+        // Not before a signal is heard. What is served yet, `/ready` says: whoever waits for us to start does not wait for
+        // databases as well.
+        notify::ready().context("the service manager cannot be told that we are ready")?;
         let mut retry: Option<Instant> = None;
         self.reconcile(&mut retry);
         loop {

@@ -6,7 +6,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("metadata-agent: {error:#}");
-            ExitCode::FAILURE
+            metadata_agent::cli::status(&error)
         }
     }
 }
