@@ -20,6 +20,7 @@ use metadata_tests::{
     command::{Words as _, run},
     guest::Guest,
     http::{Connection, Error},
+    kernel,
     netns::Namespace,
     nova::{Answer, Nova},
     ovn::{Datapath, Lab, Routing},
@@ -29,8 +30,6 @@ use metadata_tests::{
 };
 
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
-/// The oldest kernel that can run the programs: the first with an atomic compare-and-swap for them.
-const OLDEST: (u32, u32) = (5, 12);
 /// The first kernel with TCX.
 const TCX: (u32, u32) = (6, 6);
 /// What the agent's filters are called.
@@ -58,7 +57,7 @@ static SPARE: Mutex<Option<Host>> = Mutex::new(None);
 /// Runs the test on a chassis. A failure shows all of what the agent had to say, since a verifier's report is longer
 /// than the end of a log, and leaves the chassis to nobody.
 fn on_host(test: impl FnOnce(&mut Host) -> Result<()>) -> Result<()> {
-    if kernel()? < OLDEST {
+    if kernel::version()? < kernel::OLDEST {
         println!("this kernel is too old for the programs");
         return Ok(());
     }
@@ -282,7 +281,7 @@ fn connect_v6(guest: &Guest) -> Result<Connection<TcpStream>> {
 #[test]
 #[ignore = "for a kernel with Open vSwitch's datapath: cargo xtask vm-test"]
 fn a_removed_qdisc_is_put_back() -> Result<()> {
-    if kernel()? >= TCX {
+    if kernel::version()? >= TCX {
         println!("TCX links are no qdiscs: nothing to remove");
         return Ok(());
     }
@@ -338,12 +337,16 @@ fn a_policed_port_is_served() -> Result<()> {
 #[test]
 #[ignore = "for a kernel with Open vSwitch's datapath: cargo xtask vm-test"]
 fn a_kernel_that_is_too_old_is_refused() -> Result<()> {
-    if kernel()? >= OLDEST {
+    if kernel::version()? >= kernel::OLDEST {
         return Ok(());
     }
     let lab = Lab::start_on(Datapath::Kernel)?;
     let Err(error) = Agent::start(&lab, &Options::default()) else {
-        bail!("the programs run on Linux {:?}: the oldest is no longer {OLDEST:?}", kernel()?);
+        bail!(
+            "the programs run on Linux {:?}: the oldest is no longer {:?}",
+            kernel::version()?,
+            kernel::OLDEST
+        );
     };
     let text = format!("{error:#}");
     println!("{text}");
@@ -376,15 +379,5 @@ fn tc(cloud: &Cloud<Lab>, guest: &Guest, what: &str, rest: &str) -> Result<Comma
 }
 
 fn expected_attachment() -> Result<Attachment> {
-    Ok(if kernel()? < TCX { Attachment::Clsact } else { Attachment::Tcx })
-}
-
-/// Version of the kernel that runs this.
-fn kernel() -> Result<(u32, u32)> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(str::parse);
-    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
-        bail!("a kernel of no version: {release}");
-    };
-    Ok((major, minor))
+    Ok(if kernel::version()? < TCX { Attachment::Clsact } else { Attachment::Tcx })
 }

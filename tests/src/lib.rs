@@ -10,6 +10,7 @@
 //! stage     one chassis with taps and bridges only
 //! nova      the metadata API          upstream  exact bytes in its place     pki       certificates for it
 //! agent     the program under test
+//! service   the same as its packaged unit starts it, under systemd                   kernel    which one runs us
 //! programs  the eBPF programs on single frames     model     what they should do      interpreter   what that takes
 //! capture   what arrives at a guest's NIC
 //! cloud     a chassis, a Nova and an agent, ready for a test      check     what every test asks of an answer
@@ -24,6 +25,7 @@ pub mod command;
 pub mod guest;
 pub mod http;
 pub mod interpreter;
+pub mod kernel;
 pub mod model;
 pub mod netns;
 pub mod nova;
@@ -33,6 +35,7 @@ pub mod port;
 pub mod process;
 pub mod programs;
 pub mod sandbox;
+pub mod service;
 pub mod stage;
 pub mod station;
 pub(crate) mod tap;

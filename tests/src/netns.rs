@@ -41,6 +41,13 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// The machine's own, under a name for as long as this lives.
+    pub fn of_machine(sandbox: &Sandbox) -> Result<Self> {
+        let name = format!("{}-machine", sandbox.prefix());
+        run(Command::new("ip").words("netns attach").arg(&name).arg("1"))?;
+        Ok(Self { name, owned: true })
+    }
+
     /// One that somebody else made and will delete.
     pub fn existing(name: &str) -> Self {
         Self { name: name.to_owned(), owned: false }

@@ -60,9 +60,18 @@ impl Stage {
     }
 
     pub fn start_with(nics: Nic) -> Result<Self> {
+        Self::start_in(nics, |sandbox| Namespace::create(sandbox, "host"))
+    }
+
+    /// On the machine itself, which must be nobody else's.
+    pub fn start_on_machine(nics: Nic) -> Result<Self> {
+        Self::start_in(nics, Namespace::of_machine)
+    }
+
+    fn start_in(nics: Nic, host: impl FnOnce(&Sandbox) -> Result<Namespace>) -> Result<Self> {
         require(&PROGRAMS)?;
         let sandbox = Sandbox::create()?;
-        let host = Namespace::create(&sandbox, "host")?;
+        let host = host(&sandbox)?;
         let stage = Self { host, sandbox, nics, next_ifindex: AtomicU32::new(FIRST_IFINDEX) };
         stage.write_inventory(&[])?;
         Ok(stage)

@@ -50,6 +50,7 @@ const VM_PROGRAMS: &[(&str, &str)] = &[
     ("depmod", "kmod"),
     ("setpriv", "util-linux"),
     ("dpkg-deb", "dpkg"),
+    ("/usr/lib/systemd/systemd", "systemd"),
 ];
 
 /// What the checks of a change run besides.

@@ -40,19 +40,38 @@ mount -t overlay -o lowerdir=/host,upperdir=/writes/upper,workdir=/writes/work r
 mount -t tmpfs run /root/run
 mkdir -p /root/run/vm /root/lib/modules
 mount --bind "/host$MODULES" /root/lib/modules || fail 'no modules'
-cp /bin/busybox /host.sh /test.sh /root/run/vm/
+cp /bin/busybox /*.sh /vm-test.service /root/run/vm/
 for tree in dev proc sys; do mount --move /$tree /root/$tree; done
 exec switch_root /root /run/vm/busybox sh /run/vm/host.sh
 "#;
 
-/// Runs as the first process with this machine's programs. Modules that a hypervisor's services load are loaded; all
-/// others (filters, schedulers, connection tracking) the kernel asks for itself, as it does in production.
+/// Runs with this machine's programs, and leaves the machine to systemd. What is enabled or mounted here is not wanted
+/// there, nor are systemd's first steps, of which one empties /tmp; and the machine is no container, even if this one is.
 const HOST: &str = r#"
+rm -rf /etc/systemd/system/*.wants /usr/lib/systemd/system/sysinit.target.wants /usr/lib/systemd/system-generators
+rm -f /.dockerenv /run/.containerenv
+mkdir -p /run/systemd/system /run/netns
+cp /run/vm/vm-test.service /run/systemd/system/
+chmod 644 /run/systemd/system/vm-test.service
+exec /usr/lib/systemd/systemd --unit=vm-test.service --show-status=no
+"#;
+
+/// The tests, as a service of a machine that has started.
+const SERVICE: &str = "[Unit]
+DefaultDependencies=no
+Wants=basic.target systemd-journald.service systemd-sysctl.service
+After=basic.target systemd-sysctl.service
+[Service]
+Type=oneshot
+ExecStart=/run/vm/busybox sh /run/vm/service.sh
+StandardOutput=file:/dev/ttyS1
+StandardError=inherit
+";
+
+/// Runs the tests and ends the machine. Modules that a hypervisor's services load are loaded; all others (filters,
+/// schedulers, connection tracking) the kernel asks for itself, as it does in production.
+const RUN: &str = r#"
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/run LC_ALL=C
-mkdir -p /dev/pts /dev/shm /run/netns
-mount -t devpts pts /dev/pts
-mount -t tmpfs shm /dev/shm
-mount -t cgroup2 cgroup /sys/fs/cgroup
 ip link set lo up
 modprobe -a openvswitch tun
 # Open vSwitch counts processors only once the machine has been up for ten seconds, and believes that it has none before.
@@ -85,6 +104,8 @@ impl Initramfs {
         let init = INIT.replace("\"/host$MODULES\"", &quoted(&format!("/host{modules}")));
         archive.file("init", init.as_bytes());
         archive.file("host.sh", HOST.as_bytes());
+        archive.file("vm-test.service", SERVICE.as_bytes());
+        archive.file("service.sh", RUN.as_bytes());
         archive.file("test.sh", test.as_bytes());
         // Another run may be using its own; one that was killed could not remove it.
         sweep(&kernel.folder)?;

@@ -17,7 +17,7 @@ use super::{initramfs::Initramfs, kernel::Installed};
 const BOOT: Duration = Duration::from_secs(90);
 /// All of it.
 const LIMIT: Duration = Duration::from_secs(900);
-/// What the first process says at the end.
+/// What the machine says at the end.
 const STATUS: &str = "vm-test: ended with ";
 const CONSOLE_LINES: usize = 40;
 
@@ -68,7 +68,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// The status that the machine's first process reports.
+    /// The status that the machine reports.
     fn status(&mut self) -> anyhow::Result<i32> {
         let mut limit = BOOT;
         loop {

@@ -1,4 +1,5 @@
-//! `cargo xtask vm-test`: the agent on Debian's kernels, with Open vSwitch's kernel datapath, in virtual machines.
+//! `cargo xtask vm-test`: the agent on Debian's kernels, with Open vSwitch's kernel datapath, and as a service of systemd's,
+//! in virtual machines.
 mod initramfs;
 mod kernel;
 mod machine;
@@ -19,6 +20,9 @@ use crate::{
     setup,
     test::need_root,
 };
+
+/// What the end-to-end tests' crate calls the programs of tests that run in the machines.
+const TESTS: &[&str] = &["vm", "systemd"];
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -87,38 +91,36 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
 /// What runs in the machines.
 struct Program {
     agent: PathBuf,
-    tests: PathBuf,
+    tests: Vec<PathBuf>,
     filter: Option<String>,
 }
 
 impl Program {
     /// A machine in which no test runs would pass.
     fn check(&self) -> anyhow::Result<()> {
-        let mut list = Command::new(&self.tests);
-        list.args(["--ignored", "--list", "--format=terse"]).args(&self.filter);
-        if !output(&mut list)?.lines().any(|line| line.ends_with(": test")) {
-            bail!(
-                "no test for the machines has {:?} in its name",
-                self.filter.as_deref().unwrap_or_default()
-            );
+        for tests in &self.tests {
+            let mut list = Command::new(tests);
+            list.args(["--ignored", "--list", "--format=terse"]).args(&self.filter);
+            if output(&mut list)?.lines().any(|line| line.ends_with(": test")) {
+                return Ok(());
+            }
         }
-        Ok(())
+        bail!("no test for the machines has {:?} in its name", self.filter.as_deref().unwrap_or_default())
     }
 
-    /// The script that a machine runs; its last command's status is the machine's.
+    /// The script that a machine runs; its status is the machine's.
     fn script(&self) -> String {
-        // One test at a time: the machine is slow, and one can use the chassis of another.
-        let mut script = format!(
-            "export METADATA_AGENT_BIN={}\nexec {} --ignored --test-threads=1 --show-output --color=never",
-            quoted(&self.agent.to_string_lossy()),
-            quoted(&self.tests.to_string_lossy())
-        );
-        if let Some(filter) = &self.filter {
-            script.push(' ');
-            script.push_str(&quoted(filter));
+        let filter = self.filter.as_deref().map(quoted).unwrap_or_default();
+        let agent = quoted(&self.agent.to_string_lossy());
+        let mut script = format!("export METADATA_AGENT_BIN={agent}\nstatus=0\n");
+        for tests in &self.tests {
+            let tests = quoted(&tests.to_string_lossy());
+            // One test at a time: the machine is slow, and one can use the chassis of another.
+            script += &format!(
+                "{tests} --ignored --test-threads=1 --show-output --color=never {filter} || status=$?\n"
+            );
         }
-        script.push('\n');
-        script
+        script + "exit $status\n"
     }
 }
 
@@ -135,18 +137,21 @@ fn run_on(
     machine::run(&installed, &initramfs)
 }
 
-/// Builds the program of tests that runs in the machines, which the end-to-end tests' crate calls `vm`.
-fn build_tests() -> anyhow::Result<PathBuf> {
+/// Builds the programs of tests that run in the machines.
+fn build_tests() -> anyhow::Result<Vec<PathBuf>> {
     let mut build = cargo();
-    build.args(["test", "--locked", "--package", "metadata-tests", "--test", "vm", "--no-run"]);
+    build.args(["test", "--locked", "--package", "metadata-tests", "--no-run"]);
+    build.args(TESTS.iter().flat_map(|name| ["--test", name]));
     let messages = output(build.arg("--message-format=json-render-diagnostics"))?;
-    // A program that belongs to the package is built with its tests.
-    let mut built = messages.lines().filter(|message| message.contains(r#""kind":["test"]"#));
-    let program = built.find_map(|message| {
-        let (_, rest) = message.split_once(r#""executable":""#)?;
-        rest.split('"').next()
-    });
-    program.map(PathBuf::from).context("cargo does not say where it put the tests")
+    let program = |name: &&str| {
+        // A program that belongs to the package is built with its tests.
+        let (kind, name) = (r#""kind":["test"]"#, format!(r#""name":"{name}""#));
+        let built = messages.lines().find(|line| line.contains(kind) && line.contains(&name));
+        let (_, rest) = built?.split_once(r#""executable":""#)?;
+        rest.split('"').next().map(PathBuf::from)
+    };
+    let programs: Option<Vec<_>> = TESTS.iter().map(program).collect();
+    programs.context("cargo does not say where it put the tests")
 }
 
 fn report(outcomes: &[Outcome]) -> anyhow::Result<()> {

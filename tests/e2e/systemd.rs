@@ -1,0 +1,348 @@
+//! The packaged unit under a real systemd: runs in the virtual machines of `cargo xtask vm-test`.
+//!
+//! Guests sit on taps of the machine itself, whose first process systemd is.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use metadata_tests::{
+    check::{META_DATA, is_identity_of, was_signed_for},
+    cloud::Chassis as _,
+    command::{Words as _, run},
+    guest::Guest,
+    kernel,
+    nova::Nova,
+    port::Port,
+    service::{NETNS, PATIENCE, RUN_DIR, Service, UNIT},
+    stage::{self, Nic, Stage},
+    wait::until,
+};
+
+/// Capabilities by their number in linux/capability.h.
+const CAPABILITIES: [(&str, u32); 6] = [
+    ("CAP_DAC_OVERRIDE", 1),
+    ("CAP_NET_BIND_SERVICE", 10),
+    ("CAP_NET_ADMIN", 12),
+    ("CAP_SYS_ADMIN", 21),
+    ("CAP_PERFMON", 38),
+    ("CAP_BPF", 39),
+];
+/// What `EX_CONFIG` of sysexits.h is.
+const EX_CONFIG: &str = "78";
+const ENDED_WELL: &str = "metadata-agent.service: Deactivated successfully.";
+/// Parts of lines of /proc/mounts.
+const MOUNTS: [&str; 2] = [" /run/metadata-agent/bpf bpf ", " /run/netns/metadata nsfs "];
+const SERVICE_DEVICE: &str = "/sys/class/net/metadata0";
+const READ_AGAIN: &str = "inventory read again";
+
+/// The machine with the service and two guests that have one address in two networks.
+struct Host {
+    service: Service,
+    guests: [Guest; 2],
+    nova: Nova,
+    stage: Stage,
+}
+
+/// What a test left in order, for the next one. The last is not dropped, and ends with its machine.
+static SPARE: Mutex<Option<Host>> = Mutex::new(None);
+
+/// Runs the test while the service is active. After a failure there is no machine for the others.
+fn on_host(test: impl FnOnce(&Host) -> Result<()>) -> Result<()> {
+    static STARTED: AtomicBool = AtomicBool::new(false);
+    if kernel::version()? < kernel::OLDEST {
+        println!("this kernel is too old for the programs");
+        return Ok(());
+    }
+    let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+    let host = match spare().take() {
+        Some(host) => host,
+        None if STARTED.swap(true, Ordering::Relaxed) => {
+            anyhow::bail!("another test did not leave the machine as it was")
+        }
+        None => Host::start()?,
+    };
+    let left_in_order = || host.service.has(&["ActiveState=active", "SubState=running", "Result=success"]);
+    test(&host)
+        .and_then(|()| left_in_order())
+        .with_context(|| format!("systemd and the agent say\n{}", host.service.log().unwrap_or_default()))?;
+    *spare() = Some(host);
+    Ok(())
+}
+
+impl Host {
+    fn start() -> Result<Self> {
+        let stage = Stage::start_on_machine(Nic::Tap)?;
+        let nova = Nova::start(stage.host())?;
+        let guests = [
+            stage.add_guest(&stage.add_network("red")?, stage::Path::OnLink)?,
+            stage.add_guest(&stage.add_network("blue")?, stage::Path::ViaGateway)?,
+        ];
+        stage.write_inventory(&guests.each_ref().map(|guest| &guest.port))?;
+        guests.iter().for_each(|guest| nova.add_instance(&guest.port));
+        let service = Service::install(&stage)?;
+        service.systemctl("start")?;
+        Ok(Self { service, guests, nova, stage })
+    }
+
+    /// Each guest is answered as itself.
+    fn serves(&self) -> Result<()> {
+        self.guests.iter().try_for_each(|guest| is_answered_as(guest, &guest.port))
+    }
+}
+
+/// A guest that goes on trying, as those do that boot.
+fn is_answered_as(guest: &Guest, port: &Port) -> Result<()> {
+    let mut connection = guest.connect_with(None, PATIENCE)?;
+    is_identity_of(port, &connection.request("GET", META_DATA, &[("Connection", "close")], b"")?)
+}
+
+/// Does `work` while guests ask again and again; each of them must be answered, once at least after it as well.
+fn while_guests_ask(host: &Host, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let (going, answers) = (AtomicBool::new(true), AtomicUsize::new(0));
+    let ask = |guest: &Guest| -> Result<()> {
+        while going.load(Ordering::Relaxed) {
+            is_answered_as(guest, &guest.port)?;
+            answers.fetch_add(1, Ordering::Relaxed);
+        }
+        is_answered_as(guest, &guest.port)
+    };
+    thread::scope(|scope| {
+        let asking = host.guests.each_ref().map(|guest| scope.spawn(|| ask(guest)));
+        let done = until("guests are answered", PATIENCE, || {
+            ensure!(answers.load(Ordering::Relaxed) > 1);
+            Ok(())
+        })
+        .and_then(|()| work());
+        going.store(false, Ordering::Relaxed);
+        for guest in asking {
+            guest.join().ok().context("a guest's thread panicked")??;
+        }
+        done
+    })
+}
+
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn a_started_unit_serves() -> Result<()> {
+    on_host(|host| {
+        host.service.has(&["Type=notify", "ActiveState=active", "SubState=running"])?;
+        host.nova.take_requests();
+        for guest in &host.guests {
+            is_answered_as(guest, &guest.port)?;
+            let requests = host.nova.take_requests();
+            ensure!(requests.len() == 1, "{requests:?}");
+            was_signed_for(&guest.port, &requests[0])?;
+        }
+        let wants = run(Command::new("systemctl").words("is-active openvswitch-switch"))?;
+        assert_eq!(wants.trim(), "active");
+        let complaints = Command::new("systemd-analyze").words("verify metadata-agent.service").output()?;
+        let complaints = String::from_utf8_lossy(&complaints.stderr).into_owned();
+        ensure!(!complaints.contains("metadata-agent"), "{complaints}");
+        Ok(())
+    })
+}
+
+/// What it mounts is the machine's, else nothing of it would be there for the next process, nor for a person.
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn what_it_mounts_is_seen_by_all() -> Result<()> {
+    on_host(|host| {
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt"));
+        assert_eq!(namespace(&host.service.pid()?.to_string())?, namespace("1")?);
+        let mounts = fs::read_to_string("/proc/1/mounts")?;
+        for mount in MOUNTS {
+            ensure!(mounts.contains(mount), "no {mount} in\n{mounts}");
+        }
+        let names = run(Command::new("ip").words("netns list"))?;
+        ensure!(names.lines().any(|line| line.split(' ').next() == Some(NETNS)), "{names}");
+        let inside = run(Command::new("ip").words(format!("netns exec {NETNS} ip -4 addr show metadata1")))?;
+        ensure!(inside.contains("169.254.169.254/32"), "{inside}");
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn the_process_is_confined_as_the_unit_says() -> Result<()> {
+    on_host(|host| {
+        let status = fs::read_to_string(format!("/proc/{}/status", host.service.pid()?))?;
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(str::trim).with_context(|| format!("no {name} in {status}"))
+        };
+        let granted = u64::from_str_radix(value("CapBnd")?, 16)?;
+        let named = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+        let named: Vec<_> = named.context("the unit bounds no capabilities")?.split(' ').collect();
+        let expected = CAPABILITIES.iter().filter(|(name, _)| named.contains(name));
+        assert_eq!(named.len(), CAPABILITIES.len(), "{named:?}");
+        assert_eq!(granted, expected.map(|(_, number)| 1 << number).sum::<u64>());
+        assert_eq!(value("CapEff")?, value("CapBnd")?);
+        assert_eq!(value("NoNewPrivs")?, "1");
+        // A filter of system calls is in force.
+        assert_eq!(value("Seccomp")?, "2");
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn a_restart_loses_nobody() -> Result<()> {
+    on_host(|host| {
+        host.serves()?;
+        let (before, learned) = (left_behind()?, counter(host, "source_learned")?);
+        let pid = host.service.pid()?;
+        while_guests_ask(host, || host.service.systemctl("restart"))?;
+        assert_ne!(host.service.pid()?, pid);
+        assert_eq!(left_behind()?, before);
+        assert_eq!(counter(host, "source_learned")?, learned);
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn a_guest_that_asks_while_it_is_stopped_is_answered_later() -> Result<()> {
+    on_host(|host| {
+        host.serves()?;
+        let (before, ended) = (left_behind()?, host.service.log()?.matches(ENDED_WELL).count());
+        host.service.systemctl("stop")?;
+        host.service.has(&["ActiveState=inactive"])?;
+        // What systemd does not say of one that failed, or that had to be killed in the end.
+        host.service.wait_said(ENDED_WELL, ended)?;
+        assert_eq!(left_behind()?, before);
+        thread::scope(|scope| {
+            let asking =
+                host.guests.each_ref().map(|guest| scope.spawn(|| is_answered_as(guest, &guest.port)));
+            for guest in &host.guests {
+                until("the guest tries to connect", PATIENCE, || {
+                    ensure!(guest.netns.is_connecting(80)?);
+                    Ok(())
+                })?;
+            }
+            host.service.systemctl("start")?;
+            for guest in asking {
+                guest.join().ok().context("a guest's thread panicked")??;
+            }
+            Ok(())
+        })
+    })
+}
+
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn a_killed_agent_is_started_again() -> Result<()> {
+    on_host(|host| {
+        host.serves()?;
+        let (before, pid) = (left_behind()?, host.service.property("MainPID")?);
+        host.service.systemctl("kill --signal KILL")?;
+        // What it had accepted ends with it; what comes afterwards is the next one's.
+        until("the agent is killed", PATIENCE, || {
+            ensure!(host.service.property("MainPID")? != pid);
+            Ok(())
+        })?;
+        host.serves()?;
+        host.service.has(&["NRestarts=1", "ActiveState=active"])?;
+        assert_eq!(left_behind()?, before);
+        // However often it is killed.
+        host.service.has(&["StartLimitIntervalUSec=0"])
+    })
+}
+
+/// The new inventory is as long and as old as the one before, so that nothing but the reload tells of it.
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn a_reload_reads_the_inventory() -> Result<()> {
+    on_host(|host| {
+        let [one, other] = &host.guests;
+        let heir = Port {
+            instance: other.port.instance.clone(),
+            project: other.port.project.clone(),
+            ..one.port.clone()
+        };
+        let file = host.stage.sandbox().path("inventory.toml");
+        let (age, pid) = (fs::metadata(&file)?.modified()?, host.service.pid()?);
+        for port in [&heir, &one.port] {
+            let before = host.service.log()?.matches(READ_AGAIN).count();
+            host.stage.write_inventory(&[port, &other.port])?;
+            File::options().write(true).open(&file)?.set_modified(age)?;
+            host.service.systemctl("reload")?;
+            host.service.wait_said(READ_AGAIN, before)?;
+            is_answered_as(one, port)?;
+        }
+        assert_eq!(host.service.pid()?, pid);
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn a_bad_configuration_is_named_and_not_tried_again() -> Result<()> {
+    on_host(|host| {
+        host.service.configure("inventry = /nowhere\n")?;
+        ensure!(host.service.systemctl("restart").is_err(), "an agent without a configuration was started");
+        let status = format!("ExecMainStatus={EX_CONFIG}");
+        host.service.has(&["ActiveState=failed", "Result=exit-code", "NRestarts=0", &status])?;
+        let problem = r#"/etc/metadata-agent.conf:3: [metadata_ebpf] has no option "inventry""#;
+        host.service.wait_said(problem, 0)?;
+        host.service.configure("")?;
+        host.service.systemctl("start")?;
+        host.serves()
+    })
+}
+
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn nothing_is_left_after_a_cleanup() -> Result<()> {
+    on_host(|host| {
+        host.service.systemctl("stop")?;
+        host.service.clean_up()?;
+        let mounts = fs::read_to_string("/proc/1/mounts")?;
+        for mount in MOUNTS {
+            ensure!(!mounts.contains(mount), "{mount} is left in\n{mounts}");
+        }
+        for path in [Path::new(RUN_DIR), &Path::new("/run/netns").join(NETNS), Path::new(SERVICE_DEVICE)] {
+            ensure!(!path.exists(), "{} is left", path.display());
+        }
+        host.service.systemctl("start")?;
+        host.serves()
+    })
+}
+
+/// What must be the same after a restart: the run directory with its pins, the namespace and the service device.
+fn left_behind() -> Result<BTreeMap<PathBuf, u64>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![PathBuf::from(RUN_DIR)];
+    while let Some(folder) = folders.pop() {
+        found.insert(folder.clone(), folder.metadata()?.ino());
+        for entry in fs::read_dir(&folder)? {
+            let (path, kind) = entry.map(|entry| (entry.path(), entry.file_type()))?;
+            if kind?.is_dir() {
+                folders.push(path);
+            } else if path.ends_with("lock") || path.starts_with(Path::new(RUN_DIR).join("bpf")) {
+                found.insert(path.clone(), path.metadata()?.ino());
+            }
+        }
+    }
+    ensure!(found.keys().any(|path| path.ends_with("SOURCES")), "nothing is pinned: {found:?}");
+    let namespace = Path::new("/run/netns").join(NETNS);
+    found.insert(namespace.clone(), namespace.metadata()?.ino());
+    let device = fs::read_to_string(Path::new(SERVICE_DEVICE).join("ifindex"))?;
+    found.insert(SERVICE_DEVICE.into(), device.trim().parse()?);
+    Ok(found)
+}
+
+fn counter(host: &Host, name: &str) -> Result<u64> {
+    let counters: BTreeMap<String, u64> = serde_json::from_str(&host.service.show("counters")?)?;
+    counters.get(name).copied().with_context(|| format!("no counter {name}"))
+}

@@ -1,0 +1,18 @@
+//! The kernel that runs the tests.
+
+use std::fs;
+
+use anyhow::{Result, bail};
+
+/// The oldest that can run the programs: the first with an atomic compare-and-swap for them.
+pub const OLDEST: (u32, u32) = (5, 12);
+
+/// Its version.
+pub fn version() -> Result<(u32, u32)> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(str::parse);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        bail!("a kernel of no version: {release}");
+    };
+    Ok((major, minor))
+}
