@@ -1,8 +1,8 @@
 //! The control plane: one thread that takes events, derives what should be served, and applies it.
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use http::StatusCode;
+use sd_notify::NotifyState;
 use serde_json::json;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -18,7 +18,6 @@ use crate::{
     inventory::{Desired, Links, Ovn, StaticInventory},
     logging::LogFilter,
     metrics::Metrics,
-    notify,
     proxy::Nova,
     reconcile::{Applied, Reconciler},
 };
@@ -139,7 +138,9 @@ impl Control {
         let mut hangup = signal(SignalKind::hangup())?;
         // Not before a signal is heard. What is served yet, `/ready` says: whoever waits for us to start does not wait for
         // databases as well.
-        notify::ready().context("the service manager cannot be told that we are ready")?;
+        if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+            warn!(%error, "the service manager cannot be told that the agent has started");
+        }
         let mut retry: Option<Instant> = None;
         self.reconcile(&mut retry);
         loop {

@@ -12,7 +12,6 @@ pub mod inventory;
 mod log_writer;
 pub mod logging;
 pub mod metrics;
-pub mod notify;
 pub mod proxy;
 pub mod reconcile;
 pub mod startup;

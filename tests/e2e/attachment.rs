@@ -35,7 +35,7 @@ fn a_removed_qdisc_is_put_back() -> Result<()> {
     ensure!(filters(&cloud, &red.port.tap)? == 1);
     for device in [red.port.tap.as_str(), "metadata0"] {
         run(cloud.chassis.host().command("tc")?.words(format!("qdisc del dev {device} clsact")))?;
-        until("the program is back", Duration::from_secs(1), || {
+        until("the program is back", Duration::from_secs(5), || {
             ensure!(filters(&cloud, device)? == 1, "{device} has no filter");
             Ok(())
         })?;

@@ -96,7 +96,7 @@ fn introduce(cloud: &Cloud<Stage>, tenants: &[Port], neighbours: &[&Port; 2], ro
     let ports: Vec<&Port> = [&told, neighbours[1]].into_iter().chain(tenants).collect();
     cloud.chassis.write_inventory(&ports)?;
     cloud.agent.reload()?;
-    until("the agent has read the inventory", Duration::from_secs(20), || {
+    until("the agent has read the inventory", Duration::from_secs(60), || {
         let ports = cloud.agent.ports()?;
         let read = ports
             .iter()

@@ -22,9 +22,9 @@ use nix::sys::signal::Signal;
 /// The whole Southbound is away for this long.
 const OUTAGE: Duration = Duration::from_secs(15);
 /// Every client of the Southbound tries again within 8 s; the machine may be busy.
-const RECOVERY: Duration = Duration::from_secs(30);
+const RECOVERY: Duration = Duration::from_secs(60);
 /// A guest would notice if its SYN was lost, which it repeats after 1 s; the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(8);
 const HOLD: u32 = 2;
 
 fn cloud(more: &[(&'static str, &str)]) -> Result<Cloud<Lab>> {

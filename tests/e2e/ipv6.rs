@@ -18,16 +18,16 @@ use metadata_tests::{
 };
 
 /// How long duplicate address detection takes.
-const DETECTION: Duration = Duration::from_secs(20);
+const DETECTION: Duration = Duration::from_secs(60);
 const SERVICE_MAC: &str = "02:00:a9:fe:a9:fe";
 
 fn connect(guest: &Guest) -> Result<Connection<TcpStream>> {
     let scope = guest.netns.ifindex("eth0")?;
     let address = SocketAddrV6::new(METADATA, 80, 0, scope);
     let stream =
-        guest.netns.run(move || TcpStream::connect_timeout(&address.into(), Duration::from_secs(10)))?;
+        guest.netns.run(move || TcpStream::connect_timeout(&address.into(), Duration::from_secs(30)))?;
     let stream = stream.context("no connection over IPv6")?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     Ok(Connection::new(stream))
 }
 

@@ -95,7 +95,7 @@ fn nova_checks_as_nova_does() -> Result<()> {
     let mut nova = Nova::start(stage.host())?;
     nova.add_instance(&port);
     let connect = || -> Result<Connection<_>> {
-        let limit = Duration::from_secs(5);
+        let limit = Duration::from_secs(30);
         Ok(Connection::new(stage.host().run(|| http::connect_from(None, nova::ADDRESS, limit))??))
     };
     let signature = nova::signature(&port.instance);

@@ -78,7 +78,7 @@ fn a_deleted_port_is_nobody() -> Result<()> {
 
     // The machine still runs and is still plugged; only its rows are gone.
     cloud.chassis.delete_port(&guest.port)?;
-    until("the agent forgets the port", Duration::from_secs(10), || {
+    until("the agent forgets the port", Duration::from_secs(30), || {
         let ports = cloud.agent.ports()?;
         ensure!(ports.iter().all(|status| status.state != "known"), "/ports says {ports:?}");
         Ok(())
@@ -167,7 +167,7 @@ fn an_inventory_gives_a_tap_to_another_instance() -> Result<()> {
     };
     cloud.chassis.write_inventory(&[&heir])?;
     cloud.agent.reload()?;
-    until("the tap is the heir's", Duration::from_secs(10), || {
+    until("the tap is the heir's", Duration::from_secs(30), || {
         let ports = cloud.agent.ports()?;
         ensure!(
             ports
@@ -185,7 +185,7 @@ fn an_inventory_gives_a_tap_to_another_instance() -> Result<()> {
     cloud.chassis.stop_tap(&old)?;
     cloud.chassis.start_tap(&old, Path::OnLink)?;
     cloud.agent.reload()?;
-    until("the new device is served", Duration::from_secs(10), || {
+    until("the new device is served", Duration::from_secs(30), || {
         let (ports, ifindex) = (cloud.agent.ports()?, cloud.chassis.ifindex(&old)?);
         ensure!(ports.iter().any(|status| status.ifindex == ifindex && status.state == "known"), "{ports:?}");
         Ok(())
@@ -235,7 +235,7 @@ fn a_plugged_guest_is_served_soon() -> Result<()> {
             plugged.elapsed(),
             plugging.elapsed()
         );
-        assert!(plugged.elapsed() < Duration::from_secs(1), "served after {:?}", plugged.elapsed());
+        assert!(plugged.elapsed() < Duration::from_secs(5), "served after {:?}", plugged.elapsed());
     }
     Ok(())
 }
@@ -256,7 +256,7 @@ fn ask(guest: &Guest) -> http::Result<Response> {
 /// Asks until there is an answer, which must be right. Each attempt is short, since the kernel would repeat a lost
 /// SYN only after a second.
 fn first_answer(guest: &Guest) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         match ask(guest) {
             Ok(response) => return is_identity_of(&guest.port, &response).context("the first answer"),

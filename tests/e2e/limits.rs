@@ -21,7 +21,7 @@ use metadata_tests::{
     wait::until,
 };
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 fn cloud(options: &[(&'static str, &str)]) -> Result<(Cloud<Stage>, [Guest; 2])> {
@@ -200,7 +200,7 @@ fn who_is_slow_is_not_waited_for() -> Result<()> {
     let (_cloud, [slow, other]) = cloud(&[
         ("metadata_haproxy", "timeout_http_request = 1"),
         ("metadata_haproxy", "timeout_client = 1"),
-        ("metadata_haproxy", "timeout_http_keep_alive = 2"),
+        ("metadata_haproxy", "timeout_http_keep_alive = 4"),
         ("metadata_ebpf", "connection_lifetime = 6"),
     ])?;
     // Bit by bit, and never to the end.
@@ -213,7 +213,7 @@ fn who_is_slow_is_not_waited_for() -> Result<()> {
     let response = head.response("GET")?;
     assert_eq!(response.status, 408, "{}", response.text());
     assert!(head.is_closed()?);
-    assert!(began.elapsed() < Duration::from_secs(5), "after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(25), "after {:?}", began.elapsed());
 
     let mut body = slow.connect()?;
     body.send(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nhello")?;
@@ -231,7 +231,7 @@ fn who_is_slow_is_not_waited_for() -> Result<()> {
     let began = Instant::now();
     let mut busy = slow.connect()?;
     while busy.request("GET", META_DATA, &[], b"").is_ok() {
-        assert!(began.elapsed() < Duration::from_secs(30), "it still lasts");
+        assert!(began.elapsed() < Duration::from_secs(60), "it still lasts");
         thread::sleep(Duration::from_millis(50));
     }
     assert!(began.elapsed() >= Duration::from_secs(5), "it lasted {:?}", began.elapsed());
@@ -253,7 +253,7 @@ fn who_does_not_read_is_not_waited_for() -> Result<()> {
         Ok(())
     })?;
     own_identity(&other)?;
-    until("it is given up", Duration::from_secs(20), || {
+    until("it is given up", Duration::from_secs(60), || {
         let count = cloud.agent.metric(gauge)?;
         ensure!(count == 0.0, "{count}");
         Ok(())

@@ -22,7 +22,7 @@ use metadata_tests::{
 };
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 fn address(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
@@ -164,7 +164,7 @@ fn a_slow_nova_is_not_waited_for_for_ever() -> Result<()> {
     assert_eq!(response.status, 504, "{}", response.text());
     assert!(response.text().contains(&guest.port.instance), "{}", response.text());
     assert!(asked.elapsed() >= Duration::from_secs(1), "after {:?}", asked.elapsed());
-    assert!(asked.elapsed() < Duration::from_secs(10), "after {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(25), "after {:?}", asked.elapsed());
     assert_eq!(upstream.take_requests().len(), 1, "a request that takes long is not made twice");
 
     // An answer that begins and does not go on is broken off, visibly.

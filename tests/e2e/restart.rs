@@ -50,7 +50,7 @@ fn survives(end: fn(&mut Agent) -> Result<()>) -> Result<()> {
         thread::scope(|scope| -> Result<()> {
             let waiting = guests.each_ref().map(|guest| scope.spawn(|| connected_in_the_gap(guest)));
             for guest in &guests {
-                until("the guest connects", Duration::from_secs(5), || {
+                until("the guest connects", Duration::from_secs(30), || {
                     ensure!(guest.netns.is_connecting(80)?);
                     Ok(())
                 })?;
@@ -124,7 +124,7 @@ fn an_agent_of_another_layout_is_succeeded() -> Result<()> {
     thread::scope(|scope| -> Result<()> {
         let waiting = [&red, &blue].map(|guest| scope.spawn(|| connected_in_the_gap(guest)));
         for guest in [&red, &blue] {
-            until("the guest connects", Duration::from_secs(5), || {
+            until("the guest connects", Duration::from_secs(30), || {
                 ensure!(guest.netns.is_connecting(80)?);
                 Ok(())
             })?;

@@ -26,7 +26,7 @@ const SUBPORTS: [(u16, Ipv4Addr); 2] =
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
 /// Long enough for a SYN and its first retransmission.
 const NO_ANSWER: Duration = Duration::from_millis(1500);
-const REACTION: Duration = Duration::from_secs(10);
+const REACTION: Duration = Duration::from_secs(30);
 
 /// A new tenant's instance with a trunk of two subports, each in a network of its own.
 fn trunk(cloud: &Cloud<Lab>, uplink: Uplink) -> Result<Trunk> {

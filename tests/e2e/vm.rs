@@ -40,8 +40,8 @@ const GAP: Duration = Duration::from_millis(1500);
 const BODY: usize = 64 << 10;
 /// A body of that size in segments of a guest's MTU.
 const SEGMENTS: u64 = (BODY / 1400) as u64;
-/// How soon what somebody removed must be back.
-const HEALED: Duration = Duration::from_secs(1);
+/// How soon what somebody removed must be back: at once, on processors that are emulated.
+const HEALED: Duration = Duration::from_secs(10);
 
 /// A chassis of the kernel's datapath, with two guests that have one address in two networks.
 struct Host {
@@ -139,17 +139,21 @@ fn large_body(host: &Host, guest: &Guest, mut connection: Connection<TcpStream>)
     let Host { cloud, .. } = host;
     let body: Vec<u8> = (0..BODY).map(|index| (index * 7 % 253) as u8).collect();
     let target = "/openstack/latest/vendor_data2.json";
-    cloud.nova.answer(target, Answer { status: 200, headers: vec![], body: body.clone().into() });
+    let answer = |body: &[u8]| {
+        cloud.nova.answer(target, Answer { status: 200, headers: vec![], body: body.to_vec().into() });
+    };
     let before = cloud.agent.settled_counters()?;
     cloud.nova.take_requests();
-
-    ensure!(connection.request("POST", target, &[], &body)?.body == body, "the answer's body changed");
+    answer(b"ok");
+    ensure!(connection.request("POST", target, &[], &body)?.body == b"ok");
     let requests = cloud.nova.take_requests();
     ensure!(requests.len() == 1 && requests[0].body == body, "the request's body changed");
     was_signed_for(&guest.port, &requests[0])?;
     let after = cloud.agent.settled_counters()?;
     let redirected = after["redirected"] - before["redirected"];
     ensure!(redirected < SEGMENTS, "{redirected} frames: the guest's segments were not large");
+    answer(&body);
+    ensure!(connection.request("GET", target, &[], b"")?.body == body, "the answer's body changed");
     let service = Namespace::existing(&service_namespace(&cloud.chassis));
     for netns in [&guest.netns, &service] {
         for name in ["InCsumErrors", "InErrs"] {
@@ -254,7 +258,7 @@ fn ipv6_is_served() -> Result<()> {
     on_host(|host| {
         for guest in &host.guests {
             guest.netns.sysctl("net.ipv6.conf.eth0.disable_ipv6", "0")?;
-            until("the guest has a link-local address", Duration::from_secs(10), || {
+            until("the guest has a link-local address", Duration::from_secs(60), || {
                 let addresses = guest.netns.ip("-6 -o addr show dev eth0 scope link -tentative")?;
                 ensure!(addresses.contains("fe80::"), "{addresses}");
                 Ok(())
@@ -269,7 +273,7 @@ fn ipv6_is_served() -> Result<()> {
 }
 
 fn connect_v6(guest: &Guest) -> Result<Connection<TcpStream>> {
-    let limit = Duration::from_secs(10);
+    let limit = Duration::from_secs(30);
     let metadata = SocketAddrV6::new(METADATA_V6, 80, 0, guest.netns.ifindex("eth0")?);
     let stream = guest.netns.run(|| TcpStream::connect_timeout(&metadata.into(), limit))?;
     let stream = stream.with_context(|| format!("cannot connect to {metadata}"))?;

@@ -28,8 +28,8 @@ use crate::{
 const BINARY: &str = "METADATA_AGENT_BIN";
 /// How the agent is to attach its programs, where a test does not say: the tests pass with each way there is.
 const ATTACH: &str = "METADATA_TEST_ATTACH";
-const START: Duration = Duration::from_secs(30);
-const REACTION: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(90);
+const REACTION: Duration = Duration::from_secs(30);
 const SETTLED: Duration = Duration::from_millis(100);
 
 /// What a test may want otherwise.

@@ -71,7 +71,7 @@ pub fn transfer(from: &Guest, to: &Guest, port: u16) -> Result<()> {
     let sent: Vec<u8> = (0..TRANSFER).map(|index| (index * 31 % 251) as u8).collect();
     let address = SocketAddrV4::new(to.port.address, port);
     let listener = to.netns.listen(address)?;
-    let mut stream = from.netns.run(|| http::connect_from(None, address, Duration::from_secs(5)))??;
+    let mut stream = from.netns.run(|| http::connect_from(None, address, Duration::from_secs(30)))??;
     let (mut echo, _) = listener.accept()?;
     let echoing = thread::spawn(move || -> Result<TcpStream> {
         let mut bytes = vec![0; TRANSFER];

@@ -26,9 +26,9 @@ use crate::{
 
 pub const METADATA: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80);
 pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
-const TIMEOUT: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long duplicate address detection takes.
-const DETECTION: Duration = Duration::from_secs(20);
+const DETECTION: Duration = Duration::from_secs(60);
 
 /// How a guest makes its link-local address (addr_gen_mode of Linux).
 #[derive(Debug, Clone, Copy)]

@@ -20,7 +20,7 @@ use crate::{
     wait::until,
 };
 
-const BIND: Duration = Duration::from_secs(5);
+const BIND: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub struct Namespace {

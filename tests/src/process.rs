@@ -22,7 +22,7 @@ use nix::{
 
 use crate::{sandbox, wait::until};
 
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub struct Daemon {

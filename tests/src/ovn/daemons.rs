@@ -23,7 +23,7 @@ pub(super) const HOSTNAME: &str = "lab-host";
 
 const NB_SCHEMA: &str = "/usr/share/ovn/ovn-nb.ovsschema";
 const OVS_SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(90);
 
 #[derive(Debug)]
 pub(super) struct Daemons {

@@ -19,7 +19,7 @@ use crate::{
 
 const SCHEMA: &str = "/usr/share/ovn/ovn-sb.ovsschema";
 const DATABASE: &str = "OVN_Southbound";
-const ELECTION: Duration = Duration::from_secs(30);
+const ELECTION: Duration = Duration::from_secs(90);
 
 /// How the Southbound is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

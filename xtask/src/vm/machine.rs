@@ -13,8 +13,8 @@ use anyhow::{Context as _, bail};
 
 use super::{initramfs::Initramfs, kernel::Installed};
 
-/// From power on to the first line of the first process.
-const BOOT: Duration = Duration::from_secs(90);
+/// From power on to the first line of the tests; the processors are emulated, and the machine may be busy.
+const BOOT: Duration = Duration::from_secs(300);
 /// All of it.
 const LIMIT: Duration = Duration::from_secs(900);
 /// What the machine says at the end.
