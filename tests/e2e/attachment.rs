@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use aya::programs::{SchedClassifier, TcAttachType};
 use metadata_tests::{
     agent::Options,
     check::own_identity,
@@ -16,9 +17,13 @@ use metadata_tests::{
     wait::until,
 };
 
-fn cloud(lines: &[&str]) -> Result<Cloud<Stage>> {
+fn options(lines: &[&str]) -> Options {
     let more = lines.iter().map(|line| ("metadata_ebpf", (*line).to_owned())).collect();
-    Cloud::on(Stage::start()?, &Options { more, ..Options::default() })
+    Options { more, ..Options::default() }
+}
+
+fn cloud(lines: &[&str]) -> Result<Cloud<Stage>> {
+    Cloud::on(Stage::start()?, &options(lines))
 }
 
 /// The agent's filters on a device, by the handle it gives them.
@@ -63,6 +68,41 @@ fn a_restarted_agent_replaces_its_filters() -> Result<()> {
     cloud.agent.resume()?;
     cloud.agent.wait_ready()?;
     own_identity(&red)
+}
+
+/// Programs on a device by TCX links.
+fn links(cloud: &Cloud<Stage>, device: &str) -> Result<usize> {
+    let query = || SchedClassifier::query_tcx(device, TcAttachType::Ingress);
+    let (_, programs) = cloud.chassis.host().run(query)??;
+    Ok(programs.len())
+}
+
+#[test]
+fn the_way_to_attach_can_be_changed_by_a_restart() -> Result<()> {
+    let mut cloud = cloud(&["attach = tcx"])?;
+    let [red, blue] = cloud.overlapping_guests()?;
+    own_identity(&red)?;
+    let learned = cloud.agent.counter("source_learned")?;
+    for (mode, expected) in [("clsact", (0, 1)), ("tcx", (1, 0)), ("clsact", (0, 1))] {
+        cloud.agent.stop()?;
+        cloud.agent.configure(&cloud.chassis, &options(&[&format!("attach = {mode}")]))?;
+        cloud.agent.resume()?;
+        cloud.agent.wait_ready()?;
+        own_identity(&red)?;
+        for device in [red.port.tap.as_str(), "metadata0"] {
+            assert_eq!((links(&cloud, device)?, filters(&cloud, device)?), expected, "{device}, {mode}");
+        }
+        assert_eq!(cloud.agent.counter("source_learned")?, learned);
+    }
+    // A port that went while the agent was away is not left with the program of the other kind.
+    cloud.agent.stop()?;
+    cloud.agent.configure(&cloud.chassis, &options(&["attach = tcx"]))?;
+    cloud.chassis.write_inventory(&[&blue.port])?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_gone(&red.port.tap)?;
+    own_identity(&blue)?;
+    assert_eq!((links(&cloud, &red.port.tap)?, filters(&cloud, &red.port.tap)?), (0, 0));
+    Ok(())
 }
 
 #[test]

@@ -89,10 +89,15 @@ impl Agent {
             host: chassis.host().path(),
         };
         fs::create_dir(&agent.run_dir)?;
-        fs::write(&agent.config, agent.configuration(chassis, options))?;
+        agent.configure(chassis, options)?;
         agent.resume()?;
         agent.wait_ready()?;
         Ok(agent)
+    }
+
+    /// Gives the next start these options.
+    pub fn configure(&self, chassis: &impl Chassis, options: &Options) -> Result<()> {
+        Ok(fs::write(&self.config, self.configuration(chassis, options))?)
     }
 
     /// Starts it again after a stop; it is on its way then, not yet ready.

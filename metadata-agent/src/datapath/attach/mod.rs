@@ -13,9 +13,16 @@ use crate::{config::AttachMode, error_chain::chain};
 
 /// How programs are put on devices.
 #[derive(Debug)]
-pub(super) enum Attachment {
+pub(super) struct Attachment {
+    kind: Kind,
+    /// Links of a former agent are here in either case.
+    links: tcx::Links,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
     /// Links of Linux 6.6 and later, pinned.
-    Tcx(tcx::Links),
+    Tcx,
     /// Filters with a fixed priority and handle.
     Clsact,
 }
@@ -29,54 +36,58 @@ impl Attachment {
         to_guest: &mut SchedClassifier,
         service: &Device,
     ) -> Result<Self, Error> {
-        let tcx = Self::Tcx(tcx::Links::new(links));
+        let mut attachment = Self { kind: Kind::Tcx, links: tcx::Links::new(links) };
         if mode != AttachMode::Clsact {
-            match tcx.attach(to_guest, SERVICE, service) {
+            match attachment.attach(to_guest, SERVICE, service) {
                 Ok(()) => {
                     info!("programs are attached by TCX links");
-                    return Ok(tcx);
+                    return Ok(attachment);
                 }
                 Err(Error::Attach { unsupported: true, .. }) if mode == AttachMode::Auto => {}
                 Err(error) => return Err(error),
             }
         }
-        clsact::attach(to_guest, service)?;
+        attachment.kind = Kind::Clsact;
+        attachment.attach(to_guest, SERVICE, service)?;
         info!("programs are attached as filters of clsact qdiscs");
-        Ok(Self::Clsact)
+        Ok(attachment)
     }
 
-    /// Puts the program on a device's ingress; replaces a former one in one step.
+    /// Puts the program on a device's ingress; replaces a former one in one step. One that was attached in the other way
+    /// goes afterwards: with both there a frame meets the link first, which either takes it or lets it pass to a filter
+    /// that does the same.
     pub(super) fn attach(
         &self,
         program: &mut SchedClassifier,
         name: &str,
         device: &Device,
     ) -> Result<(), Error> {
-        match self {
-            Self::Tcx(links) => links.attach(program, name, device),
-            Self::Clsact => clsact::attach(program, device),
+        match self.kind {
+            Kind::Tcx => {
+                self.links.attach(program, name, device)?;
+                clsact::detach(device.ifindex)
+            }
+            Kind::Clsact => {
+                clsact::attach(program, device)?;
+                self.links.detach(name)
+            }
         }
     }
 
     /// Takes it off a device, which may be gone already.
     pub(super) fn detach(&self, ifindex: u32) -> Result<(), Error> {
-        match self {
-            Self::Tcx(links) => links.detach(&ifindex.to_string()),
-            Self::Clsact => clsact::detach(ifindex),
-        }
+        self.links.detach(&ifindex.to_string())?;
+        clsact::detach(ifindex)
     }
 
     /// Interface indexes of devices that have the program, as far as that is on record.
     pub(super) fn attached(&self) -> Result<Vec<u32>, Error> {
-        match self {
-            Self::Tcx(links) => Ok(links.names()?.iter().filter_map(|name| name.parse().ok()).collect()),
-            Self::Clsact => Ok(Vec::new()),
-        }
+        Ok(self.links.names()?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// Whether others can remove the programs, so that it has to be watched.
     pub(super) fn is_removable(&self) -> bool {
-        matches!(self, Self::Clsact)
+        self.kind == Kind::Clsact
     }
 }
 
