@@ -90,7 +90,10 @@ const EX_CONFIG: u8 = 78;
 
 /// What the process ends with after that error.
 pub fn status(error: &anyhow::Error) -> ExitCode {
-    if error.is::<config::Error>() { ExitCode::from(EX_CONFIG) } else { ExitCode::FAILURE }
+    match error.downcast_ref::<config::Error>() {
+        Some(error) if error.is_lasting() => ExitCode::from(EX_CONFIG),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 /// Parses the command line and does what it says.
@@ -140,6 +143,8 @@ fn serve(config: &Config) -> anyhow::Result<()> {
         let mut control = Control::start(config, reconciler, log, nova, metrics, serving).await?;
         control.run().await
     });
+    // A name that is being looked up is not waited for.
+    control_plane.shutdown_background();
     info!("stopping");
     stop.cancel();
     workers.join();

@@ -96,6 +96,13 @@ impl PortSource {
         }
     }
 
+    fn stop(&mut self) {
+        match self {
+            Self::Ovn(ovn) => ovn.stop(),
+            Self::Static(_) => {}
+        }
+    }
+
     fn pending(&self) -> Vec<String> {
         match self {
             Self::Ovn(ovn) => ovn.pending(),
@@ -160,7 +167,10 @@ impl Control {
                     continue;
                 }
                 _ = hangup.recv() => self.source.reload(),
-                () = stop.wait() => return Ok(()),
+                () = stop.wait() => {
+                    self.source.stop();
+                    return Ok(());
+                }
             }
             self.reconcile(&mut retry);
         }

@@ -176,6 +176,7 @@ fn a_slow_nova_is_not_waited_for_for_ever() -> Result<()> {
     upstream.set_script(Script::Stall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n".to_vec()));
     assert_eq!(guest.get(META_DATA)?.status, 502);
     assert!(cloud.agent.metric("metadata_refusals_total{reason=\"nova_timeout\"}")? >= 1.0);
+    assert_eq!(cloud.agent.metric("metadata_requests_unfinished_total{reason=\"nova_broke_off\"}")?, 1.0);
     Ok(())
 }
 

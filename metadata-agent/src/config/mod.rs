@@ -134,6 +134,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the same would be found again: files may be about to be written, what they say is meant.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(self, Self::File(ini::Error::Read { .. }) | Self::Folder { .. })
+    }
+
     fn new(section: &'static str, option: &'static str, value: Value, problem: String) -> Self {
         Self::Value { origin: value.origin, section, option, value: value.text, problem }
     }

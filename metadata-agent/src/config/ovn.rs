@@ -36,7 +36,10 @@ pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
             verify_hostname: false,
         });
     }
-    let down_time = options.parse("DEFAULT", "agent_down_time", Duration::from_secs(75), seconds)?;
+    let down_time = options.parse("DEFAULT", "agent_down_time", Duration::from_secs(75), |text| {
+        let seconds = text.parse::<u32>().map_err(|_| "expected a whole number of seconds")?;
+        Ok(Duration::from_secs(seconds.into()))
+    })?;
     Ok(Source::Ovn { ovs, southbound, down_time })
 }
 

@@ -49,19 +49,28 @@ fn is_bpffs(path: &Path) -> Result<bool, Errno> {
     Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Removes the folders in `root` with all they hold, but for one; returns whether there were any. Files are left: the
-/// kernel puts iterators of its own in there (`maps.debug`, with CONFIG_BPF_PRELOAD), which cannot be removed.
-pub(super) fn clear(root: &Path, keep: Option<&str>) -> Result<bool, Error> {
-    let clear = || -> std::io::Result<bool> {
-        let mut found = false;
+/// The folders in `root`. Files are none of ours: the kernel puts iterators of its own in there (`maps.debug`, with
+/// CONFIG_BPF_PRELOAD), which cannot be removed.
+pub(super) fn folders(root: &Path) -> Result<Vec<PathBuf>, Error> {
+    let list = || -> std::io::Result<Vec<PathBuf>> {
+        let mut folders = Vec::new();
         for entry in fs::read_dir(root)? {
             let entry = entry?;
-            if entry.file_type()?.is_dir() && keep.is_none_or(|keep| entry.file_name() != keep) {
-                fs::remove_dir_all(entry.path())?;
-                found = true;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
             }
         }
-        Ok(found)
+        Ok(folders)
     };
-    clear().map_err(|error| Error::Bpffs { path: root.into(), error })
+    list().map_err(|error| Error::Bpffs { path: root.into(), error })
+}
+
+/// Removes the folders in `root` with all they hold, but for one; returns whether there were any.
+pub(super) fn clear(root: &Path, keep: Option<&Path>) -> Result<bool, Error> {
+    let mut folders = folders(root)?;
+    folders.retain(|folder| Some(folder.as_path()) != keep);
+    for folder in &folders {
+        fs::remove_dir_all(folder).map_err(|error| Error::Bpffs { path: folder.clone(), error })?;
+    }
+    Ok(!folders.is_empty())
 }

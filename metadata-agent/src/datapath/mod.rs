@@ -33,6 +33,8 @@ pub use service::ServiceDevice;
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("METADATA_DATAPATH"));
 
 /// Maps that outlive the agent, so that a restarted one finds ports and sources as they were.
+/// Folder of the pinned links, in that of the layout.
+const LINKS: &str = "links";
 const PINNED_MAPS: [&str; 4] = ["PORTS", "SOURCES", "COUNTERS", "LOGGING"];
 
 /// What the kernel refused, and what that means.
@@ -68,6 +70,15 @@ pub enum Error {
         reason: String,
         /// Whether the reason may be a kernel without that kind of attachment.
         unsupported: bool,
+    },
+    /// The programs of another version hold their devices by links, which come before our filters.
+    #[error(
+        "{path} is the link of an agent of another version, which filters of a clsact qdisc cannot succeed: start this \
+         one with [metadata_ebpf] attach = tcx, or run `metadata-agent cleanup` before"
+    , path = .path.display())]
+    Links {
+        /// The pin.
+        path: PathBuf,
     },
     /// The network devices cannot be listed.
     #[error("cannot list the network devices: {0}")]
@@ -138,7 +149,7 @@ impl Datapath {
     pub fn open(run_dir: &Path, service: &Device, mode: AttachMode, limits: Limits) -> Result<Self, Error> {
         let root = bpffs::mount(&run_dir.join("bpf"))?;
         let maps_dir = root.join(layout());
-        let links_dir = maps_dir.join("links");
+        let links_dir = maps_dir.join(LINKS);
         std::fs::create_dir_all(&links_dir).map_err(|error| Error::Pin { path: links_dir.clone(), error })?;
 
         let mut loader = EbpfLoader::new();
@@ -150,8 +161,10 @@ impl Datapath {
         for name in ["from_guest", "to_guest"] {
             program(&mut ebpf, name)?.load().map_err(|error| Error::Load(error.into()))?;
         }
-        let attachment =
-            attach::Attachment::establish(mode, links_dir, program(&mut ebpf, "to_guest")?, service)?;
+        let to_guest = program(&mut ebpf, "to_guest")?;
+        let others = bpffs::folders(&root)?.into_iter().filter(|folder| *folder != maps_dir);
+        let others: Vec<_> = others.map(|folder| folder.join(LINKS)).collect();
+        let attachment = attach::Attachment::establish(mode, links_dir, &others, to_guest, service)?;
         Ok(Self {
             ports: typed(take(&mut ebpf, "PORTS")?, "PORTS")?,
             sources: typed(take(&mut ebpf, "SOURCES")?, "SOURCES")?,
@@ -169,7 +182,7 @@ impl Datapath {
     /// To be called when this one's programs are in place.
     pub fn remove_other_layouts(&self, served: &BTreeSet<u32>) -> Result<(), Error> {
         let Some(root) = self.maps_dir.parent() else { return Ok(()) };
-        if bpffs::clear(root, Some(&layout()))? {
+        if bpffs::clear(root, Some(&self.maps_dir))? {
             attach::remove_filters(|ifindex| served.contains(&ifindex) || ifindex == self.service.ifindex)?;
         }
         Ok(())

@@ -116,6 +116,13 @@ impl Ovn {
         }
     }
 
+    /// To be called at the end: what would be written soon is written now.
+    pub fn stop(&mut self) {
+        if self.remembered.write_at().is_some() {
+            self.remembered.write();
+        }
+    }
+
     /// What is missing. Without the Southbound only identities are.
     pub fn pending(&self) -> Vec<String> {
         [&self.ovs, &self.southbound].into_iter().filter_map(Database::pending).collect()

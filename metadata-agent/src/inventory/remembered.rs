@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use nix::libc;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -122,8 +123,10 @@ impl Remembered {
         }
         let file = File { version: VERSION, identities: entries(&self.taps) };
         let new = self.path.with_extension("new");
-        let mut out =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        // The folder may be Neutron's, which must not choose what we write to.
+        let mut out = options.custom_flags(libc::O_NOFOLLOW).open(&new)?;
         out.write_all(&serde_json::to_vec(&file)?)?;
         out.sync_all()?;
         fs::rename(new, &self.path)

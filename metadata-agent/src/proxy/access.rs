@@ -55,11 +55,13 @@ pub(super) struct Outcome {
 /// Whether an answer was given to its end.
 #[derive(Debug, Default)]
 pub(super) enum Completion {
-    /// The port or the agent went away.
+    /// The port or the agent went away, or the connection lasted too long.
     #[default]
     CutOff,
     /// The guest went away, or did not take its answer.
     Left(io::Error),
+    /// Nova ended its answer before the end.
+    BrokenOff,
     Complete,
 }
 
@@ -113,9 +115,11 @@ impl Outcome {
     fn reason(&self) -> Option<String> {
         let refused = self.refusal.as_ref().and_then(Refusal::reason);
         refused.or_else(|| match &self.end {
-            Completion::CutOff => Some("cut off: its port or the agent went away".to_owned()),
+            Completion::CutOff => {
+                Some("cut off: its port or the agent went away, or its connection lasted too long".to_owned())
+            }
             Completion::Left(error) => Some(format!("the guest left: {error}")),
-            Completion::Complete => None,
+            Completion::BrokenOff | Completion::Complete => None,
         })
     }
 }

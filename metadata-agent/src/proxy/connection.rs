@@ -340,7 +340,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
 fn concluded(end: io::Result<Option<End>>, outcome: &mut Outcome) -> io::Result<Option<End>> {
     match end {
         Ok(end) => {
-            outcome.end = Completion::Complete;
+            let broken = end == Some(End::Broken);
+            outcome.end = if broken { Completion::BrokenOff } else { Completion::Complete };
             Ok(end)
         }
         Err(error) => {

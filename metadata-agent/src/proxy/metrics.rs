@@ -126,6 +126,7 @@ impl Metrics {
         let unfinished = match outcome.end {
             Completion::CutOff => Some("cut_off"),
             Completion::Left(_) => Some("guest_left"),
+            Completion::BrokenOff => Some("nova_broke_off"),
             Completion::Complete => None,
         };
         if let Some(reason) = unfinished {

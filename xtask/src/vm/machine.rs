@@ -16,7 +16,7 @@ use super::{initramfs::Initramfs, kernel::Installed};
 /// From power on to the first line of the tests; the processors are emulated, and the machine may be busy.
 const BOOT: Duration = Duration::from_secs(300);
 /// All of it.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1500);
 /// What the machine says at the end.
 const STATUS: &str = "vm-test: ended with ";
 const CONSOLE_LINES: usize = 40;

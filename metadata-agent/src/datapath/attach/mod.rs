@@ -30,9 +30,13 @@ enum Kind {
 impl Attachment {
     /// Puts `to_guest` on the service device, and finds out by that which kind of attachment this kernel has. Trying
     /// is more certain than the version number of a kernel that a vendor has changed.
+    ///
+    /// `others` is where agents of other layouts have their links. Until those are gone they have every frame, which a
+    /// newer link changes by coming first and a filter does not: with tags of other maps guests would be mistaken.
     pub(super) fn establish(
         mode: AttachMode,
         links: PathBuf,
+        others: &[PathBuf],
         to_guest: &mut SchedClassifier,
         service: &Device,
     ) -> Result<Self, Error> {
@@ -46,6 +50,9 @@ impl Attachment {
                 Err(Error::Attach { unsupported: true, .. }) if mode == AttachMode::Auto => {}
                 Err(error) => return Err(error),
             }
+        }
+        if let Some(path) = others.iter().map(|links| links.join(SERVICE)).find(|link| link.exists()) {
+            return Err(Error::Links { path });
         }
         attachment.kind = Kind::Clsact;
         attachment.attach(to_guest, SERVICE, service)?;

@@ -74,7 +74,7 @@ impl Links {
         Ok(())
     }
 
-    /// Removes the pin, and with it the link.
+    /// Removes the pin; the kernel removes the link a moment later.
     pub(super) fn detach(&self, name: &str) -> Result<(), Error> {
         let path = self.folder.join(name);
         match fs::remove_file(&path) {
