@@ -115,6 +115,7 @@ pub fn run() -> anyhow::Result<()> {
 fn serve(config: &Config) -> anyhow::Result<()> {
     let (log, _writer) = LogFilter::install(config.debug)?;
     startup::check_capabilities()?;
+    startup::check_kernel()?;
     startup::allow_connections(config.limits.connections)?;
     let _lock = startup::lock(&config.run_dir)?;
 

@@ -7,6 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::resource::{Resource, getrlimit, setrlimit},
@@ -27,6 +31,35 @@ const CAPABILITIES: [(u32, &str, &str); 4] = [
     (21, "CAP_SYS_ADMIN", "to make the service namespace and to mount a BPF file system"),
     (39, "CAP_BPF", "to load programs"),
 ];
+
+/// What the programs need of the kernel that not every one has: the helper, its name, and the version that brought it.
+const HELPERS: [(BpfHelper, &str, &str); 2] = [
+    (BpfHelper::BPF_FUNC_spin_lock, "bpf_spin_lock", "5.1"),
+    (BpfHelper::BPF_FUNC_redirect_peer, "bpf_redirect_peer", "5.10"),
+];
+
+/// Names everything that the kernel lacks. It is asked, since vendors' kernels have more than their version tells.
+pub fn check_kernel() -> anyhow::Result<()> {
+    let has = |helper| is_helper_supported(ProgramType::SchedClassifier, helper);
+    let missing = lacking(has).context("the kernel loads no eBPF programs (is it locked down?)")?;
+    if !missing.is_empty() {
+        bail!(
+            "this kernel cannot run the datapath programs, which need Linux 5.10: it lacks {}",
+            missing.join(" and ")
+        );
+    }
+    Ok(())
+}
+
+fn lacking<E>(has: impl Fn(BpfHelper) -> Result<bool, E>) -> Result<Vec<String>, E> {
+    let mut missing = Vec::new();
+    for (helper, name, version) in HELPERS {
+        if !has(helper)? {
+            missing.push(format!("{name} (Linux {version})"));
+        }
+    }
+    Ok(missing)
+}
 
 /// Names every capability that is missing.
 pub fn check_capabilities() -> anyhow::Result<()> {
@@ -103,5 +136,14 @@ mod tests {
         let missing = missing("CapEff:\t0000000000001000\n").unwrap();
         assert_eq!(missing.len(), 3);
         assert!(missing[0].starts_with("CAP_NET_BIND_SERVICE"), "{missing:?}");
+    }
+
+    #[test]
+    fn missing_helpers_are_named() {
+        let all = |_| Ok::<_, ()>(true);
+        assert_eq!(lacking(all), Ok(vec![]));
+        let old = |helper| Ok::<_, ()>(helper != BpfHelper::BPF_FUNC_redirect_peer);
+        assert_eq!(lacking(old), Ok(vec!["bpf_redirect_peer (Linux 5.10)".to_owned()]));
+        assert_eq!(lacking(|_| Err("no bpf here")), Err("no bpf here"));
     }
 }

@@ -56,8 +56,6 @@ counters! {
     SourcesExhausted => "sources_exhausted",
     /// Dropped: a segment of no connection that could exist, from a source that has not opened one.
     UnknownSource => "unknown_source",
-    /// Dropped: another processor held the port's sources for too long.
-    SourcesContended => "sources_contended",
     /// Dropped: a reply for a port or source that is gone.
     StaleTag => "stale_slot",
     /// Dropped: a reset that would have told a guest that nothing listens (while the agent restarts).

@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::address::SOURCES_PER_PORT;
 
 /// Version of these layouts. Pinned maps of another version cannot be adopted; it names the pin directory.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// A source that sent nothing for this long may make room for a new one, in nanoseconds.
 ///
@@ -58,16 +58,22 @@ pub struct PortSources {
     pub vlan: u32,
     /// Generation of the assignment; kept when the index is released, so that the next one differs.
     pub generation: u32,
-    /// Not used; the struct has no hidden padding.
-    pub reserved: u32,
-    /// 1 while a processor changes `sources`.
-    pub lock: u64,
+    /// Held by the processor that changes what follows.
+    pub lock: bpf_spin_lock,
     /// State of [`Port::connections`].
     pub connections: u64,
     /// State of [`Port::answers`].
     pub answers: u64,
     /// The learned sources.
     pub sources: [Source; SOURCES_PER_PORT],
+}
+
+/// A lock of the kernel's (`bpf_spin_lock`, Linux 5.1, commit d83525ca62cf), which finds it in a map's value by this
+/// name. Only its helpers may touch it; to userspace it reads as zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct bpf_spin_lock {
+    val: u32,
 }
 
 /// One source behind a port: the addresses a guest used, needed to answer it.
@@ -94,7 +100,7 @@ pub struct Mac(u64);
 const _: () = assert!(size_of::<PortKey>() == 8);
 const _: () = assert!(size_of::<Port>() == 8 + 2 * size_of::<Limit>());
 const _: () = assert!(size_of::<Source>() == 8 + 16 + 8 + 8);
-const _: () = assert!(size_of::<PortSources>() == 40 + SOURCES_PER_PORT * size_of::<Source>());
+const _: () = assert!(size_of::<PortSources>() == 32 + SOURCES_PER_PORT * size_of::<Source>());
 
 impl Limit {
     /// `rate` events a second, and `burst` at once; no limit for a rate of 0.
@@ -187,8 +193,7 @@ impl PortSources {
             ifindex: key.ifindex,
             vlan: key.vlan,
             generation: generation as u32,
-            reserved: 0,
-            lock: 0,
+            lock: bpf_spin_lock { val: 0 },
             connections: 0,
             answers: 0,
             sources: [Source::FREE; SOURCES_PER_PORT],

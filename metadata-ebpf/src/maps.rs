@@ -1,7 +1,7 @@
 //! The maps and load-time constants of the programs, behind the functions that use them.
 use aya_ebpf::{
-    Global,
-    macros::map,
+    Global, btf_maps,
+    macros::{btf_map, map},
     maps::{Array, HashMap, PerCpuArray},
 };
 use metadata_ebpf::{
@@ -13,8 +13,9 @@ use metadata_ebpf::{
 #[map]
 static PORTS: HashMap<PortKey, Port> = HashMap::with_max_entries(MAX_PORTS, 0);
 
-#[map]
-static SOURCES: Array<PortSources> = Array::with_max_entries(MAX_PORTS, 0);
+/// With a description of its values, by which the kernel finds the lock in them.
+#[btf_map]
+static SOURCES: btf_maps::Array<PortSources, { MAX_PORTS as usize }> = btf_maps::Array::new();
 
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::CAPACITY, 0);

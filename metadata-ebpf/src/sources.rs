@@ -10,10 +10,7 @@ use metadata_ebpf::{
     map::{Mac, PortSources, SOURCE_IDLE_NS, Source},
 };
 
-use crate::{atomic, maps};
-
-/// Tries to get a port's lock. Its holder runs some hundred instructions and cannot be preempted, so this is ample.
-const LOCK_ATTEMPTS: usize = 64;
+use crate::{lock::Held, maps};
 
 /// What is known about a source from the frame at hand.
 #[derive(Clone, Copy)]
@@ -30,28 +27,34 @@ pub(crate) fn find_or_learn(port: *mut PortSources, seen: Seen) -> Result<u32, C
     if let Some(number) = find(port, seen) {
         return Ok(number);
     }
-    if !acquire(port) {
-        return Err(Counter::SourcesContended);
-    }
+    let lock = Held::take(port);
     // Somebody else may have learned it before we got the lock.
-    let result = match find(port, seen) {
-        Some(number) => Ok(number),
+    let place = match find(port, seen) {
+        Some(number) => Place { number, how: Place::KNOWN },
         None => learn(port, seen),
     };
-    // SAFETY: `port` is a value of the SOURCES map.
-    unsafe { atomic::compare_exchange(addr_of_mut!((*port).lock), 1, 0) };
-    result
+    lock.release();
+    match place.how {
+        Place::KNOWN => return Ok(place.number),
+        Place::NONE => return Err(Counter::SourcesExhausted),
+        Place::RECLAIMED => maps::count(Counter::SourceReclaimed as u32),
+        _ => {}
+    }
+    maps::count(Counter::SourceLearned as u32);
+    Ok(place.number)
 }
 
-#[inline(always)]
-fn acquire(port: *mut PortSources) -> bool {
-    for _ in 0..LOCK_ATTEMPTS {
-        // SAFETY: `port` is a value of the SOURCES map.
-        if unsafe { atomic::compare_exchange(addr_of_mut!((*port).lock), 0, 1) } == 0 {
-            return true;
-        }
-    }
-    false
+/// Where a source is, and how it got there: counted when the lock is released, since counting takes a helper.
+struct Place {
+    number: u32,
+    how: u32,
+}
+
+impl Place {
+    const KNOWN: u32 = 0;
+    const FREE: u32 = 1;
+    const RECLAIMED: u32 = 2;
+    const NONE: u32 = 3;
 }
 
 /// The number of a source that is known. Notes the time and the way it came.
@@ -80,7 +83,7 @@ pub(crate) fn find(port: *mut PortSources, seen: Seen) -> Option<u32> {
 
 /// Gives the source a free entry, else the one that has been idle the longest. The lock is held.
 #[inline(always)]
-fn learn(port: *mut PortSources, seen: Seen) -> Result<u32, Counter> {
+fn learn(port: *mut PortSources, seen: Seen) -> Place {
     let mut oldest = u64::MAX;
     let mut chosen = 0;
     for number in 0..SOURCES_PER_PORT {
@@ -91,22 +94,19 @@ fn learn(port: *mut PortSources, seen: Seen) -> Result<u32, Counter> {
             chosen = number;
         }
     }
-    if oldest != 0 {
-        if seen.now.saturating_sub(oldest) < SOURCE_IDLE_NS {
-            return Err(Counter::SourcesExhausted);
-        }
-        maps::count(Counter::SourceReclaimed as u32);
+    if oldest != 0 && seen.now.saturating_sub(oldest) < SOURCE_IDLE_NS {
+        return Place { number: 0, how: Place::NONE };
     }
-    // SAFETY: `chosen` is within the array (the mask tells the verifier); only the lock's holder writes these words
-    // of an entry that nobody can find, and the exchanges order them for readers without the lock.
+    // SAFETY: `chosen` is within the array (the mask tells the verifier). Only the lock's holder writes an entry that nobody
+    // can find; one who finds it half written, on a processor that reorders writes, mistakes a source for another one of
+    // the same port.
     unsafe {
         let entry: *mut Source = addr_of_mut!((*port).sources[chosen & (SOURCES_PER_PORT - 1)]);
-        atomic::exchange(addr_of_mut!((*entry).last_seen), 0);
+        write_volatile(addr_of_mut!((*entry).last_seen), 0);
         write_volatile(addr_of_mut!((*entry).address), seen.address);
         write_volatile(addr_of_mut!((*entry).mac), seen.mac);
         write_volatile(addr_of_mut!((*entry).via), seen.via);
-        atomic::exchange(addr_of_mut!((*entry).last_seen), seen.now);
+        write_volatile(addr_of_mut!((*entry).last_seen), seen.now);
     }
-    maps::count(Counter::SourceLearned as u32);
-    Ok(chosen as u32)
+    Place { number: chosen as u32, how: if oldest == 0 { Place::FREE } else { Place::RECLAIMED } }
 }

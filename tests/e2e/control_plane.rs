@@ -20,7 +20,7 @@ use metadata_tests::{
 use nix::sys::signal::Signal;
 
 /// The whole Southbound is away for this long.
-const OUTAGE: Duration = Duration::from_secs(15);
+const OUTAGE: Duration = Duration::from_secs(60);
 /// Every client of the Southbound tries again within 8 s; the machine may be busy.
 const RECOVERY: Duration = Duration::from_secs(60);
 /// A guest would notice if its SYN was lost, which it repeats after 1 s; the machine may be busy.

@@ -21,7 +21,6 @@ use metadata_tests::{
     cloud::Chassis as _,
     command::{Words as _, run},
     guest::Guest,
-    kernel,
     nova::Nova,
     port::Port,
     service::{NETNS, PATIENCE, RUN_DIR, Service, UNIT},
@@ -60,10 +59,6 @@ static SPARE: Mutex<Option<Host>> = Mutex::new(None);
 /// Runs the test while the service is active. After a failure there is no machine for the others.
 fn on_host(test: impl FnOnce(&Host) -> Result<()>) -> Result<()> {
     static STARTED: AtomicBool = AtomicBool::new(false);
-    if kernel::version()? < kernel::OLDEST {
-        println!("this kernel is too old for the programs");
-        return Ok(());
-    }
     let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
     let host = match spare().take() {
         Some(host) => host,

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use metadata_tests::{
     agent::{Agent, Options, service_namespace},
@@ -57,10 +57,6 @@ static SPARE: Mutex<Option<Host>> = Mutex::new(None);
 /// Runs the test on a chassis. A failure shows all of what the agent had to say, since a verifier's report is longer
 /// than the end of a log, and leaves the chassis to nobody.
 fn on_host(test: impl FnOnce(&mut Host) -> Result<()>) -> Result<()> {
-    if kernel::version()? < kernel::OLDEST {
-        println!("this kernel is too old for the programs");
-        return Ok(());
-    }
     let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
     let taken = spare().take();
     let mut host = taken.map_or_else(Host::start, Ok)?;
@@ -335,27 +331,6 @@ fn a_policed_port_is_served() -> Result<()> {
         }
         Ok(())
     })
-}
-
-/// Below the oldest kernel that can run the programs, the agent says so and ends.
-#[test]
-#[ignore = "for a kernel with Open vSwitch's datapath: cargo xtask vm-test"]
-fn a_kernel_that_is_too_old_is_refused() -> Result<()> {
-    if kernel::version()? >= kernel::OLDEST {
-        return Ok(());
-    }
-    let lab = Lab::start_on(Datapath::Kernel)?;
-    let Err(error) = Agent::start(&lab, &Options::default()) else {
-        bail!(
-            "the programs run on Linux {:?}: the oldest is no longer {:?}",
-            kernel::version()?,
-            kernel::OLDEST
-        );
-    };
-    let text = format!("{error:#}");
-    println!("{text}");
-    ensure!(text.contains("the kernel refused the datapath programs"), "{text}");
-    Ok(())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,9 +4,6 @@ use std::fs;
 
 use anyhow::{Result, bail};
 
-/// The oldest that can run the programs: the first with an atomic compare-and-swap for them.
-pub const OLDEST: (u32, u32) = (5, 12);
-
 /// Its version.
 pub fn version() -> Result<(u32, u32)> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;

@@ -94,7 +94,7 @@ impl Toolchain {
         })?;
         let endian = if cfg!(target_endian = "big") { "bpfeb" } else { "bpfel" };
         let triple = format!("{endian}-unknown-none");
-        // v3 has the atomic instructions, in the kernel since 5.12.
+        // v3 has 32-bit arithmetic and jumps, in the kernel since 5.1.
         let flags = [
             format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
             "-Cdebuginfo=2".into(),

@@ -140,7 +140,8 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
     let _policy = NoServices::declare()?;
     let apt = || {
         let mut apt = Command::new("apt-get");
-        apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]);
+        // A fresh machine may be upgrading itself.
+        apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y", "-o", "DPkg::Lock::Timeout=300"]);
         apt
     };
     run_quietly(apt().arg("update"))?;

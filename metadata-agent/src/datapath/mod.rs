@@ -49,7 +49,7 @@ pub enum Error {
         error: io::Error,
     },
     /// The programs or maps were refused.
-    #[error("the kernel refused the datapath programs, which need Linux 5.12 or later: {0:#}")]
+    #[error("the kernel refused the datapath programs, which need Linux 5.10 or later: {0:#}")]
     Load(anyhow::Error),
     /// A map operation failed.
     #[error("map {map}: {error}")]
