@@ -229,6 +229,11 @@ impl Lab {
         self.host.ifindex(&guest.port.tap)
     }
 
+    /// Where the database of the local Open vSwitch is.
+    pub fn ovs_remote(&self) -> String {
+        format!("unix:{}", self.sandbox.path(daemons::OVS_SOCKET).display())
+    }
+
     /// `ovs-vsctl` on this chassis.
     pub fn vsctl(&self) -> Command {
         daemons::client("ovs-vsctl", &self.sandbox, daemons::OVS_SOCKET)
@@ -258,7 +263,7 @@ impl Chassis for Lab {
     }
 
     fn agent_options(&self) -> Vec<(&'static str, String)> {
-        let ovs = format!("ovsdb_connection = unix:{}", self.sandbox.path(daemons::OVS_SOCKET).display());
+        let ovs = format!("ovsdb_connection = {}", self.ovs_remote());
         let southbound = self.daemons.southbound.agent_options().into_iter().map(|line| ("ovn", line));
         [("ovs", ovs)].into_iter().chain(southbound).collect()
     }

@@ -1,7 +1,7 @@
 //! Daemons: processes with a log that end when dropped, and with us however we end.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::process::CommandExt as _,
     path::PathBuf,
@@ -97,6 +97,14 @@ impl Drop for Daemon {
             eprintln!("warning: {} may still run: {error:#}", self.name);
         }
     }
+}
+
+/// A process' proportional share of memory (PSS), in bytes.
+pub fn memory(process: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("the kernel tells no PSS")?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kilobytes * 1024)
 }
 
 /// The kernel sends the parent-death signal when the *thread* that forked ends, so one that never ends does it.

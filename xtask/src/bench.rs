@@ -17,6 +17,8 @@ pub(crate) struct Options {
 enum What {
     /// What the datapath costs bystanders, guests, and the neighbours of a guest that floods it.
     Datapath,
+    /// How soon guests are answered, what a restart takes from them, and memory by networks, on a real OVN.
+    Control,
     /// What the proxy costs next to haproxy, to one guest and to all of them.
     Proxy,
     /// ovsdb-client against Open vSwitch's clients in C and Python, on a Southbound of a region's size.
@@ -36,6 +38,10 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
         What::Datapath => {
             setup::for_tests()?;
             of_agent("bench-datapath")
+        }
+        What::Control => {
+            setup::for_tests()?;
+            of_agent("bench-control")
         }
         What::Proxy => {
             setup::for_proxy_bench()?;

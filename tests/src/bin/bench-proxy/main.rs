@@ -9,7 +9,6 @@ mod parked;
 mod upstream;
 
 use std::{
-    fs,
     net::{Ipv4Addr, SocketAddrV4},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -25,7 +24,7 @@ use metadata_tests::{
     guest::{Guest, METADATA},
     netns::Namespace,
     nova,
-    process::Daemon,
+    process::{Daemon, memory},
     stage::{Path, Stage},
 };
 use nix::{
@@ -282,14 +281,6 @@ fn name_of(load: Load) -> String {
 fn cpu_time(process: u32) -> Result<Duration> {
     let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.cast_signed()))?;
     Ok(clock_gettime(clock)?.into())
-}
-
-/// A process' proportional share of memory, in bytes.
-fn memory(process: u32) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("the kernel tells no PSS")?;
-    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kilobytes * 1024)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

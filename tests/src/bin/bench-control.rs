@@ -1,0 +1,189 @@
+//! What the control plane costs: how soon a plugged guest is answered, what a restart of the agent takes from guests,
+//! and what each further network takes from the host.
+//!
+//! On a real OVN and Open vSwitch. What counts as the start of a plug is the moment in which a client of the same
+//! database that the agent reads sees the interface's row complete.
+
+use std::{
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use metadata_tests::{
+    agent::Options,
+    check::own_identity,
+    cloud::Cloud,
+    guest::Guest,
+    ovn::{Lab, Routing},
+    port::{METADATA_PORT, Network, Port},
+    process,
+    traffic::meanwhile,
+};
+use ovsdb_client::{Client, Conditions, Config, Event};
+use tokio::runtime;
+
+const PLUGS: usize = 30;
+const RESTARTS: usize = 5;
+const NETWORKS: usize = 200;
+/// How long a guest waits before it sends its SYN once more: one that came too early is not answered.
+const ATTEMPT: Duration = Duration::from_millis(4);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+ovsdb_client::row! {
+    /// What the agent needs of an interface to serve it.
+    struct Interface in "Interface" {
+        name: String,
+        ifindex: Option<i64>,
+        external_ids: std::collections::BTreeMap<String, String>,
+    }
+}
+
+fn main() -> Result<()> {
+    let mut cloud = Cloud::on(Lab::start()?, &Options::default())?;
+    cloud.quiet = true;
+    println!("| what | measured | goal |\n| --- | --- | --- |");
+    let guests = plugs(&cloud)?;
+    restarts(&mut cloud, &guests[..2])?;
+    memory(&mut cloud, guests)
+}
+
+/// From the interface's row to the first answer, for guests whose other rows are there, as Neutron has it.
+fn plugs(cloud: &Cloud<Lab>) -> Result<Vec<Guest>> {
+    let network = cloud.chassis.add_network("plugged", Routing::Isolated)?;
+    let rows = interfaces(cloud)?;
+    let mut guests = Vec::new();
+    let mut times = Vec::new();
+    for _ in 0..PLUGS {
+        let guest = boot(cloud, &network)?;
+        let (seen, answered) = thread::scope(|scope| -> Result<(Instant, Instant)> {
+            let asking = scope.spawn(|| first_answer(&guest));
+            cloud.chassis.plug(&guest)?;
+            let seen = loop {
+                let (port, seen) = rows.recv_timeout(PATIENCE).context("the row never came")?;
+                if port == guest.port.id {
+                    break seen;
+                }
+            };
+            Ok((seen, asking.join().ok().context("the guest's thread panicked")??))
+        })?;
+        own_identity(&guest)?;
+        times.push(answered.saturating_duration_since(seen));
+        guests.push(guest);
+    }
+    times.sort();
+    let (median, slowest) = (times[PLUGS / 2], times[PLUGS - 1]);
+    println!(
+        "| from the plugged interface's row to the guest's answer, median of {PLUGS} | {median:.0?} | ≤ 50 ms |"
+    );
+    println!("| the slowest of them | {slowest:.0?} | |");
+    Ok(guests)
+}
+
+/// Tells which interface's row is complete, and since when.
+fn interfaces(cloud: &Cloud<Lab>) -> Result<Receiver<(String, Instant)>> {
+    let remote = cloud.chassis.ovs_remote().parse()?;
+    let (sender, receiver) = mpsc::channel();
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::spawn(move || {
+        runtime.block_on(async {
+            let config = Config::new(remote, "Open_vSwitch");
+            let mut client = Client::builder(config).monitor::<Interface>(Conditions::All).connect();
+            loop {
+                let Event::Batch(batch) = client.recv().await else { continue };
+                let now = Instant::now();
+                for row in batch.of::<Interface>().iter().filter_map(|change| change.new.as_ref()) {
+                    let Some(port) = row.external_ids.get("iface-id") else { continue };
+                    if row.ifindex.is_some_and(|index| index > 0) && sender.send((port.clone(), now)).is_err()
+                    {
+                        return;
+                    }
+                }
+            }
+        });
+    });
+    Ok(receiver)
+}
+
+/// A guest with its rows and its tap, not plugged yet.
+fn boot(cloud: &Cloud<Lab>, network: &Network) -> Result<Guest> {
+    let port = Port::new(network)?;
+    cloud.nova.add_instance(&port);
+    cloud.chassis.create_port(&port)?;
+    let guest = cloud.chassis.boot(port)?;
+    guest.configure(Some((METADATA_PORT, "fa:16:3e:aa:bb:cc")))?;
+    Ok(guest)
+}
+
+/// Tries to connect until somebody answers; when the first request was answered.
+fn first_answer(guest: &Guest) -> Result<Instant> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match guest.connect_with(None, ATTEMPT) {
+            Ok(mut connection) => {
+                connection.stream().set_read_timeout(Some(PATIENCE))?;
+                let response = connection.request("GET", "/", &[], b"")?;
+                ensure!(response.status == 200, "{response:?}");
+                return Ok(Instant::now());
+            }
+            Err(error) if Instant::now() > until => return Err(error.into()),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Guests that ask all the time while the agent is stopped and started again.
+fn restarts(cloud: &mut Cloud<Lab>, guests: &[Guest]) -> Result<()> {
+    let mut slowest = Vec::new();
+    let mut requests = 0;
+    for _ in 0..RESTARTS {
+        // A request without its right answer is an error.
+        let ((), answers) = meanwhile(guests, || {
+            thread::sleep(Duration::from_millis(500));
+            cloud.agent.stop()?;
+            cloud.agent.resume()?;
+            cloud.agent.wait_ready()?;
+            thread::sleep(Duration::from_millis(500));
+            Ok(())
+        })?;
+        requests += answers.iter().map(|guest| guest.count).sum::<usize>();
+        slowest.extend(answers.iter().map(|guest| guest.slowest).max());
+    }
+    slowest.sort();
+    println!("| requests during {RESTARTS} restarts of the agent that failed | 0 of {requests} | 0 |");
+    println!("| the slowest request during a restart, median | {:.1?} | |", slowest[RESTARTS / 2]);
+    Ok(())
+}
+
+/// The agent's memory, with guests in one network and in many.
+fn memory(cloud: &mut Cloud<Lab>, mut guests: Vec<Guest>) -> Result<()> {
+    for guest in guests.drain(1..) {
+        cloud.chassis.unplug(&guest)?;
+        cloud.agent.wait_gone(&guest.port.tap)?;
+        cloud.chassis.stop_tap(&guest)?;
+    }
+    let measure = |cloud: &mut Cloud<Lab>, guests: &[Guest]| -> Result<u64> {
+        // What a former load left in the allocator is no network's.
+        cloud.agent.stop()?;
+        cloud.agent.resume()?;
+        cloud.agent.wait_ready()?;
+        for guest in guests {
+            cloud.agent.wait_served(guest, cloud.chassis.ifindex(guest)?)?;
+        }
+        own_identity(&guests[guests.len() - 1])?;
+        process::memory(cloud.agent.id()?)
+    };
+    let one = measure(cloud, &guests)?;
+    for number in 1..NETWORKS {
+        let network = cloud.chassis.add_network(&format!("network{number}"), Routing::Isolated)?;
+        let guest = boot(cloud, &network)?;
+        cloud.chassis.plug(&guest)?;
+        guests.push(guest);
+    }
+    let many = measure(cloud, &guests)?;
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    println!("| memory of the agent (PSS), one network | {:.1} MB | |", megabytes(one));
+    println!("| the same, {NETWORKS} networks | {:.1} MB | < 30 MB |", megabytes(many));
+    Ok(())
+}
