@@ -36,6 +36,8 @@ pub struct Control {
     admin: mpsc::Receiver<Exchange>,
     log: LogFilter,
     metrics: Metrics,
+    /// Why not every port is served, if so.
+    unable: Option<&'static str>,
     /// Cancelled when guests can be served: the first time everything was applied.
     serving: CancellationToken,
 }
@@ -89,9 +91,9 @@ impl PortSource {
         }
     }
 
-    fn set_unable(&mut self, reason: Option<String>) {
+    fn set_able(&mut self, able: bool) {
         match self {
-            Self::Ovn(ovn) => ovn.set_unable(reason),
+            Self::Ovn(ovn) => ovn.set_able(able),
             Self::Static(_) => {}
         }
     }
@@ -135,6 +137,7 @@ impl Control {
             admin: crate::admin::serve(&config.run_dir, config.admin_listen)?,
             log,
             metrics,
+            unable: None,
             serving,
         })
     }
@@ -180,8 +183,12 @@ impl Control {
         let Some(desired) = self.source.desired(&self.links, &self.reconciler) else { return };
         self.reconciler.restore(&self.links.take_stripped());
         let applied = self.reconciler.apply(&desired);
-        let unable = (applied != Applied::Complete).then(|| "not every port could be served".to_owned());
-        self.source.set_unable(unable);
+        self.unable = match applied {
+            Applied::Complete => None,
+            Applied::Partly => Some("not every tap has its program yet"),
+            Applied::Failed => Some("not every port can be served: `show ports` and the log say why"),
+        };
+        self.source.set_able(self.unable.is_none());
         match applied {
             Applied::Complete => {}
             Applied::Partly => *retry = Some(Instant::now()),
@@ -195,10 +202,15 @@ impl Control {
         }
     }
 
+    /// What is missing, for every guest to be served.
+    fn pending(&self) -> Vec<String> {
+        self.source.pending().into_iter().chain(self.unable.map(str::to_owned)).collect()
+    }
+
     fn answer(&mut self, question: Question) -> Answer {
         match question {
             Question::Ready => {
-                let pending = self.source.pending();
+                let pending = self.pending();
                 if pending.is_empty() {
                     Answer::ok("ready\n")
                 } else {
@@ -217,7 +229,7 @@ impl Control {
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             Question::Metrics => {
-                let pending = self.source.pending();
+                let pending = self.pending();
                 match self.metrics.text(&self.reconciler, pending.is_empty()) {
                     Ok(text) => Answer::metrics(text),
                     Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use metadata_tests::{
     agent::Options,
     check::{META_DATA, is_identity_of, own_identity},
-    cloud::Cloud,
+    cloud::{Chassis as _, Cloud},
     guest::Guest,
     http::{self, Error, Response},
     ovn::{Lab, Routing},
@@ -14,10 +14,13 @@ use metadata_tests::{
     stage::Path,
     wait::until,
 };
+use nix::sys::signal::Signal;
 
 /// Long enough for a SYN and its first retransmission.
 const NO_ANSWER: Duration = Duration::from_secs(2);
 const HOLD: u32 = 2;
+/// More than a netlink socket holds messages of.
+const DEVICES: usize = 150;
 
 #[test]
 fn plug_unplug_replug() -> Result<()> {
@@ -193,6 +196,30 @@ fn an_inventory_gives_a_tap_to_another_instance() -> Result<()> {
     is_identity_of(&heir, &old.get(META_DATA)?)
 }
 
+/// An agent that was stopped for a moment hears of some devices only, which the kernel tells it, and of others never.
+#[test]
+fn devices_that_netlink_did_not_tell_of_are_found() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let network = cloud.chassis.add_network("green")?;
+    let ports = (0..DEVICES).map(|_| Port::new(&network)).collect::<Result<Vec<_>>>()?;
+    cloud.chassis.write_inventory(&ports.iter().collect::<Vec<_>>())?;
+    cloud.agent.reload()?;
+    cloud.agent.signal(Signal::SIGSTOP)?;
+    for Port { tap, .. } in &ports {
+        cloud.chassis.host().ip(format!("link add {tap} type veth peer name p{}", &tap[3..]))?;
+    }
+    cloud.agent.signal(Signal::SIGCONT)?;
+    until("all taps are served", Duration::from_secs(120), || {
+        let statuses = cloud.agent.ports()?;
+        let served = statuses.iter().filter(|status| status.reason.is_empty()).count();
+        ensure!(served == ports.len(), "{served} of {}", ports.len());
+        Ok(())
+    })?;
+    let log = cloud.agent.log()?;
+    ensure!(log.contains("netlink lost messages"), "the kernel kept all of them: {log}");
+    Ok(())
+}
+
 /// A tenant can write the device_id of a port, but not what the hypervisor plugged.
 #[test]
 fn a_port_that_claims_another_instance_is_nobody() -> Result<()> {
@@ -212,6 +239,11 @@ fn a_port_that_claims_another_instance_is_nobody() -> Result<()> {
         ports.iter().any(|status| status.tap == guest.port.tap && status.state == "conflict"),
         "{ports:?}"
     );
+    let log = cloud.agent.log()?;
+    let told = |line: &str| {
+        line.contains("ERROR") && line.contains("contradictory identity") && line.contains(&guest.port.id)
+    };
+    assert!(log.lines().any(told), "{log}");
     own_identity(&victim)
 }
 

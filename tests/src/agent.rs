@@ -132,7 +132,11 @@ impl Agent {
 
     /// SIGHUP: reads the inventory again.
     pub fn reload(&self) -> Result<()> {
-        self.daemon.as_ref().context("the agent is stopped")?.signal(Signal::SIGHUP)
+        self.signal(Signal::SIGHUP)
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.daemon.as_ref().context("the agent is stopped")?.signal(signal)
     }
 
     pub fn wait_ready(&mut self) -> Result<()> {

@@ -7,9 +7,14 @@ use super::{
     options::{Options, milliseconds, seconds},
 };
 
+/// Neither probes nor attempts to connect follow each other faster.
+const LEAST_INTERVAL: Duration = Duration::from_secs(1);
+
 /// `[ovs]` and `[ovn]`.
 pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
     let probe = options.parse("ovn", "ovsdb_probe_interval", Duration::from_secs(60), milliseconds)?;
+    // As python-ovs has it, for those who mean seconds.
+    let probe = if probe.is_zero() { probe } else { probe.max(LEAST_INTERVAL) };
     let client = |section, option, default: &str, database| {
         let value = options.text(section, option).unwrap_or_else(|| Value::default(default));
         let remotes = remotes(&value.text).map_err(|problem| Error::new(section, option, value, problem))?;
@@ -18,10 +23,16 @@ pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
         Ok::<_, Error>(Box::new(config))
     };
     let ovs = client("ovs", "ovsdb_connection", "unix:/run/openvswitch/db.sock", "Open_vSwitch")?;
+    if has_tls(&ovs)
+        && let Some(value) = options.text("ovs", "ovsdb_connection")
+    {
+        let problem = "ssl: is for the Southbound; the local Open vSwitch is asked over unix: or tcp:";
+        return Err(Error::new("ovs", "ovsdb_connection", value, problem.into()));
+    }
     let mut southbound = client("ovn", "ovn_sb_connection", "tcp:127.0.0.1:6642", "OVN_Southbound")?;
-    southbound.backoff_max =
-        options.parse("ovn", "ovsdb_retry_max_interval", southbound.backoff_max, seconds)?;
-    if southbound.remotes.as_slice().iter().any(|remote| matches!(remote, ovsdb_client::Remote::Ssl(_))) {
+    let longest = options.parse("ovn", "ovsdb_retry_max_interval", southbound.backoff_max, seconds)?;
+    southbound.backoff_max = longest.max(LEAST_INTERVAL);
+    if has_tls(&southbound) {
         let file = |option| {
             options.path("ovn", option)?.ok_or(Error::Missing {
                 section: "ovn",
@@ -41,6 +52,10 @@ pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
         Ok(Duration::from_secs(seconds.into()))
     })?;
     Ok(Source::Ovn { ovs, southbound, down_time })
+}
+
+fn has_tls(config: &ovsdb_client::Config) -> bool {
+    config.remotes.as_slice().iter().any(|remote| matches!(remote, ovsdb_client::Remote::Ssl(_)))
 }
 
 /// One or several remotes; a list may go on over several lines.

@@ -21,7 +21,10 @@ pub struct Links {
     /// Devices that lost a filter or a qdisc; if that is watched at all.
     stripped: BTreeSet<u32>,
     watch_filters: bool,
-    subscription: Subscription,
+    /// Whether something was missed, so that all devices have to be listed again.
+    stale: bool,
+    /// Missing after it ended, until there is another.
+    subscription: Option<Subscription>,
 }
 
 struct Subscription {
@@ -48,7 +51,13 @@ impl Links {
     pub async fn subscribe(watch_filters: bool) -> io::Result<Self> {
         let subscription = Subscription::open(watch_filters)?;
         let table = subscription.list().await?;
-        Ok(Self { table, stripped: BTreeSet::new(), watch_filters, subscription })
+        Ok(Self {
+            table,
+            stripped: BTreeSet::new(),
+            watch_filters,
+            stale: false,
+            subscription: Some(subscription),
+        })
     }
 
     /// Devices that lost a filter or a qdisc since this was last asked.
@@ -61,10 +70,23 @@ impl Links {
         &self.table
     }
 
-    /// Waits for the next change. May be cancelled at any point without losing one.
+    /// Waits for the next change. May be cancelled at any point without losing one; an error is tried again by the next
+    /// call.
     pub async fn changed(&mut self) -> io::Result<()> {
         loop {
-            match self.subscription.messages.next().await {
+            let subscription = match &mut self.subscription {
+                Some(subscription) => subscription,
+                none => none.insert(Subscription::open(self.watch_filters)?),
+            };
+            if self.stale {
+                self.table = subscription.list().await?;
+                if self.watch_filters {
+                    self.stripped.extend(self.table.keys());
+                }
+                self.stale = false;
+                return Ok(());
+            }
+            match subscription.messages.next().await {
                 Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))) => {
                     if self.set(&link) {
                         return Ok(());
@@ -89,20 +111,12 @@ impl Links {
                 }
                 Some(NetlinkPayload::Overrun(_)) => {
                     info!("netlink lost messages, listing all devices again");
-                    self.table = self.subscription.list().await?;
-                    if self.watch_filters {
-                        self.stripped.extend(self.table.keys());
-                    }
-                    return Ok(());
+                    self.stale = true;
                 }
                 Some(_) => {}
                 None => {
                     warn!("the netlink subscription ended, subscribing again");
-                    *self = Self::subscribe(self.watch_filters).await?;
-                    if self.watch_filters {
-                        self.stripped.extend(self.table.keys());
-                    }
-                    return Ok(());
+                    (self.subscription, self.stale) = (None, true);
                 }
             }
         }

@@ -41,8 +41,8 @@ pub struct Ovn {
     liveness: Liveness,
     /// Whether it was logged that Neutron lists another agent in this one's place.
     told_hidden: bool,
-    /// Why guests cannot be served, in which case Neutron must not believe that they are.
-    unable: Option<String>,
+    /// Whether every guest is served; if not, Neutron must not believe that.
+    able: bool,
     /// Host and port of Nova, without which no guest can be served either.
     nova: Arc<Nova>,
 }
@@ -58,6 +58,8 @@ struct Database {
     in_force: Option<Generation>,
     /// Why there is no connection.
     down: Option<String>,
+    /// What was logged about each remote since there was one.
+    told: BTreeSet<String>,
 }
 
 impl Ovn {
@@ -76,7 +78,8 @@ impl Ovn {
             .connect();
         let southbound = Client::builder(southbound)
             .monitor::<PortBinding>(Conditions::None)
-            .monitor::<ChassisPrivate>(Conditions::None)
+            // OVN before 20.09 has no such table: guests are served, and Neutron of that time asks elsewhere.
+            .monitor_optional::<ChassisPrivate>(Conditions::None)
             .monitor::<SbGlobal>(Conditions::All)
             .connect();
         Self {
@@ -87,7 +90,7 @@ impl Ovn {
             remembered: Remembered::read(state),
             liveness: Liveness::new(spread(down_time)),
             told_hidden: false,
-            unable: Some("nothing is served yet".to_owned()),
+            able: false,
             nova,
         }
     }
@@ -105,7 +108,7 @@ impl Ovn {
                 }
                 event = self.southbound.client.recv() => self.southbound.take(&event),
                 () = sleep_until(remember.unwrap_or_else(Instant::now)), if remember.is_some() => {
-                    self.remembered.write();
+                    self.remembered.write(Instant::now());
                     false
                 }
                 () = sleep_until(heartbeat.unwrap_or_else(Instant::now)), if heartbeat.is_some() => false,
@@ -119,7 +122,7 @@ impl Ovn {
     /// To be called at the end: what would be written soon is written now.
     pub fn stop(&mut self) {
         if self.remembered.write_at().is_some() {
-            self.remembered.write();
+            self.remembered.write(Instant::now());
         }
     }
 
@@ -133,9 +136,9 @@ impl Ovn {
         self.ovs.synced
     }
 
-    /// Notes whether guests can be served, for Neutron to know.
-    pub fn set_unable(&mut self, reason: Option<String>) {
-        self.unable = reason;
+    /// Notes whether every guest is served, for Neutron to know.
+    pub fn set_able(&mut self, able: bool) {
+        self.able = able;
     }
 
     /// The ports of this host. `served` tells which port is served behind a key now.
@@ -202,7 +205,7 @@ impl Ovn {
     /// Writes this chassis' row if it is time to; returns when to ask again. Neither writing nor failing to is waited
     /// for: the row itself tells what came of it.
     fn heartbeat(&mut self) -> Option<Instant> {
-        if self.unable.is_some() || self.southbound.down.is_some() {
+        if !self.able || self.ovs.down.is_some() || self.southbound.down.is_some() {
             return None;
         }
         let chassis = self.chassis.as_ref()?;
@@ -259,7 +262,14 @@ fn set_keys(chassis: Uuid, keys: BTreeMap<String, String>) -> Operation {
 
 impl Database {
     fn new(client: Client, name: &'static str) -> Self {
-        Self { client, name, synced: false, in_force: None, down: Some("not connected yet".to_owned()) }
+        Self {
+            client,
+            name,
+            synced: false,
+            in_force: None,
+            down: Some("not connected yet".to_owned()),
+            told: BTreeSet::new(),
+        }
     }
 
     /// Notes an event; returns whether rows or the state of the connection changed.
@@ -271,11 +281,11 @@ impl Database {
             }
             Event::Disconnected { remote, reason, retry } => {
                 let text = format!("{remote}: {reason}");
-                // Attempts go on for ever; the reason is told once, as long as it stays the same.
-                if self.down.as_ref() == Some(&text) {
-                    debug!(database = self.name, %remote, %reason, ?retry, "still not connected");
-                } else {
+                // Attempts go on for ever, with one remote after another; what is the same is told once.
+                if self.told.insert(text.clone()) {
                     warn!(database = self.name, %remote, %reason, ?retry, "not connected");
+                } else {
+                    debug!(database = self.name, %remote, %reason, ?retry, "still not connected");
                 }
                 self.down = Some(text);
                 true
@@ -283,6 +293,7 @@ impl Database {
             Event::Synced => {
                 self.synced = true;
                 self.down = None;
+                self.told.clear();
                 true
             }
             Event::ConditionInForce(generation) => {

@@ -20,6 +20,8 @@ use crate::proxy::directory::Identity;
 const VERSION: u32 = 1;
 /// How long changes are collected before they are written.
 const COLLECT: Duration = Duration::from_secs(1);
+/// How long after a failure it is tried again.
+const AGAIN: Duration = Duration::from_secs(60);
 const FILE: &str = "identities.json";
 
 /// Who was behind each tap.
@@ -27,8 +29,8 @@ const FILE: &str = "identities.json";
 pub(super) struct Remembered {
     path: PathBuf,
     taps: Taps,
-    /// Since when the file lacks what is here.
-    dirty: Option<Instant>,
+    /// When the file is to be brought up to date, if it lacks something.
+    due: Option<Instant>,
 }
 
 /// Identities by the Neutron port that the tap is plugged for, and by VLAN: 0 for that port itself, others for the
@@ -72,7 +74,7 @@ impl Remembered {
         if !taps.is_empty() {
             info!(taps = taps.len(), "identities remembered from a former agent");
         }
-        Self { path, taps, dirty: None }
+        Self { path, taps, due: None }
     }
 
     /// The identity that the port of a tap had.
@@ -98,19 +100,20 @@ impl Remembered {
         }
         if taps != self.taps {
             self.taps = taps;
-            self.dirty.get_or_insert(now);
+            self.due.get_or_insert(now + COLLECT);
         }
     }
 
     /// When [`Self::write`] should be called: changes that come together are written together.
     pub(super) fn write_at(&self) -> Option<Instant> {
-        self.dirty.map(|since| since + COLLECT)
+        self.due
     }
 
-    /// Brings the file up to date, in one step: a reader finds the old or the new one.
-    pub(super) fn write(&mut self) {
-        self.dirty = None;
+    /// Brings the file up to date, in one step: a reader finds the old or the new one. What failed is tried again.
+    pub(super) fn write(&mut self, now: Instant) {
+        self.due = None;
         if let Err(error) = self.store() {
+            self.due = Some(now + AGAIN);
             warn!(path = %self.path.display(), %error, "cannot remember identities; set [DEFAULT] state_path to a folder \
                 that the agent can write to");
         }
@@ -181,7 +184,7 @@ mod tests {
         remembered.replace(now, [("a", 0, &a)].into_iter());
         remembered.replace(now + COLLECT, [("a", 0, &a), ("b", 0, &b), ("b", 7, &subport)].into_iter());
         assert_eq!(remembered.write_at(), Some(now + COLLECT), "a stream of changes does not put it off");
-        remembered.write();
+        remembered.write(now);
         remembered.replace(now, [("b", 7, &subport), ("b", 0, &b), ("a", 0, &a)].into_iter());
         assert_eq!(remembered.write_at(), None, "the same again is no change");
 
@@ -193,6 +196,16 @@ mod tests {
         assert!(Remembered::read(&folder).port("b").is_none());
         fs::write(folder.join(FILE), "{\"vers").unwrap();
         assert!(Remembered::read(&folder).port("b").is_none());
+        fs::remove_dir_all(&folder).unwrap();
+
+        // A file in the folder's place.
+        fs::write(&folder, "").unwrap();
+        remembered.replace(now, [("a", 0, &a)].into_iter());
+        remembered.write(now);
+        assert_eq!(remembered.write_at(), Some(now + AGAIN), "what failed is tried again");
+        fs::remove_file(&folder).unwrap();
+        remembered.write(now);
+        assert_eq!((remembered.write_at(), Remembered::read(&folder).port("a")), (None, Some(&a)));
         fs::remove_dir_all(folder).unwrap();
     }
 }
