@@ -1,5 +1,5 @@
-//! The admin interface: HTTP on a unix socket in the run directory, and on a TCP port for those who want one; both are
-//! out of every guest's reach. What changes something is served on the socket only.
+//! The admin interface: HTTP on a unix socket in the run directory, and on a TCP port for those who want one. The port
+//! serves what a monitoring system asks, `/ready` and `/metrics`: nothing that changes something, and nothing about tenants.
 //!
 //! | request | answer |
 //! | --- | --- |
@@ -9,7 +9,9 @@
 //! | `GET /metrics` | all numbers, in Prometheus' text format (OpenMetrics) |
 //! | `PUT /log?level=FILTER` | sets what is logged, as in `RUST_LOG` |
 //! | `PUT /log?datapath=on` (or `off`) | log records of the eBPF programs, one for each frame that is ours |
-use std::{convert::Infallible, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    convert::Infallible, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc,
+};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -20,12 +22,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
 };
 use tracing::{debug, warn};
 
 /// Name of the socket in the run directory.
 pub const SOCKET: &str = "admin.sock";
+
+/// Connections to the socket, and to the port: guests have the descriptors.
+const MOST_CONNECTIONS: usize = 32;
 
 /// What an operator asks of the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,20 +106,29 @@ pub fn serve(run_dir: &Path, tcp: Option<SocketAddr>) -> anyhow::Result<mpsc::Re
             TcpListener::from_std(listener)
         };
         let listener = bind().with_context(|| format!("cannot listen at admin_listen = {address}"))?;
+        if address.ip().is_unspecified() {
+            warn!(%address, "admin_listen is every address of this host: whoever reaches one, guests too, can read the numbers");
+        }
         let sender = sender.clone();
-        tokio::spawn(accept(sender, Access::Read, async move || Ok(listener.accept().await?.0)));
+        tokio::spawn(accept(sender, Access::Monitoring, async move || Ok(listener.accept().await?.0)));
     }
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    tokio::spawn(accept(sender, Access::Change, async move || Ok(listener.accept().await?.0)));
+    tokio::spawn(accept(sender, Access::All, async move || Ok(listener.accept().await?.0)));
     Ok(receiver)
 }
 
 /// What may be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
-    Read,
-    Change,
+    Monitoring,
+    All,
+}
+
+impl Access {
+    fn allows(self, question: &Question) -> bool {
+        self == Self::All || matches!(question, Question::Ready | Question::Metrics)
+    }
 }
 
 async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
@@ -122,7 +136,10 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     access: Access,
     next: impl AsyncFn() -> io::Result<S>,
 ) {
+    let connections = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
+        // Nobody closes it.
+        let Ok(permit) = connections.clone().acquire_owned().await else { return };
         match next().await {
             Ok(stream) => {
                 let control = control.clone();
@@ -137,6 +154,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                     if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
                         debug!(%error, "admin connection ended");
                     }
+                    drop(permit);
                 });
             }
             Err(error) => {
@@ -153,9 +171,10 @@ async fn respond(
     control: &mpsc::Sender<Exchange>,
 ) -> Response<Full<Bytes>> {
     let answer = match question(request.method(), request.uri().path(), request.uri().query()) {
-        Ok(Question::LogLevel(_) | Question::LogDatapath(_)) if access == Access::Read => {
-            Answer::error(StatusCode::FORBIDDEN, "changes are made on the socket in the run directory only\n")
-        }
+        Ok(question) if !access.allows(&question) => Answer::error(
+            StatusCode::FORBIDDEN,
+            "here are /ready and /metrics; everything else is on the socket in the run directory\n",
+        ),
         Ok(question) => {
             let (sender, answer) = oneshot::channel();
             let stopping = || Answer::error(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n");

@@ -10,17 +10,12 @@ use std::{
 
 use metadata_ebpf::map::PortKey;
 use serde_json::{Value, json};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
     datapath::{Assignment, Datapath, Error, Indexes},
     inventory::{Desired, DesiredPort, Who},
-    proxy::{
-        Usage,
-        directory::{Directory, Port, Resolution, Signer},
-    },
+    proxy::directory::{Directory, Port, Resolution, Signer},
 };
 
 /// How long attaching may keep the control plane from its other work: a TCX link waits for the kernel's RCU grace period,
@@ -64,7 +59,6 @@ struct Served {
     identity: Option<(String, String)>,
     /// Whether the program is on the tap, and if not, why.
     attached: Result<(), String>,
-    resolution: watch::Sender<Resolution>,
     entry: Arc<Port>,
 }
 
@@ -227,7 +221,7 @@ impl Reconciler {
             Entry::Occupied(mut served) => {
                 let served = served.get_mut();
                 if served.wanted != *wanted {
-                    served.resolution.send_replace(resolve(&self.signer, &wanted.who, &wanted.port));
+                    served.entry.resolve(resolve(&self.signer, &wanted.who, &wanted.port));
                     served.wanted = wanted.clone();
                     served.identity = identity(&wanted.who).or(served.identity.take());
                 }
@@ -257,24 +251,12 @@ impl Reconciler {
                 };
                 let device = &wanted.device;
                 info!(tap = device.name, ifindex = device.ifindex, port = wanted.port, "port found");
-                let (resolution, receiver) = watch::channel(resolve(&self.signer, &wanted.who, &wanted.port));
-                let entry = Arc::new(Port {
-                    tap: device.name.clone(),
-                    generation: assignment.generation,
-                    resolution: receiver,
-                    gone: CancellationToken::new(),
-                    usage: Usage::default(),
-                });
+                let resolution = resolve(&self.signer, &wanted.who, &wanted.port);
+                let (id, tap) = (wanted.port.clone(), device.name.clone());
+                let entry = Arc::new(Port::new(id, tap, assignment.generation, resolution));
                 let attached = Err(NOT_YET.to_owned());
                 let identity = identity(&wanted.who);
-                vacant.insert(Served {
-                    assignment,
-                    wanted: wanted.clone(),
-                    identity,
-                    attached,
-                    resolution,
-                    entry,
-                });
+                vacant.insert(Served { assignment, wanted: wanted.clone(), identity, attached, entry });
                 true
             }
         }
@@ -328,7 +310,7 @@ impl Served {
 
     /// What is known of the identity, and what is wrong with it.
     fn state(&self) -> (&'static str, String) {
-        match &*self.resolution.borrow() {
+        match self.entry.resolution() {
             Resolution::Known(_) => ("known", String::new()),
             Resolution::Pending(reason) => ("unknown", reason.to_string()),
             Resolution::Conflict(reason) => ("conflict", reason.to_string()),

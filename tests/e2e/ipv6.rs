@@ -1,6 +1,7 @@
 //! Metadata over IPv6: the same guests, the same identities, on networks that have no IPv6 subnet at all.
 
 use std::{
+    fs,
     net::{SocketAddrV6, TcpStream},
     time::Duration,
 };
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
     agent::Options,
     check::{META_DATA, is_identity_of, own_identity, was_signed_for},
-    cloud::Cloud,
+    cloud::{Chassis as _, Cloud},
     command::{Words as _, run},
     guest::{Generation, Guest, METADATA_V6 as METADATA},
     http::Connection,
@@ -53,6 +54,31 @@ fn both_families_have_one_identity() -> Result<()> {
     let counters = cloud.agent.settled_counters()?;
     ensure!(counters["nd_answered"] >= 2, "{counters:?}");
     ensure!(counters["unknown_port"] == 0 && counters["service_other"] == 0, "{counters:?}");
+    Ok(())
+}
+
+/// Nova is told the port's address of the family that the guest used, if it has one.
+#[test]
+fn a_port_with_both_families_is_forwarded_for_the_one_used() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    guest.enable_ipv6(Generation::Random)?;
+    let inventory = cloud.chassis.sandbox().path("inventory.toml");
+    let own = format!("\"{}\"", guest.port.address);
+    let both = fs::read_to_string(&inventory)?.replacen(&own, &format!("{own}, \"fd00::5\""), 1);
+    fs::write(&inventory, both)?;
+    cloud.agent.reload()?;
+    until("the agent knows both", DETECTION, || {
+        let ports = cloud.agent.ports()?;
+        let port = ports.iter().find(|status| status.port == guest.port.id).context("it is gone")?;
+        ensure!(port.fixed_ips.len() == 2, "{port:?}");
+        Ok(())
+    })?;
+    is_identity_of(&guest.port, &guest.get(META_DATA)?)?;
+    is_identity_of(&guest.port, &connect(&guest)?.request("GET", META_DATA, &[], b"")?)?;
+    let requests = cloud.nova.take_requests();
+    let told: Vec<_> = requests.iter().map(|request| request.header("X-Forwarded-For")).collect();
+    assert_eq!(told, [[guest.port.address.to_string()], ["fd00::5".to_owned()]]);
     Ok(())
 }
 

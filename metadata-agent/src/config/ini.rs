@@ -56,14 +56,13 @@ pub enum Error {
         error: std::io::Error,
     },
     /// A line that is none of the things that a line can be.
-    #[error("{origin}: {problem}: {line:?}")]
+    /// The line itself is not shown: it may be the one with the secret.
+    #[error("{origin}: {problem}")]
     Syntax {
         /// Where.
         origin: Origin,
         /// What is wrong and what would be right.
         problem: &'static str,
-        /// The line as it stands.
-        line: String,
     },
 }
 
@@ -87,7 +86,6 @@ impl Ini {
                     + 1,
             },
             problem: "the file must be UTF-8",
-            line: String::new(),
         })?;
         self.parse(path, &text)
     }
@@ -99,7 +97,7 @@ impl Ini {
         let mut open: Option<(String, Vec<String>, usize)> = None;
         for (index, line) in text.lines().enumerate() {
             let origin = Origin { file: file.clone(), line: index + 1 };
-            let syntax = |problem| Error::Syntax { origin: origin.clone(), problem, line: line.to_owned() };
+            let syntax = |problem| Error::Syntax { origin: origin.clone(), problem };
             if line.trim().is_empty() {
                 self.close(&section, open.take(), &file);
             } else if line.starts_with([' ', '\t']) {
@@ -294,5 +292,7 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
         }
+        let error = parse("metadata_proxy_shared_secret s3cret").unwrap_err();
+        assert!(!error.to_string().contains("s3cret"), "{error}");
     }
 }

@@ -48,6 +48,7 @@ pub(super) struct Outcome {
     pub(super) bytes: u64,
     /// Until Nova's answer began.
     pub(super) nova: Option<Duration>,
+    /// Why the agent answered in Nova's place, if it did.
     pub(super) refusal: Option<Refusal>,
     pub(super) end: Completion,
 }
@@ -68,8 +69,8 @@ pub(super) enum Completion {
 impl<'a> Exchange<'a> {
     pub(super) fn begin(proxy: &'a Proxy, caller: &'a Caller, request: Option<&'a Request<'a>>) -> Self {
         // Who it is, if that can be said at once.
-        let who = match &*caller.port.resolution.borrow() {
-            Resolution::Known(who) => Some(who.clone()),
+        let who = match caller.port.resolution() {
+            Resolution::Known(who) => Some(who),
             _ => None,
         };
         Self {
@@ -93,7 +94,7 @@ impl Drop for Exchange<'_> {
         info!(
             target: "access",
             tap = %caller.port.tap,
-            port = of(|identity| &identity.port),
+            port = caller.port.id,
             network = of(|identity| &identity.network),
             instance = of(|identity| &identity.instance),
             project = of(|identity| &identity.project),
@@ -119,7 +120,8 @@ impl Outcome {
                 Some("cut off: its port or the agent went away, or its connection lasted too long".to_owned())
             }
             Completion::Left(error) => Some(format!("the guest left: {error}")),
-            Completion::BrokenOff | Completion::Complete => None,
+            Completion::BrokenOff => Some("nova broke off its answer".to_owned()),
+            Completion::Complete => None,
         })
     }
 }

@@ -179,15 +179,17 @@ impl Refusal {
 /// Who is refused: as much as is known.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Whom<'a> {
-    pub(super) tap: &'a str,
+    /// Neutron's port.
+    pub(super) port: &'a str,
     pub(super) identity: Option<&'a Identity>,
 }
 
 impl std::fmt::Display for Whom<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "port {}", self.port)?;
         match self.identity {
-            Some(Identity { port, instance, .. }) => write!(f, "port {port}, instance {instance}"),
-            None => write!(f, "interface {}", self.tap),
+            Some(Identity { instance, .. }) => write!(f, ", instance {instance}"),
+            None => Ok(()),
         }
     }
 }
@@ -212,7 +214,7 @@ mod tests {
 
     fn write(refusal: &Refusal, form: Form) -> String {
         let mut out = Vec::new();
-        refusal.write(Whom { tap: "tap0", identity: None }, form, &Limits::default(), &mut out);
+        refusal.write(Whom { port: "p", identity: None }, form, &Limits::default(), &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -237,7 +239,7 @@ mod tests {
     #[test]
     fn answers_say_what_and_for_whom() {
         let refusal = Refusal::Limited { limit: Limit::PortRequests, wait: Duration::from_millis(2500) };
-        let body = "too many requests at once, try again later (interface tap0)\n";
+        let body = "too many requests at once, try again later (port p)\n";
         let head = format!(
             "HTTP/1.1 503 Service Unavailable\r\nServer: metadata-agent\r\n\
              Content-Type: text/plain; charset=UTF-8\r\nContent-Length: {}\r\nRetry-After: 3\r\n",

@@ -8,7 +8,7 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
-    time::timeout,
+    time::{timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -22,11 +22,15 @@ use super::{
     receive::receive,
     server::Proxy,
     upstream::{Answer, Upstream},
-    wire::{Chunks, Framing, HeadEnd, Request},
+    wire::{Chunks, Framing, HeadEnd, Malformed, Request},
 };
 
 /// Sent before the body to who waits for it.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// How many bytes of sizes, extensions and trailers may be around a body's chunks, at least: a body in chunks of one
+/// byte each has five times as many as it has itself.
+const LEAST_AROUND: usize = 16 * 1024;
 
 /// How long the first request of a connection may take when the agent stops.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
@@ -69,24 +73,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     /// Serves one request after another.
     pub(super) async fn serve(&mut self) -> End {
         let mut is_fresh = true;
-        loop {
-            // An empty line that follows a body says nothing (RFC 9112, section 2.2).
-            while self.received.starts_with(b"\r\n") {
-                self.received.advance(2);
-            }
-            if self.received.is_empty() {
-                // What an idle connection keeps is nothing.
-                self.received = BytesMut::new();
-                let received = tokio::select! {
-                    biased;
-                    received = timeout(self.proxy.limits.idle, receive(&mut self.stream, &mut self.received)) => received,
-                    () = stopped(self.stop, is_fresh) => return End::Closed,
-                };
-                if !matches!(received, Ok(Ok(1..))) {
-                    return End::Closed;
-                }
-                continue;
-            }
+        while self.begins(is_fresh).await {
             is_fresh = false;
             // Apart, since its state is large and most connections are idle.
             match Box::pin(self.exchange()).await {
@@ -96,6 +83,34 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                     debug!(tap = %self.caller.port.tap, %error, "connection of a guest ended");
                     return End::Broken;
                 }
+            }
+        }
+        End::Closed
+    }
+
+    /// Waits until a request begins; false if none does.
+    async fn begins(&mut self, is_fresh: bool) -> bool {
+        let until = tokio::time::Instant::now() + self.proxy.limits.idle;
+        // An empty line that follows a body says nothing (RFC 9112, section 2.2). More of them count as part of a head,
+        // which has a length and a time.
+        let mut may_skip = true;
+        loop {
+            if may_skip && self.received.starts_with(b"\r\n") {
+                self.received.advance(2);
+                may_skip = false;
+            }
+            if !self.received.is_empty() {
+                return true;
+            }
+            // What an idle connection keeps is nothing.
+            self.received = BytesMut::new();
+            let received = tokio::select! {
+                biased;
+                received = timeout_at(until, receive(&mut self.stream, &mut self.received)) => received,
+                () = stopped(self.stop, is_fresh) => return false,
+            };
+            if !matches!(received, Ok(Ok(1..))) {
+                return false;
             }
         }
     }
@@ -151,7 +166,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         let limits = &self.proxy.limits;
         let identity = outcome.who.as_deref().map(|who| &who.identity);
         let mut out = Vec::with_capacity(512);
-        refusal.write(Whom { tap: &self.caller.port.tap, identity }, form, limits, &mut out);
+        refusal.write(Whom { port: &self.caller.port.id, identity }, form, limits, &mut out);
         outcome.status = Some(refusal.status(limits).as_u16());
         outcome.refusal = Some(refusal);
         self.send(&out).await?;
@@ -205,17 +220,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         port.usage
             .request(&limits.rates, Instant::now())
             .map_err(|wait| Refusal::Limited { limit: Limit::RequestRate, wait })?;
-        let mut current = port.resolution.borrow().clone();
+        let mut current = port.resolution();
         if let Resolution::Pending(_) = current {
             let Some(_permit) = port.usage.held.take(limits.port_held) else {
                 return Err(Refusal::Limited { limit: Limit::PortHeld, wait: Duration::ZERO });
             };
-            let mut resolution = port.resolution.clone();
-            let resolved = resolution.wait_for(|resolution| !matches!(resolution, Resolution::Pending(_)));
             tokio::select! {
-                // Time may be up, or the port gone; in the latter case nobody hears what follows.
-                resolved = timeout(limits.hold, resolved) => if let Ok(Ok(resolved)) = resolved {
-                    current = resolved.clone();
+                resolved = timeout(limits.hold, port.resolved()) => if let Ok(resolved) = resolved {
+                    current = resolved;
                 },
                 () = self.stop.cancelled() => {}
             }
@@ -240,7 +252,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     async fn body(&mut self, request: &Request<'_>) -> io::Result<Result<Vec<u8>, Refusal>> {
         let limit = self.proxy.limits.body_bytes;
         let mut body = Vec::new();
-        let mut chunks = Chunks::default();
+        let (mut chunks, mut around) = (Chunks::default(), 0);
         if matches!(request.body, Framing::Length(length) if length > limit as u64) {
             return Ok(Err(Refusal::BodyTooLarge(limit)));
         }
@@ -255,19 +267,25 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                     body.extend_from_slice(&here);
                     here.len() == missing
                 }
-                Framing::Chunked | Framing::Close => match chunks.decode(&mut self.received, &mut body) {
-                    Ok(complete) => complete,
-                    Err(problem) => return Ok(Err(Refusal::Malformed(problem))),
-                },
+                Framing::Chunked | Framing::Close => {
+                    let before = self.received.len() + body.len();
+                    let complete = match chunks.decode(&mut self.received, &mut body) {
+                        Ok(complete) => complete,
+                        Err(problem) => return Ok(Err(Refusal::Malformed(problem))),
+                    };
+                    around += before - (self.received.len() + body.len());
+                    complete
+                }
             };
-            if body.len() > limit {
+            if body.len() > limit || around > limit.max(LEAST_AROUND) {
                 return Ok(Err(Refusal::BodyTooLarge(limit)));
             }
             if complete {
                 return Ok(Ok(body));
             }
             match timeout(self.proxy.limits.pause, receive(&mut self.stream, &mut self.received)).await {
-                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                // It may have ended its side only, and wait for what we say.
+                Ok(Ok(0)) => return Ok(Err(Refusal::Malformed(Malformed::Truncated))),
                 Ok(received) => drop(received?),
                 Err(_) => return Ok(Err(Refusal::Slow)),
             }
@@ -305,7 +323,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 Ok(more) => more,
                 Err(error) => {
                     debug!(%error, "nova broke off");
-                    outcome.refusal = Some(Refusal::Broken);
                     return Ok(Some(End::Broken));
                 }
             };

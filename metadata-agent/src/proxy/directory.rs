@@ -5,7 +5,7 @@ use arc_swap::ArcSwap;
 use metadata_ebpf::address::Tag;
 use ring::hmac;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::limits::Usage;
@@ -108,16 +108,57 @@ pub enum Resolution {
 /// One assignment of a port: as long as it lasts, a connection that came in through it stays what it is.
 #[derive(Debug)]
 pub struct Port {
-    /// The device, for the log.
+    /// Neutron's port, for the log and for who is told why it is not served.
+    pub id: String,
+    /// The device, likewise.
     pub tap: String,
     /// Generation of the assignment.
     pub generation: u8,
     /// Who is behind it; changes from pending to known and back, never from one instance to another.
-    pub resolution: watch::Receiver<Resolution>,
+    resolution: ArcSwap<Resolution>,
+    resolved: Notify,
     /// Cancelled when the assignment ends.
     pub gone: CancellationToken,
     /// What the guest behind it takes of us now.
     pub usage: Usage,
+}
+
+impl Port {
+    /// An assignment that begins.
+    pub fn new(id: String, tap: String, generation: u8, resolution: Resolution) -> Self {
+        Self {
+            id,
+            tap,
+            generation,
+            resolution: ArcSwap::from_pointee(resolution),
+            resolved: Notify::new(),
+            gone: CancellationToken::new(),
+            usage: Usage::default(),
+        }
+    }
+
+    /// Says who is behind it from now on. Control plane only.
+    pub fn resolve(&self, resolution: Resolution) {
+        self.resolution.store(Arc::new(resolution));
+        self.resolved.notify_waiters();
+    }
+
+    /// Who is behind it now. Never waits.
+    pub fn resolution(&self) -> Resolution {
+        Resolution::clone(&self.resolution.load())
+    }
+
+    /// Who is behind it, as soon as that can be said.
+    pub(super) async fn resolved(&self) -> Resolution {
+        loop {
+            // It hears of what happens from here on, before it is awaited.
+            let changed = self.resolved.notified();
+            match self.resolution() {
+                Resolution::Pending(_) => changed.await,
+                resolution => return resolution,
+            }
+        }
+    }
 }
 
 /// The ports by index. Readers take a snapshot and never wait.
@@ -186,18 +227,27 @@ mod tests {
 
     #[test]
     fn a_tag_of_another_generation_is_nobody() {
-        let (_sender, resolution) = watch::channel(Resolution::Pending("".into()));
-        let port = Port {
-            tap: "tap0".into(),
-            generation: 3,
-            resolution,
-            gone: CancellationToken::new(),
-            usage: Usage::default(),
-        };
+        let port = Port::new("p".into(), "tap0".into(), 3, Resolution::Pending("".into()));
         let directory = Directory::default();
         directory.publish([(7, Arc::new(port))].into());
         assert!(directory.port(Tag::new(3, 7, 5)).is_some());
         assert!(directory.port(Tag::new(2, 7, 5)).is_none());
         assert!(directory.port(Tag::new(3, 8, 5)).is_none());
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_of_the_resolution() {
+        let port = Arc::new(Port::new("p".into(), "tap0".into(), 3, Resolution::Pending("".into())));
+        let waiting = tokio::spawn({
+            let port = port.clone();
+            async move { port.resolved().await }
+        });
+        tokio::task::yield_now().await;
+        port.resolve(Resolution::Pending("still".into()));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        port.resolve(Resolution::Conflict("x".into()));
+        assert!(matches!(waiting.await.unwrap(), Resolution::Conflict(_)));
+        assert!(matches!(port.resolved().await, Resolution::Conflict(_)));
     }
 }

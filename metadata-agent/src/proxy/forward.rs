@@ -3,7 +3,7 @@
 //! The request is built from an allow-list, not by removing things: whatever a guest thinks of next does not travel.
 use super::{
     directory::SignedIdentity,
-    wire::{Request, write_field},
+    wire::{Framing, Request, write_field},
 };
 
 /// Headers of a guest that Nova may see: what describes the request and its body, nothing about who or how.
@@ -39,7 +39,8 @@ pub(super) fn to_nova(
         }
     }
     // Nova's password handler reads the Content-Length of a POST and fails without; a bare GET has none.
-    if !body.is_empty() || guest.fields.values("content-length").next().is_some() || guest.method == b"POST" {
+    let told = guest.body == Framing::Chunked || guest.fields.values("content-length").next().is_some();
+    if told || guest.method == b"POST" {
         write_field(b"Content-Length", body.len().to_string().as_bytes(), &mut out);
     }
     for (name, value) in who.headers(is_v4) {
@@ -132,9 +133,10 @@ mod tests {
     fn a_length_is_told_where_nova_wants_one() {
         assert!(!forward("GET / HTTP/1.1\r\n\r\n", b"").contains("Content-Length"));
         assert!(forward("POST / HTTP/1.1\r\n\r\n", b"").contains("Content-Length: 0\r\n"));
-        assert!(
-            forward("PUT / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", b"").contains("Content-Length: 0\r\n")
-        );
+        for framing in ["Content-Length: 0", "Transfer-Encoding: chunked"] {
+            let told = forward(&format!("PUT / HTTP/1.1\r\n{framing}\r\n\r\n"), b"");
+            assert!(told.contains("Content-Length: 0\r\n"), "{told}");
+        }
     }
 
     #[test]

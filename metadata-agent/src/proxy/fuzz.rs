@@ -13,17 +13,14 @@ use std::{
 use ::fuzz::{Random, fuzz};
 use metadata_ebpf::address::Tag;
 use prometheus_client::registry::Registry;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::watch,
-};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     access::Caller,
     connection::Connection,
     directory::{Directory, Identity, Port, Resolution, Signer, Sources},
-    limits::{Limits, RequestLimits, Usage},
+    limits::{Limits, RequestLimits},
     metrics::Metrics,
     server::Proxy,
     upstream::{Nova, Upstream},
@@ -42,6 +39,9 @@ const REQUESTS: &[&str] = &[
     "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     "POST / HTTP/1.1\r\nContent-Length: 40\r\n\r\nGET /smuggled HTTP/1.1\r\nX-Instance-ID: v\r\n",
 ];
+
+/// By what Nova's answers are known.
+const MARK: &[u8] = b"X-Nova: said so\r\n";
 
 /// What means something where it is read.
 const WORDS: &[&str] = &[
@@ -140,19 +140,13 @@ fn connections() {
         fixed_ips: vec!["192.168.1.10".parse().unwrap()],
     };
     let known = Resolution::Known(Arc::new(Signer::new("secret").sign(identity).unwrap()));
-    let (_sender, resolution) = watch::channel(known);
-    let port = Port {
-        tap: "tap0".into(),
-        generation: 1,
-        resolution,
-        gone: CancellationToken::new(),
-        usage: Usage::default(),
-    };
+    let port = Port::new("port".into(), "tap0".into(), 1, known);
     let caller = Caller { port: Arc::new(port), source: None, is_v4: true };
     let stop = CancellationToken::new();
 
     fuzz("proxy::connections", |random| {
         let bytes = requests(random);
+        let before = nova.requests.load(Ordering::Relaxed);
         let (guest, ours) = tokio::io::duplex(1 + random.below(4096));
         let answers = runtime.block_on(async {
             let mut connection = Connection::new(ours, &caller, &proxy, &upstream, &stop);
@@ -186,6 +180,15 @@ fn connections() {
         if let Some(problem) = nova.problem.lock().unwrap().take() {
             panic!("{problem}\nafter {}", String::from_utf8_lossy(&bytes));
         }
+        // A request that came along with another would be signed like it, but nobody waits for its answer.
+        let heard = nova.requests.load(Ordering::Relaxed) - before;
+        let passed = answers.windows(MARK.len()).filter(|window| *window == MARK).count() as u64;
+        assert_eq!(
+            heard,
+            passed,
+            "requests that nova heard, and its answers, after {}",
+            String::from_utf8_lossy(&bytes)
+        );
     });
     let heard = nova.requests.load(Ordering::Relaxed);
     println!("fuzz::proxy::connections: {heard} requests reached nova");
@@ -216,7 +219,8 @@ impl SuspiciousNova {
             while let Ok((stream, _)) = listener.accept() {
                 let nova = self.clone();
                 thread::spawn(move || {
-                    if let Err(problem) = nova.serve(stream) {
+                    // The connection ends after that is known.
+                    if let Err(problem) = nova.serve(&stream) {
                         *nova.problem.lock().unwrap() = Some(problem);
                     }
                 });
@@ -231,7 +235,7 @@ impl SuspiciousNova {
         })
     }
 
-    fn serve(&self, stream: TcpStream) -> Result<(), String> {
+    fn serve(&self, stream: &TcpStream) -> Result<(), String> {
         let mut reader = BufReader::new(stream);
         loop {
             let mut lines: Vec<String> = Vec::new();
@@ -256,12 +260,9 @@ impl SuspiciousNova {
             reader.read_exact(&mut body).map_err(|error| format!("{error} within the body of {lines:?}"))?;
             self.requests.fetch_add(1, Ordering::Relaxed);
             // With the body's length, unless nobody would read that body.
-            let answer: &[u8] = if lines[0].starts_with("HEAD ") {
-                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
-            } else {
-                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-            };
-            if reader.get_mut().write_all(answer).is_err() {
+            let body: &[u8] = if lines[0].starts_with("HEAD ") { b"" } else { b"ok" };
+            let answer = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", MARK, b"\r\n", body].concat();
+            if reader.get_mut().write_all(&answer).is_err() {
                 return Ok(());
             }
         }

@@ -26,7 +26,7 @@ pub struct Metrics {
     refusals: Family<Refused, Counter>,
     limits: Family<Limited, Counter>,
     bytes: Counter,
-    total: Histogram,
+    total: Family<Answerer, Histogram>,
     nova: Histogram,
     pub(super) connections: Gauge,
     pub(super) accepted: Counter,
@@ -41,7 +41,12 @@ struct Answered {
     status: u16,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answerer {
+    by: By,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "they are values of labels")]
 enum By {
     nova,
@@ -72,14 +77,16 @@ impl Metrics {
     /// Registers them.
     pub fn register(registry: &mut Registry) -> Self {
         // 50 µs to 100 s: from a local answer to the longest wait.
-        let seconds = || Histogram::new(exponential_buckets(50e-6, 2.5, 16));
+        fn seconds() -> Histogram {
+            Histogram::new(exponential_buckets(50e-6, 2.5, 16))
+        }
         let metrics = Self {
             requests: Family::default(),
             unfinished: Family::default(),
             refusals: Family::default(),
             limits: Family::default(),
             bytes: Counter::default(),
-            total: seconds(),
+            total: Family::new_with_constructor(seconds),
             nova: seconds(),
             connections: Gauge::default(),
             accepted: Counter::default(),
@@ -101,7 +108,7 @@ impl Metrics {
         registry.register("response_bytes", "Bytes of response bodies sent to guests", bytes);
         registry.register(
             "request_seconds",
-            "Time from a request's head to its last byte of response",
+            "Time from a request's head to its last byte of response, by who answered",
             total,
         );
         registry.register("nova_seconds", "Time until nova's answer began", nova);
@@ -120,8 +127,9 @@ impl Metrics {
 
     pub(super) fn request(&self, outcome: &Outcome, total: Duration) {
         if let Some(status) = outcome.status {
-            let by = if outcome.nova.is_some() && outcome.refusal.is_none() { By::nova } else { By::agent };
+            let by = if outcome.refusal.is_none() { By::nova } else { By::agent };
             self.requests.get_or_create(&Answered { by, status }).inc();
+            self.total.get_or_create(&Answerer { by }).observe(total.as_secs_f64());
         }
         let unfinished = match outcome.end {
             Completion::CutOff => Some("cut_off"),
@@ -133,7 +141,6 @@ impl Metrics {
             self.unfinished.get_or_create(&Unfinished { reason }).inc();
         }
         self.bytes.inc_by(outcome.bytes);
-        self.total.observe(total.as_secs_f64());
         if let Some(nova) = outcome.nova {
             self.nova.observe(nova.as_secs_f64());
         }

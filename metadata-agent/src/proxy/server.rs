@@ -205,7 +205,7 @@ impl Worker {
                 let limit = if of_port.is_none() { Limit::PortConnections } else { Limit::Connections };
                 metrics.limit(limit);
                 debug!(tap = %port.tap, limit = limit.name(), "connection refused");
-                self.turn_away(&stream, limit, &port.tap);
+                self.turn_away(&stream, limit, &port.id);
                 // With nobody to hear it out, a request on its way would turn the answer into a reset.
                 if let Some(permit) = port.usage.turned_away.take(TURNED_AWAY) {
                     tasks.spawn(async move {
@@ -219,10 +219,10 @@ impl Worker {
     }
 
     /// Says why, without waiting for anything.
-    fn turn_away(&self, stream: &TcpStream, limit: Limit, tap: &str) {
+    fn turn_away(&self, stream: &TcpStream, limit: Limit, port: &str) {
         let mut out = Vec::new();
         let refusal = Refusal::Limited { limit, wait: Duration::ZERO };
-        refusal.write(Whom { tap, identity: None }, Form::LAST, &self.proxy.limits, &mut out);
+        refusal.write(Whom { port, identity: None }, Form::LAST, &self.proxy.limits, &mut out);
         let socket = socket(stream);
         // A request that is here already would turn the close into a reset. Whether any of this succeeds is the guest's
         // affair; the sockets do not block.
@@ -251,9 +251,10 @@ impl Worker {
             }
         };
         match end {
-            End::Closed => {}
+            // What came after the last request may be here already.
+            End::Closed if !has_unread(&stream) => {}
+            End::Closed | End::Unread => linger(&mut stream).await,
             End::Broken => reset(&stream),
-            End::Unread => linger(&mut stream).await,
         }
         metrics.connections.dec();
     }
@@ -264,6 +265,12 @@ fn reset(stream: &TcpStream) {
     if let Err(error) = stream.set_zero_linger() {
         debug!(%error, "cannot reset a connection");
     }
+}
+
+/// Whether something was received that nobody read, which would turn a close into a reset.
+fn has_unread(stream: &TcpStream) -> bool {
+    // The socket does not block.
+    matches!(socket(stream).peek(&mut [MaybeUninit::uninit(); 1]), Ok(1..))
 }
 
 /// Ends our side, and reads what still comes for a while.

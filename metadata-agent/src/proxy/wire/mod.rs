@@ -54,6 +54,8 @@ pub(super) enum Malformed {
     BothFramings,
     #[error("a broken chunk")]
     Chunk,
+    #[error("a body that ends too early")]
+    Truncated,
 }
 
 /// What may stand in a method or a field's name (RFC 9110, section 5.6.2).

@@ -12,7 +12,7 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -32,6 +32,7 @@ use nix::{
     time::{ClockId, clock_gettime},
     unistd::Pid,
 };
+use parked::Noise;
 
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(1);
@@ -44,6 +45,7 @@ const LOADS: [Load; 4] = [
 const GUESTS: usize = 4;
 const PARKED: usize = 10_000;
 const SLOW: usize = 500;
+const BUSY: usize = 100;
 const NEIGHBOUR: Load = Load { connections: 1, mode: Mode::Close };
 /// Enough for one end of all parked connections.
 const DESCRIPTORS: u64 = PARKED as u64 + 2_000;
@@ -63,7 +65,9 @@ fn main() -> Result<()> {
     let bench = Bench::start()?;
     bench.requests()?;
     bench.memory()?;
-    bench.fairness()
+    bench.fairness()?;
+    drop(bench);
+    noise()
 }
 
 /// Everything that is measured, ready.
@@ -252,6 +256,50 @@ impl Bench {
         );
         Ok(())
     }
+}
+
+/// One guest's requests while another says as much as it can, within the limits that a port has by default.
+fn noise() -> Result<()> {
+    let more = vec![("metadata_ebpf", "request_rate = 100".to_owned())];
+    let mut cloud = Cloud::on(Stage::start()?, &Options { more, ..Options::default() })?;
+    cloud.quiet = true;
+    let [hostile, neighbour] = cloud.overlapping_guests()?;
+    // It stays within the limits itself.
+    let p99 = || -> Result<f64> {
+        let mut connection = neighbour.connect()?;
+        let mut times = Vec::new();
+        for _ in 0..200 {
+            let asked = Instant::now();
+            let response = connection.request("GET", "/latest/meta-data/instance-id", &[], b"")?;
+            times.push(asked.elapsed());
+            ensure!(response.status == 200, "{response:?}");
+            thread::sleep(Duration::from_millis(15));
+        }
+        times.sort();
+        Ok(times[times.len() * 99 / 100].as_secs_f64())
+    };
+    for (noise, name) in Noise::ALL {
+        let mut ratios = Vec::new();
+        for _ in 0..3 {
+            let quiet = p99()?;
+            let stop = AtomicBool::new(false);
+            let noisy = thread::scope(|scope| {
+                let busy = scope.spawn(|| parked::busy(&hostile.netns, METADATA, BUSY, noise, &stop));
+                thread::sleep(ROUND / 2);
+                let noisy = p99();
+                stop.store(true, Ordering::Relaxed);
+                let taken = busy.join().ok().context("the busy guest panicked")??;
+                ensure!(taken > 100_000, "only {taken} bytes were sent");
+                noisy
+            })?;
+            ratios.push(noisy / quiet);
+        }
+        println!(
+            "| p99 of a neighbour, beside a guest that sends {name} on {BUSY} connections : quiet | {:.2} | ≤ 2 |",
+            median(ratios)
+        );
+    }
+    Ok(())
 }
 
 /// How much later half of the answers come than without a proxy, ours to haproxy's. Where the load itself keeps all

@@ -1,7 +1,8 @@
-//! Connections that are only held: idle ones that asked once, and slow ones that never finish asking.
+//! Connections of a guest that means harm: idle ones that asked once, slow ones that never finish asking, and busy ones
+//! that say as much as they can.
 
 use std::{
-    io::{ErrorKind, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddrV4, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -15,6 +16,8 @@ use metadata_tests::{
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
+/// How long a busy guest waits for a connection, of which it has others.
+const ATTEMPT: Duration = Duration::from_millis(5);
 /// A slow client's pace.
 const BYTE: Duration = Duration::from_secs(1);
 const TARGET: &str = "/latest/meta-data/instance-id";
@@ -59,5 +62,77 @@ pub(crate) fn slow(from: &Namespace, to: SocketAddrV4, count: usize, stop: &Atom
             thread::sleep(BYTE / count as u32);
         }
         Ok(())
+    })?
+}
+
+/// What a busy guest says, again and again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Noise {
+    /// Empty lines where a request should be.
+    EmptyLines,
+    /// One body in chunks whose sizes are longer than they are.
+    Extensions,
+    /// One request after another, without waiting for answers.
+    Requests,
+}
+
+impl Noise {
+    pub(crate) const ALL: [(Self, &str); 3] = [
+        (Self::EmptyLines, "empty lines"),
+        (Self::Extensions, "chunks with extensions"),
+        (Self::Requests, "requests without waiting"),
+    ];
+
+    fn begin(self) -> &'static [u8] {
+        match self {
+            Self::Extensions => b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            Self::EmptyLines | Self::Requests => b"",
+        }
+    }
+
+    fn go_on(self) -> Vec<u8> {
+        match self {
+            Self::EmptyLines => b"\r\n".repeat(8192),
+            Self::Extensions => format!("1;{}\r\na\r\n", "x".repeat(1000)).repeat(16).into_bytes(),
+            Self::Requests => format!("GET {TARGET} HTTP/1.1\r\n\r\n").repeat(256).into_bytes(),
+        }
+    }
+}
+
+/// Says that on so many connections, as fast as one thread can, until told to stop; those that the other side has had
+/// enough of are made again, as soon as it lets that happen. Returns the number of bytes that were taken.
+pub(crate) fn busy(
+    from: &Namespace,
+    to: SocketAddrV4,
+    count: usize,
+    noise: Noise,
+    stop: &AtomicBool,
+) -> Result<usize> {
+    let begin = || -> Result<TcpStream> {
+        let mut stream = http::connect_from(None, to, ATTEMPT)?;
+        stream.write_all(noise.begin())?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    };
+    let more = noise.go_on();
+    from.run(|| {
+        let mut streams: Vec<_> = (0..count).map(|_| begin().ok()).collect();
+        let mut taken = 0;
+        while !stop.load(Ordering::Relaxed) {
+            for place in &mut streams {
+                let Some(stream) = place else {
+                    *place = begin().ok();
+                    continue;
+                };
+                match stream.write(&more) {
+                    Ok(written) => taken += written,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(_) => *place = None,
+                }
+                // Answers are not what it is for.
+                while place.as_mut().is_some_and(|stream| matches!(stream.read(&mut [0; 4096]), Ok(1..))) {}
+            }
+        }
+        Ok(taken)
     })?
 }
