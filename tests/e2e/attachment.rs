@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use metadata_ebpf::map::LAYOUT;
 use metadata_tests::{
@@ -14,6 +14,7 @@ use metadata_tests::{
     check::own_identity,
     cloud::{Chassis as _, Cloud},
     command::{Words as _, run},
+    kernel,
     port::Port,
     stage::Stage,
     wait::until,
@@ -41,13 +42,21 @@ fn a_removed_qdisc_is_put_back() -> Result<()> {
     own_identity(&red)?;
     ensure!(filters(&cloud, &red.port.tap)? == 1);
     for device in [red.port.tap.as_str(), "metadata0"] {
-        run(cloud.chassis.host().command("tc")?.words(format!("qdisc del dev {device} clsact")))?;
-        until("the program is back", Duration::from_secs(5), || {
-            ensure!(filters(&cloud, device)? == 1, "{device} has no filter");
-            Ok(())
-        })?;
-        own_identity(&red)?;
-        own_identity(&blue)?;
+        let mut fastest = Duration::MAX;
+        for _ in 0..3 {
+            run(cloud.chassis.host().command("tc")?.words(format!("qdisc del dev {device} clsact")))?;
+            let removed = Instant::now();
+            until("the program is back", Duration::from_secs(5), || {
+                ensure!(filters(&cloud, device)? == 1, "{device} has no filter");
+                Ok(())
+            })?;
+            fastest = fastest.min(removed.elapsed());
+            own_identity(&red)?;
+            own_identity(&blue)?;
+        }
+        println!("{device} had its program back after {fastest:?}");
+        // Other tests keep the machine busy now and then.
+        ensure!(fastest < Duration::from_secs(1), "{device}: {fastest:?}");
     }
     Ok(())
 }
@@ -72,6 +81,18 @@ fn a_restarted_agent_replaces_its_filters() -> Result<()> {
     own_identity(&red)
 }
 
+/// Where there is no TCX, an agent that shall use nothing else says so, instead of a test that cannot run there.
+fn has_tcx() -> Result<bool> {
+    if kernel::has_tcx()? {
+        return Ok(true);
+    }
+    let Err(error) = cloud(&["attach = tcx"]) else {
+        bail!("this kernel has TCX, which came with Linux 6.6")
+    };
+    ensure!(format!("{error:#}").contains("this kernel has no TCX links"), "{error:#}");
+    Ok(false)
+}
+
 /// Programs on a device by TCX links.
 fn links(cloud: &Cloud<Stage>, device: &str) -> Result<usize> {
     let query = || SchedClassifier::query_tcx(device, TcAttachType::Ingress);
@@ -90,6 +111,9 @@ fn attached(cloud: &Cloud<Stage>, device: &str, expected: (usize, usize)) -> Res
 
 #[test]
 fn the_way_to_attach_can_be_changed_by_a_restart() -> Result<()> {
+    if !has_tcx()? {
+        return Ok(());
+    }
     let mut cloud = cloud(&["attach = tcx"])?;
     let [red, blue] = cloud.overlapping_guests()?;
     own_identity(&red)?;
@@ -118,6 +142,9 @@ fn the_way_to_attach_can_be_changed_by_a_restart() -> Result<()> {
 /// Filters come after links: an agent that has maps of its own could not take its predecessor's frames over.
 #[test]
 fn filters_do_not_succeed_links_of_another_layout() -> Result<()> {
+    if !has_tcx()? {
+        return Ok(());
+    }
     let mut cloud = cloud(&["attach = tcx"])?;
     let [red, _] = cloud.overlapping_guests()?;
     own_identity(&red)?;
@@ -142,6 +169,9 @@ fn filters_do_not_succeed_links_of_another_layout() -> Result<()> {
 
 #[test]
 fn links_do_not_mind_what_happens_to_qdiscs() -> Result<()> {
+    if !has_tcx()? {
+        return Ok(());
+    }
     let cloud = cloud(&["attach = tcx"])?;
     let [red, _] = cloud.overlapping_guests()?;
     for action in ["add", "del"] {
@@ -156,7 +186,7 @@ fn links_do_not_mind_what_happens_to_qdiscs() -> Result<()> {
 #[test]
 fn many_taps_do_not_keep_the_agent_from_its_other_work() -> Result<()> {
     const TAPS: u32 = 200;
-    let cloud = cloud(&["attach = tcx"])?;
+    let cloud = cloud(&[])?;
     let network = cloud.chassis.add_network("green")?;
     let ports = (0..TAPS).map(|_| Port::new(&network)).collect::<Result<Vec<_>>>()?;
     for Port { tap, .. } in &ports {

@@ -2,16 +2,24 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf,
+    programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
+};
+use metadata_agent::datapath::OBJECT;
 use metadata_tests::{
     agent::Options,
     check::own_identity,
     cloud::{Chassis as _, Cloud},
     command::{Words as _, run},
+    kernel,
     ovn::{ChassisPrivate, Lab, Routing},
+    port::{METADATA_PORT, Port},
     traffic::meanwhile,
     wait::until,
 };
@@ -25,6 +33,8 @@ const NAMESPACE: &str = "d34bf9f6-da32-4871-9af8-15a4626b41ab";
 /// Answers to a new number are spread over 10 s, and a write that failed is made again after 10 s; the rest since the
 /// machine may be busy.
 const ANSWER: Duration = Duration::from_secs(30);
+/// The least time that answers are spread over.
+const SPREAD: Duration = Duration::from_secs(3);
 /// ovn-controller makes its rows, or tries to connect again within 8 s; and then the agent writes at once.
 const REGISTRATION: Duration = Duration::from_secs(30);
 
@@ -117,6 +127,79 @@ fn numbers_are_answered_while_guests_can_be_served() -> Result<()> {
     cloud.agent.wait_ready()?;
     registered(&cloud, &chassis, &id, REGISTRATION)?;
     Ok(())
+}
+
+/// An agent that runs, but leaves a guest without metadata, or cannot see which guests there are, is not alive.
+#[test]
+fn an_agent_that_does_not_serve_every_guest_is_silent() -> Result<()> {
+    let more = vec![
+        ("DEFAULT", "agent_down_time = 9".to_owned()),
+        ("ovn", "ovsdb_retry_max_interval = 1".to_owned()),
+    ];
+    let mut cloud = Cloud::on(Lab::start()?, &Options { more, ..Options::default() })?;
+    let chassis = cloud.chassis.chassis_name()?;
+    let id = uuid5(&chassis, "metadata_agent")?;
+    registered(&cloud, &chassis, &id, REGISTRATION)?;
+
+    let network = cloud.chassis.add_network("green", Routing::Isolated)?;
+    let port = Port::new(&network)?;
+    cloud.nova.add_instance(&port);
+    cloud.chassis.create_port(&port)?;
+    let guest = cloud.chassis.boot(port)?;
+    guest.configure(Some((METADATA_PORT, "fa:16:3e:aa:bb:cc")))?;
+    // A kernel without TCX gives no way to keep the program off a tap.
+    if kernel::has_tcx()? {
+        let others = cloud.chassis.host().run(|| occupy(&guest.port.tap))??;
+        cloud.chassis.plug(&guest)?;
+        cloud.agent.wait_pending("not every port can be served")?;
+        let status = cloud.agent.ports()?;
+        let told =
+            status.iter().any(|port| port.port == guest.port.id && port.reason.contains("not attached"));
+        ensure!(told, "{status:?}");
+        stays_silent(&cloud, &chassis)?;
+        drop(others);
+    } else {
+        cloud.chassis.plug(&guest)?;
+    }
+    cloud.agent.wait_served(&guest, cloud.chassis.ifindex(&guest)?)?;
+    cloud.agent.wait_ready()?;
+    registered(&cloud, &chassis, &id, ANSWER)?;
+    own_identity(&guest)?;
+
+    cloud.chassis.kill_ovs_database()?;
+    cloud.agent.wait_pending("Open_vSwitch")?;
+    stays_silent(&cloud, &chassis)?;
+    own_identity(&guest)?;
+    cloud.chassis.start_ovs_database()?;
+    cloud.agent.wait_ready()?;
+    registered(&cloud, &chassis, &id, ANSWER)?;
+    Ok(())
+}
+
+/// A number is not answered in the time that an answer takes.
+fn stays_silent(cloud: &Cloud<Lab>, chassis: &str) -> Result<()> {
+    let before = cloud.chassis.chassis_private(chassis)?.external_ids[SB_CFG].clone();
+    let number = cloud.chassis.raise_nb_cfg()?.to_string();
+    thread::sleep(SPREAD + Duration::from_secs(1));
+    let after = cloud.chassis.chassis_private(chassis)?.external_ids[SB_CFG].clone();
+    ensure!(after == before && after != number, "{number} was answered: {before}, {after}");
+    Ok(())
+}
+
+/// Takes all places for programs that a device has (BPF_MPROG_MAX of linux/bpf_mprog.h).
+fn occupy(device: &str) -> Result<Vec<Ebpf>> {
+    let mut others = Vec::new();
+    while others.len() < 100 {
+        let mut ebpf = Ebpf::load(OBJECT)?;
+        let program: &mut SchedClassifier = ebpf.program_mut("to_guest").context("no program")?.try_into()?;
+        program.load()?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::last());
+        if program.attach_with_options(device, TcAttachType::Ingress, options).is_err() {
+            return Ok(others);
+        }
+        others.push(ebpf);
+    }
+    anyhow::bail!("{device} has room for more than {} programs", others.len())
 }
 
 /// neutron-server may ask more often than it is answered, and lists another agent where that has left its id.

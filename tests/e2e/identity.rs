@@ -9,11 +9,12 @@ use anyhow::{Context as _, Result};
 use metadata_tests::{
     check::{META_DATA, is_identity_of, own_identity, was_signed_for},
     cloud::Cloud,
+    command::{Words as _, run},
     guest::Guest,
     http::Error,
     nova::signature,
     ovn::{Lab, Routing},
-    port::METADATA_PORT,
+    port::{METADATA_PORT, Port},
 };
 
 const REQUESTS: usize = 1000;
@@ -53,6 +54,31 @@ fn two_tenants_with_one_source_at_one_time() -> Result<()> {
             _ => {}
         }
     }
+    Ok(())
+}
+
+/// While a machine is migrated its port is bound to where it comes from; the tap is here before that changes.
+#[test]
+fn a_guest_that_is_being_migrated_here_is_served() -> Result<()> {
+    let cloud = Cloud::with_ovn()?;
+    let network = cloud.chassis.add_network("red", Routing::Routed)?;
+    let port = Port::new(&network)?;
+    cloud.nova.add_instance(&port);
+    cloud.chassis.create_port(&port)?;
+    run(cloud
+        .chassis
+        .nbctl()
+        .words(format!("--wait=sb lsp-set-options {} requested-chassis=source", port.id)))?;
+    let guest = cloud.chassis.boot(port)?;
+    guest.configure(Some((METADATA_PORT, "fa:16:3e:aa:bb:cc")))?;
+    cloud.chassis.plug(&guest)?;
+    cloud.agent.wait_served(&guest, cloud.chassis.ifindex(&guest)?)?;
+    own_identity(&guest)?;
+    let binding = run(cloud
+        .chassis
+        .sbctl()
+        .words(format!("--bare --columns=chassis find Port_Binding logical_port={}", guest.port.id)))?;
+    assert_eq!(binding.trim(), "", "the port is bound here");
     Ok(())
 }
 

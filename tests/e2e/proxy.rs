@@ -10,6 +10,7 @@ use metadata_tests::{
     guest::Guest,
     http::{self, Response},
     nova::{self, Answer},
+    process::memory,
     stage::Stage,
     upstream::{Script, Upstream},
 };
@@ -38,6 +39,26 @@ fn user_data_is_bytes() -> Result<()> {
             assert_eq!(response.header("Content-Encoding"), None);
         }
     }
+    Ok(())
+}
+
+/// An answer is passed on as it comes, so its length is nothing to the agent.
+#[test]
+fn a_large_answer_takes_no_memory() -> Result<()> {
+    let (cloud, guest) = cloud_with_guest()?;
+    own_identity(&guest)?;
+    let user_data: Vec<u8> = (0..128_u32 << 20).map(|index| (index * 7 % 251) as u8).collect();
+    cloud.nova.set_user_data(&guest.port, user_data.clone());
+    let before = memory(cloud.agent.id()?)?;
+    let mut connection = guest.connect()?;
+    connection.send(&http::request_head("GET", "/latest/user-data", &[], 0))?;
+    // What is on the way fills all buffers, while nothing is taken.
+    thread::sleep(Duration::from_millis(500));
+    let during = memory(cloud.agent.id()?)?;
+    assert!(connection.response("GET")?.body == user_data, "the answer's body changed");
+    let after = memory(cloud.agent.id()?)?;
+    println!("{before} bytes, {during} within the answer, {after} after it");
+    assert!(during.max(after) < before + (8 << 20), "{before}, {during}, {after} bytes");
     Ok(())
 }
 

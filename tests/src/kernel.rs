@@ -4,8 +4,12 @@ use std::fs;
 
 use anyhow::{Result, bail};
 
-/// Its version.
-pub fn version() -> Result<(u32, u32)> {
+/// Whether it has TCX links, by its version.
+pub fn has_tcx() -> Result<bool> {
+    Ok(version()? >= (6, 6))
+}
+
+fn version() -> Result<(u32, u32)> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(str::parse);
     let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {

@@ -17,6 +17,7 @@ const STEPS: &[Step] = &[
     ("format", format),
     ("lints", lints),
     ("documentation", documentation),
+    ("demonstration", demonstration),
     ("tests", tests),
     ("kernels", kernels),
 ];
@@ -63,6 +64,13 @@ fn documentation() -> anyhow::Result<Counts> {
     let mut doc = cargo();
     doc.args(["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
     command::run(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    Ok(Counts::default())
+}
+
+fn demonstration() -> anyhow::Result<Counts> {
+    for ovn in [false, true] {
+        test::demo(&test::DemoOptions { ovn, keep: false })?;
+    }
     Ok(Counts::default())
 }
 

@@ -42,7 +42,7 @@ enum Task {
     VmTest(vm::Options),
     /// Measure, and print what was measured.
     Bench(bench::Options),
-    /// Everything that must hold for a change to land: format, lints, documentation, tests.
+    /// Everything that must hold for a change to land: format, lints, documentation, demonstration, tests.
     Ci,
 }
 

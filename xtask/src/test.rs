@@ -13,10 +13,10 @@ use crate::{
 pub(crate) struct DemoOptions {
     /// On a real OVN and Open vSwitch, with DHCP from OVN.
     #[arg(long)]
-    ovn: bool,
+    pub(crate) ovn: bool,
     /// Leave everything running until interrupted, and say how to enter a guest.
     #[arg(long)]
-    keep: bool,
+    pub(crate) keep: bool,
 }
 
 #[derive(Debug, Default, Args)]

@@ -71,6 +71,12 @@ pub enum Error {
         /// Whether the reason may be a kernel without that kind of attachment.
         unsupported: bool,
     },
+    /// The kernel has no TCX, and nothing else is allowed.
+    #[error(
+        "this kernel has no TCX links, which came with Linux 6.6: leave out [metadata_ebpf] attach = tcx, and filters of a \
+         clsact qdisc are used"
+    )]
+    NoTcx,
     /// The programs of another version hold their devices by links, which come before our filters.
     #[error(
         "{path} is the link of an agent of another version, which filters of a clsact qdisc cannot succeed: start this \

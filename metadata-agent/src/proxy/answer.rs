@@ -1,8 +1,8 @@
 //! The answers we give ourselves, chosen for what boot clients make of them.
 //!
-//! cloud-init ends its stage on 404, 429, 500 and resets, and tries again on 503 with a Retry-After of at least 1;
-//! Ignition takes a 404 for "no configuration" and boots an unconfigured machine. So what we do not know is 503, never
-//! 404, and a 404 that a guest sees always is Nova's.
+//! cloud-init tries again on 503 with a Retry-After of at least 1, and ends its stage on resets and on every other error
+//! (404, 429, 500, 502, 504); Ignition takes a 404 for "no configuration" and boots an unconfigured machine. So what we
+//! do not know is 503, never 404, and a 404 that a guest sees always is Nova's.
 use std::time::Duration;
 
 use http::StatusCode;
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_ours_ends_a_boot() {
+    fn what_is_not_the_guests_fault_is_told_as_such() {
         for refusal in [
             Refusal::Unknown("x".into()),
             Refusal::Conflict("x".into()),

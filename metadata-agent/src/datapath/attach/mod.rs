@@ -48,6 +48,7 @@ impl Attachment {
                     return Ok(attachment);
                 }
                 Err(Error::Attach { unsupported: true, .. }) if mode == AttachMode::Auto => {}
+                Err(Error::Attach { unsupported: true, .. }) => return Err(Error::NoTcx),
                 Err(error) => return Err(error),
             }
         }
