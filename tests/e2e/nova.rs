@@ -21,6 +21,9 @@ use metadata_tests::{
     wait::until,
 };
 
+#[path = "nova/machines.rs"]
+mod machines;
+
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const SOON: Duration = Duration::from_secs(30);
 

@@ -1,10 +1,10 @@
 //! Nova: its endpoints, what is known of their health, pooled connections, and the retries that are safe.
 mod connection;
+mod dial;
 mod endpoint;
 mod tls;
 
 use std::{
-    io,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -12,12 +12,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpStream, time::timeout_at};
-use tokio_util::either::Either;
+use tokio::time::timeout_at;
 use tracing::debug;
 
 pub(super) use self::connection::Answer;
-use self::{connection::Connection, endpoint::Endpoint, tls::Tls};
+use self::{
+    connection::{Broken, Connection},
+    dial::{ConnectError, dial},
+    endpoint::Endpoint,
+    tls::Tls,
+};
 pub use self::{endpoint::Observer, tls::TlsError};
 use super::answer::Refusal;
 use crate::{config, error_chain::chain};
@@ -73,24 +77,9 @@ impl Nova {
         Err(failures.join("; "))
     }
 
-    async fn connect(&self, index: usize) -> io::Result<Connection> {
-        let connecting = async {
-            let address = self.endpoints[index].address();
-            let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
-            stream.set_nodelay(true)?;
-            let stream = match &self.tls {
-                None => Either::Left(stream),
-                Some(tls) => Either::Right(Box::new(tls.connect(&address.host, stream).await?)),
-            };
-            Ok(Connection::new(stream, index, self.response_timeout))
-        };
-        match tokio::time::timeout(self.connect_timeout, connecting).await {
-            Ok(result) => result,
-            Err(_) => {
-                let text = format!("no connection within {} s", self.connect_timeout.as_secs_f64());
-                Err(io::Error::new(io::ErrorKind::TimedOut, text))
-            }
-        }
+    async fn connect(&self, index: usize) -> Result<Connection, ConnectError> {
+        let stream = dial(&self.endpoints[index], self.tls.as_ref(), self.connect_timeout).await?;
+        Ok(Connection::new(stream, index, self.response_timeout))
     }
 }
 
@@ -126,55 +115,52 @@ impl Upstream {
         for index in self.nova.order(started.into_std()) {
             let endpoint = &self.nova.endpoints[index];
             let request = build(&endpoint.address().authority());
-            let pooled = if repeatable { self.take_idle(index) } else { None };
-            if let Some(connection) = pooled {
-                match timeout_at(deadline, connection.exchange(&request, method)).await {
-                    Ok(Ok(answer)) => {
+            let mut pooled = if repeatable { self.take_idle(index) } else { None };
+            loop {
+                let is_new = pooled.is_none();
+                let connection = match pooled.take() {
+                    Some(connection) => connection,
+                    None => match timeout_at(deadline, self.nova.connect(index)).await {
+                        Ok(Ok(connection)) => connection,
+                        Ok(Err(error)) => {
+                            endpoint.failed(&error, Instant::now());
+                            refusal = Refusal::Unreachable;
+                            break;
+                        }
+                        Err(_) => {
+                            endpoint.failed(&Broken::Late(self.nova.response_timeout), Instant::now());
+                            return Err(refusal);
+                        }
+                    },
+                };
+                if is_new {
+                    endpoint.connected();
+                }
+                let late = Err(Broken::Late(self.nova.response_timeout));
+                match timeout_at(deadline, connection.exchange(&request, method)).await.unwrap_or(late) {
+                    Ok(answer) => {
                         endpoint.answered();
                         return Ok(answer);
                     }
-                    Ok(Err(error)) => {
-                        debug!(nova = %endpoint, %error, "a pooled connection broke, taking a new one")
+                    // It was closed while it was idle, as the request went out: that says nothing of the endpoint.
+                    Err(Broken::Unanswered) if !is_new => {
+                        debug!(nova = %endpoint, "a pooled connection was closed, making a new one");
                     }
-                    Err(_) => return Err(self.late(endpoint)),
-                }
-            }
-            let connection = match timeout_at(deadline, self.nova.connect(index)).await {
-                Ok(Ok(connection)) => connection,
-                Ok(Err(error)) => {
-                    endpoint.failed(&error, Instant::now());
-                    refusal = Refusal::Unreachable;
-                    continue;
-                }
-                Err(_) => {
-                    let error = "no connection before the time for the answer was over";
-                    endpoint.failed(&io::Error::new(io::ErrorKind::TimedOut, error), Instant::now());
-                    return Err(refusal);
-                }
-            };
-            endpoint.connected();
-            match timeout_at(deadline, connection.exchange(&request, method)).await {
-                Ok(Ok(answer)) => {
-                    endpoint.answered();
-                    return Ok(answer);
-                }
-                Ok(Err(error)) => {
-                    endpoint.failed(&error, Instant::now());
-                    refusal = Refusal::Broken;
-                    if !repeatable {
-                        return Err(refusal);
+                    Err(error) => {
+                        endpoint.failed(&error, Instant::now());
+                        refusal = Refusal::Broken;
+                        if matches!(error, Broken::Late(_)) {
+                            return Err(Refusal::Timeout);
+                        }
+                        if !repeatable {
+                            return Err(refusal);
+                        }
+                        break;
                     }
                 }
-                Err(_) => return Err(self.late(endpoint)),
             }
         }
         Err(refusal)
-    }
-
-    fn late(&self, endpoint: &Endpoint) -> Refusal {
-        let error = format!("no answer within {} s", self.nova.response_timeout.as_secs_f64());
-        endpoint.failed(&io::Error::new(io::ErrorKind::TimedOut, error), Instant::now());
-        Refusal::Timeout
     }
 
     /// Takes the connection of an answer that was read to its end.
