@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
     agent::Options,
     cloud::{Chassis as _, Cloud},
@@ -43,6 +43,7 @@ impl Pair {
             ("DEFAULT", format!("nova_metadata_host = {first}, {second}")),
             ("metadata_haproxy", format!("timeout_connect = {}", CONNECT.as_secs())),
             ("metadata_ebpf", "workers = 1".to_owned()),
+            ("metadata_ebpf", "connection_rate = 0".to_owned()),
         ];
         let cloud = Cloud::on(stage, &Options { more, ..Options::default() })?;
         let guests = cloud.overlapping_guests()?;
@@ -122,4 +123,48 @@ fn a_machine_that_answers_late_is_waited_for() -> Result<()> {
     assert_eq!(pair.servers.each_ref().map(|server| server.take_requests().len()).iter().sum::<usize>(), 1);
     assert_eq!([pair.up(0)?, pair.up(1)?], [1.0, 1.0]);
     Ok(())
+}
+
+/// What a machine that stays away costs: one request at a time finds out that it still does.
+#[test]
+fn a_machine_that_stays_away_is_tried_by_one_request_at_a_time() -> Result<()> {
+    const ASKING: usize = 4;
+    let pair = Pair::start()?;
+    pair.fill_pools()?;
+    pair.machines[0].vanish()?;
+    let end = Instant::now() + CONNECT * 6;
+    let ask = |guest: &Guest| -> Result<Vec<Duration>> {
+        let mut times = Vec::new();
+        while Instant::now() < end {
+            let asked = Instant::now();
+            assert_eq!(guest.get("/a")?.text(), "ok");
+            times.push(asked.elapsed());
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(times)
+    };
+    let times = thread::scope(|scope| {
+        let asking: Vec<_> = (0..ASKING * 2)
+            .map(|index| &pair.guests[index % 2])
+            .map(|guest| scope.spawn(move || ask(guest)))
+            .collect();
+        asking.into_iter().map(|thread| thread.join().expect("a guest panicked")).collect::<Result<Vec<_>>>()
+    })?
+    .concat();
+    let slow = times.iter().filter(|took| **took > CONNECT / 2).count();
+    let slowest = times.iter().max();
+    println!("{slow} of {} requests were slow, the slowest took {slowest:?}", times.len());
+    // Those that found it out, and a trial after each back-off of 0.5, 1, 2 s.
+    assert!(slow <= 2 * ASKING + 5, "{slow} of {} requests were slow", times.len());
+    assert!(slowest < Some(&(CONNECT + MARGIN)), "{slowest:?}");
+    assert_eq!([pair.up(0)?, pair.up(1)?], [0.0, 1.0]);
+    let log = pair.cloud.agent.log()?;
+    assert_eq!(log.matches("nova failed").count(), 1, "{log}");
+
+    pair.machines[0].reappear()?;
+    until("it is asked again", SOON, || {
+        assert_eq!(pair.guests[0].get("/b")?.text(), "ok");
+        ensure!(pair.up(0)? == 1.0, "it is not");
+        Ok(())
+    })
 }

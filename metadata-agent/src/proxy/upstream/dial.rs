@@ -17,20 +17,21 @@ const PROBES_BEGIN: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 pub(super) enum ConnectError {
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("no connection within {} s", .0.as_secs_f64())]
+    #[error("no connection within {:.1} s", .0.as_secs_f64())]
     Timeout(Duration),
 }
 
-/// Connects, in that time at most; the peer may leave segments unacknowledged for as long.
+/// Connects, in that time at most. From then on the peer may be silent for `silence`.
 pub(super) async fn dial(
     endpoint: &Endpoint,
     tls: Option<&Tls>,
     time: Duration,
+    silence: Duration,
 ) -> Result<Stream, ConnectError> {
     let dialing = async {
         let config = endpoint.address();
         let stream = TcpStream::connect((config.host.as_str(), config.port)).await?;
-        watch_over(&stream, time)?;
+        watch_over(&stream, silence)?;
         Ok(match tls {
             None => Either::Left(stream),
             Some(tls) => Either::Right(Box::new(tls.connect(&config.host, stream).await?)),

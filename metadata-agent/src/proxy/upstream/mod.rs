@@ -2,6 +2,10 @@
 mod connection;
 mod dial;
 mod endpoint;
+mod health;
+mod race;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 use std::{
@@ -20,6 +24,7 @@ use self::{
     connection::{Broken, Connection},
     dial::{ConnectError, dial},
     endpoint::Endpoint,
+    race::{STAGGER, race},
     tls::Tls,
 };
 pub use self::{endpoint::Observer, tls::TlsError};
@@ -56,30 +61,47 @@ impl Nova {
         })
     }
 
-    /// All endpoints, in turn; those that failed lately come last, as nobody knows better.
-    fn order(&self, now: Instant) -> impl Iterator<Item = usize> {
-        let count = self.endpoints.len();
-        let first = self.next.fetch_add(1, Ordering::Relaxed) % count;
-        let mut order: Vec<usize> = (first..first + count).map(|index| index % count).collect();
-        order.sort_by_cached_key(|index| !self.endpoints[*index].is_up(now));
-        order.into_iter()
+    /// Whom to ask, one after another: those that are up, in turn. And whom else, if nobody of them answers.
+    ///
+    /// One that was avoided long enough comes first, for one request that may also go to the next.
+    fn order(&self, now: Instant, repeatable: bool) -> (Vec<usize>, Vec<usize>) {
+        let (mut up, mut down): (Vec<_>, Vec<_>) =
+            (0..self.endpoints.len()).partition(|index| self.endpoints[*index].is_up());
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        for list in [&mut up, &mut down] {
+            let length = list.len().max(1);
+            list.rotate_left(turn % length);
+        }
+        let tried = |index: &usize| self.endpoints[*index].try_again(now, self.connect_timeout);
+        if repeatable && let Some(at) = down.iter().position(tried) {
+            up.insert(0, down.remove(at));
+        }
+        (up, down)
     }
 
     /// Makes a connection to any endpoint, only to see that it can be made.
     pub async fn reach(&self) -> Result<(), String> {
-        let mut failures = Vec::new();
-        for index in self.order(Instant::now()) {
-            match self.connect(index).await {
-                Ok(_) => return Ok(()),
-                Err(error) => failures.push(format!("nova at {}: {}", self.endpoints[index], chain(&error))),
-            }
-        }
-        Err(failures.join("; "))
+        let attempts = (0..self.endpoints.len()).map(async |index| {
+            let failure = |error| format!("nova at {}: {}", self.endpoints[index], chain(&error));
+            self.connect(index, Instant::now() + self.connect_timeout).await.map(drop).map_err(failure)
+        });
+        race(attempts.collect(), Duration::ZERO).await.map_err(|failures| failures.join("; "))
     }
 
-    async fn connect(&self, index: usize) -> Result<Connection, ConnectError> {
-        let stream = dial(&self.endpoints[index], self.tls.as_ref(), self.connect_timeout).await?;
-        Ok(Connection::new(stream, index, self.response_timeout))
+    /// Makes a connection to one endpoint, before `deadline`, and tells it how that went.
+    async fn connect(&self, index: usize, deadline: Instant) -> Result<Connection, ConnectError> {
+        let endpoint = &self.endpoints[index];
+        let time = self.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
+        match dial(endpoint, self.tls.as_ref(), time, self.connect_timeout).await {
+            Ok(stream) => {
+                endpoint.connected();
+                Ok(Connection::new(stream, index, self.response_timeout))
+            }
+            Err(error) => {
+                endpoint.failed(&error, Instant::now());
+                Err(error)
+            }
+        }
     }
 }
 
@@ -101,63 +123,48 @@ impl Upstream {
 
     /// Sends what `build` makes for a host; returns when the head of the answer is there.
     ///
-    /// A request that may be repeated, which has no body, goes over a pooled connection, and when that or its endpoint fails, to the next
-    /// endpoint. Any other gets a new connection, since a pooled one may be dying, and is sent once.
+    /// A request that may be repeated, which has no body, goes over a pooled connection, and when that or its endpoint
+    /// fails, to the next endpoint. Any other gets a new connection, since a pooled one may be dying, and is sent once.
     pub(super) async fn send(
         &self,
         method: &[u8],
         repeatable: bool,
         build: impl Fn(&str) -> Vec<u8>,
     ) -> Result<Answer, Refusal> {
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let deadline = started + self.nova.response_timeout;
+        let mut errand = Errand { nova: &self.nova, method, repeatable, build, deadline };
+        let (up, mut down) = self.nova.order(started, repeatable);
         let mut refusal = Refusal::Unreachable;
-        for index in self.nova.order(started.into_std()) {
-            let endpoint = &self.nova.endpoints[index];
-            let request = build(&endpoint.address().authority());
-            let mut pooled = if repeatable { self.take_idle(index) } else { None };
-            loop {
-                let is_new = pooled.is_none();
-                let connection = match pooled.take() {
-                    Some(connection) => connection,
-                    None => match timeout_at(deadline, self.nova.connect(index)).await {
-                        Ok(Ok(connection)) => connection,
-                        Ok(Err(error)) => {
-                            endpoint.failed(&error, Instant::now());
-                            refusal = Refusal::Unreachable;
-                            break;
-                        }
-                        Err(_) => {
-                            endpoint.failed(&Broken::Late(self.nova.response_timeout), Instant::now());
-                            return Err(refusal);
-                        }
-                    },
-                };
-                if is_new {
-                    endpoint.connected();
-                }
-                let late = Err(Broken::Late(self.nova.response_timeout));
-                match timeout_at(deadline, connection.exchange(&request, method)).await.unwrap_or(late) {
-                    Ok(answer) => {
-                        endpoint.answered();
-                        return Ok(answer);
-                    }
-                    // It was closed while it was idle, as the request went out: that says nothing of the endpoint.
-                    Err(Broken::Unanswered) if !is_new => {
-                        debug!(nova = %endpoint, "a pooled connection was closed, making a new one");
+        for index in up {
+            if repeatable && let Some(connection) = self.take_idle(index) {
+                match errand.run(connection).await {
+                    // It was closed while it was idle, as the request went out: that says nothing of its endpoint.
+                    Err(Broken::Unanswered) => {
+                        debug!(nova = %self.nova.endpoints[index], "a pooled connection was closed")
                     }
                     Err(error) => {
-                        endpoint.failed(&error, Instant::now());
-                        refusal = Refusal::Broken;
-                        if matches!(error, Broken::Late(_)) {
-                            return Err(Refusal::Timeout);
-                        }
-                        if !repeatable {
-                            return Err(refusal);
-                        }
-                        break;
+                        refusal = errand.broke(index, &error)?;
+                        continue;
                     }
+                    Ok(answer) => return Ok(answer),
                 }
+            }
+            let Ok(connection) = self.nova.connect(index, deadline).await else { continue };
+            match errand.run(connection).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => refusal = errand.broke(index, &error)?,
+            }
+        }
+        // Nobody knows which of those that failed lately is back: whoever takes a connection first.
+        while !down.is_empty() {
+            let attempts = down.iter().map(|index| self.nova.connect(*index, deadline));
+            let Ok(connection) = race(attempts.collect(), STAGGER).await else { break };
+            let index = connection.endpoint;
+            down.retain(|other| *other != index);
+            match errand.run(connection).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => refusal = errand.broke(index, &error)?,
             }
         }
         Err(refusal)
@@ -198,4 +205,83 @@ impl Upstream {
 
 fn lock(pool: &Pool) -> std::sync::MutexGuard<'_, Vec<(Connection, Instant)>> {
     pool.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One request, on its way from endpoint to endpoint.
+struct Errand<'a, B> {
+    nova: &'a Nova,
+    method: &'a [u8],
+    repeatable: bool,
+    build: B,
+    deadline: Instant,
+}
+
+impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
+    async fn run(&mut self, connection: Connection) -> Result<Answer, Broken> {
+        let endpoint = &self.nova.endpoints[connection.endpoint];
+        let request = (self.build)(&endpoint.address().authority());
+        let late = Err(Broken::Late(self.nova.response_timeout));
+        let exchange = connection.exchange(&request, self.method);
+        let answer = timeout_at(self.deadline.into(), exchange).await.unwrap_or(late)?;
+        endpoint.answered();
+        Ok(answer)
+    }
+
+    /// What is to be said if nobody else answers, or that nobody else shall be asked.
+    fn broke(&mut self, index: usize, error: &Broken) -> Result<Refusal, Refusal> {
+        self.nova.endpoints[index].failed(error, Instant::now());
+        match error {
+            Broken::Late(_) => Err(Refusal::Timeout),
+            _ if self.repeatable => Ok(Refusal::Broken),
+            _ => Err(Refusal::Broken),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        testing::{listening, nova, refusing, run, silent},
+        *,
+    };
+
+    #[test]
+    fn one_endpoint_that_can_be_reached_is_enough() {
+        let (_silent, silent) = silent();
+        let (_listener, listening) = listening();
+        let began = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(run(nova(&[silent, silent, refusing(), listening]).reach()), Ok(()));
+        }
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        let failed = run(nova(&[silent, refusing()]).reach()).unwrap_err();
+        assert!(failed.contains("refused") && failed.contains("no connection within 1.0 s"), "{failed}");
+    }
+
+    #[test]
+    fn an_endpoint_that_failed_is_for_one_request_at_a_time() {
+        let nova = nova(&[refusing(), refusing(), refusing()]);
+        let mut now = Instant::now();
+        let failure = std::io::Error::other("a failure");
+        nova.endpoints[1].failed(&failure, now);
+        let up = |now, repeatable| {
+            let (mut up, down) = nova.order(now, repeatable);
+            assert_eq!(up.len() + down.len(), 3);
+            let first = up[0];
+            up.sort();
+            (first, up)
+        };
+        let firsts: Vec<_> = (0..4).map(|_| up(now, true).0).collect();
+        assert!(firsts == [0, 2, 0, 2] || firsts == [2, 0, 2, 0], "{firsts:?}");
+        now += Duration::from_secs(1);
+        assert_eq!(up(now, false).1, [0, 2], "what is sent once does not go there");
+        assert_eq!(up(now, true), (1, vec![0, 1, 2]));
+        assert_eq!(up(now, true).1, [0, 2]);
+        nova.endpoints[1].answered();
+        assert_eq!(up(now, false).1, [0, 1, 2]);
+        for endpoint in &nova.endpoints {
+            endpoint.failed(&failure, now);
+        }
+        assert_eq!(nova.order(now, false).1.len(), 3, "nobody is given up");
+    }
 }
