@@ -97,6 +97,40 @@ fn endpoints_stand_in_for_each_other() -> Result<()> {
     Ok(())
 }
 
+/// Nova's servers close the connection of a request that they cannot read. A guest that sends such ones shall not have
+/// the endpoints avoided, for itself or others.
+#[test]
+fn no_guest_decides_about_novas_health() -> Result<()> {
+    let hosts = "nova_metadata_host = 127.0.0.1:8801,127.0.0.1:8802".to_owned();
+    let (cloud, [guest, other]) = cloud(&[("DEFAULT", hosts)])?;
+    let start = |port| Upstream::start(cloud.chassis.host(), address(port), answer());
+    let servers = [start(8801)?, start(8802)?];
+    let counts = || servers.each_ref().map(|server| server.take_requests().len());
+    for script in [Script::AnswerAndClose(Vec::new()), answer()] {
+        for server in &servers {
+            server.set_script(script.clone());
+        }
+        let expected = if matches!(script, Script::Answer(_)) { (200, [2, 2]) } else { (502, [4, 4]) };
+        for _ in 0..4 {
+            assert_eq!(other.get("/a")?.status, expected.0);
+            for endpoint in ["127.0.0.1:8801", "127.0.0.1:8802"] {
+                let up = cloud.agent.metric(&format!("metadata_nova_up{{endpoint=\"{endpoint}\"}}"))?;
+                assert_eq!(up, 1.0, "{endpoint}");
+            }
+        }
+        assert_eq!(counts(), expected.1);
+    }
+    // What is sent once proves nothing either.
+    servers[0].set_script(Script::AnswerAndClose(Vec::new()));
+    servers[1].set_script(Script::AnswerAndClose(Vec::new()));
+    assert_eq!(guest.request("POST", "/a", &[], b"secret")?.status, 502);
+    let failures =
+        |port| cloud.agent.metric(&format!("metadata_nova_failures_total{{endpoint=\"127.0.0.1:{port}\"}}"));
+    assert_eq!(failures(8801)? + failures(8802)?, 9.0);
+    assert!(!cloud.agent.log()?.contains("nova failed"));
+    Ok(())
+}
+
 /// What is not safe to repeat is sent once, whatever becomes of it.
 #[test]
 fn a_post_is_sent_at_most_once() -> Result<()> {

@@ -8,7 +8,7 @@ use std::{
 
 use tracing::{debug, info, warn};
 
-use super::health::Health;
+use super::{health::Health, notice::Notice};
 use crate::{config, error_chain::chain};
 
 /// Is told what happens to endpoints, which are named as `host:port`.
@@ -27,6 +27,7 @@ pub(super) struct Endpoint {
     address: config::Endpoint,
     name: String,
     health: Mutex<Health>,
+    mute: Notice,
     observer: Arc<dyn Observer>,
 }
 
@@ -34,7 +35,7 @@ impl Endpoint {
     pub(super) fn new(address: config::Endpoint, observer: Arc<dyn Observer>) -> Self {
         let name = address.authority();
         observer.up(&name, true);
-        Self { address, name, health: Mutex::default(), observer }
+        Self { address, name, health: Mutex::default(), mute: Notice::default(), observer }
     }
 
     pub(super) fn address(&self) -> &config::Endpoint {
@@ -64,6 +65,19 @@ impl Endpoint {
 
     pub(super) fn failed(&self, error: &dyn Error, now: Instant) {
         self.observer.failed(&self.name);
+        self.take_down(error, now);
+    }
+
+    /// It closed a new connection without an answer, which may be the request's fault.
+    pub(super) fn kept_mute(&self, now: Instant) {
+        self.observer.failed(&self.name);
+        if let Some(times) = self.mute.times(now) {
+            warn!(nova = %self, times, "nova closed connections without an answer");
+        }
+    }
+
+    /// Has requests avoid it for a while.
+    pub(super) fn take_down(&self, error: &dyn Error, now: Instant) {
         let mut health = self.health();
         let was_up = health.is_up();
         let avoided = health.fail(now).as_secs_f64();

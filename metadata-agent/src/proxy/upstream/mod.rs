@@ -3,6 +3,7 @@ mod connection;
 mod dial;
 mod endpoint;
 mod health;
+mod notice;
 mod race;
 #[cfg(test)]
 mod testing;
@@ -133,10 +134,10 @@ impl Upstream {
     ) -> Result<Answer, Refusal> {
         let started = Instant::now();
         let deadline = started + self.nova.response_timeout;
-        let mut errand = Errand { nova: &self.nova, method, repeatable, build, deadline };
+        let mut errand = Errand { nova: &self.nova, method, repeatable, build, deadline, mute: Vec::new() };
         let (up, mut down) = self.nova.order(started, repeatable);
         let mut refusal = Refusal::Unreachable;
-        for index in up {
+        for index in up.into_iter().take_while(|_| Instant::now() < deadline) {
             if repeatable && let Some(connection) = self.take_idle(index) {
                 match errand.run(connection).await {
                     // It was closed while it was idle, as the request went out: that says nothing of its endpoint.
@@ -157,7 +158,7 @@ impl Upstream {
             }
         }
         // Nobody knows which of those that failed lately is back: whoever takes a connection first.
-        while !down.is_empty() {
+        while !down.is_empty() && Instant::now() < deadline {
             let attempts = down.iter().map(|index| self.nova.connect(*index, deadline));
             let Ok(connection) = race(attempts.collect(), STAGGER).await else { break };
             let index = connection.endpoint;
@@ -214,6 +215,9 @@ struct Errand<'a, B> {
     repeatable: bool,
     build: B,
     deadline: Instant,
+    /// Endpoints that closed a new connection without an answer. The request may be to blame, which is a guest's: only
+    /// when another endpoint answers it, they are.
+    mute: Vec<usize>,
 }
 
 impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
@@ -224,12 +228,21 @@ impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
         let exchange = connection.exchange(&request, self.method);
         let answer = timeout_at(self.deadline.into(), exchange).await.unwrap_or(late)?;
         endpoint.answered();
+        for index in self.mute.drain(..) {
+            self.nova.endpoints[index].take_down(&Broken::Unanswered, Instant::now());
+        }
         Ok(answer)
     }
 
     /// What is to be said if nobody else answers, or that nobody else shall be asked.
     fn broke(&mut self, index: usize, error: &Broken) -> Result<Refusal, Refusal> {
-        self.nova.endpoints[index].failed(error, Instant::now());
+        let endpoint = &self.nova.endpoints[index];
+        if let Broken::Unanswered = error {
+            endpoint.kept_mute(Instant::now());
+            self.mute.push(index);
+        } else {
+            endpoint.failed(error, Instant::now());
+        }
         match error {
             Broken::Late(_) => Err(Refusal::Timeout),
             _ if self.repeatable => Ok(Refusal::Broken),
