@@ -192,6 +192,26 @@ fn a_connection_that_carried_a_body_carries_nothing_else() -> Result<()> {
     Ok(())
 }
 
+/// Nor does it keep a port of this machine, of which a guest could use up all.
+#[test]
+fn a_connection_that_is_done_leaves_nothing_behind() -> Result<()> {
+    let (cloud, [guest, _], upstream) = with_upstream(&[], answer())?;
+    for _ in 0..50 {
+        assert_eq!(guest.request("POST", "/a", &[], b"secret")?.text(), "ok");
+    }
+    assert_eq!(upstream.connections(), 50);
+    until("the servers have seen the ends", SOON, || {
+        let table = cloud.chassis.host().run(|| fs::read_to_string("/proc/thread-self/net/tcp"))??;
+        let port = format!(":{:04X}", nova::ADDRESS.port());
+        let states = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let left: Vec<_> =
+            states.filter(|words| words[2].ends_with(&port)).map(|words| words[3].to_owned()).collect();
+        assert!(!left.contains(&"06".to_owned()), "{} are in TIME_WAIT", left.len());
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+}
+
 #[test]
 fn a_slow_nova_is_not_waited_for_for_ever() -> Result<()> {
     let impatient = [("metadata_haproxy", "timeout_server = 1".to_owned())];

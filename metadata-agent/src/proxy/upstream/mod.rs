@@ -18,13 +18,14 @@ use std::{
 };
 
 use tokio::time::timeout_at;
-use tracing::debug;
+use tracing::{debug, warn};
 
 pub(super) use self::connection::Answer;
 use self::{
     connection::{Broken, Connection},
     dial::{ConnectError, dial},
     endpoint::Endpoint,
+    notice::Notice,
     race::{STAGGER, race},
     tls::Tls,
 };
@@ -46,6 +47,8 @@ pub struct Nova {
     connect_timeout: Duration,
     response_timeout: Duration,
     next: AtomicUsize,
+    /// This machine lacked something for a connection.
+    exhausted: Notice,
 }
 
 impl Nova {
@@ -59,6 +62,7 @@ impl Nova {
             response_timeout: config.response_timeout,
             // A thousand hypervisors must not all begin with the same endpoint.
             next: AtomicUsize::new(std::process::id() as usize),
+            exhausted: Notice::default(),
         })
     }
 
@@ -99,7 +103,12 @@ impl Nova {
                 Ok(Connection::new(stream, index, self.response_timeout))
             }
             Err(error) => {
-                endpoint.failed(&error, Instant::now());
+                let now = Instant::now();
+                if !error.is_local() {
+                    endpoint.failed(&error, now);
+                } else if let Some(times) = self.exhausted.times(now) {
+                    warn!(times, error = chain(&error), "no connections to nova can be made");
+                }
                 Err(error)
             }
         }
