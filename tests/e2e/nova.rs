@@ -394,6 +394,18 @@ fn certificates_are_verified_unless_told_otherwise() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_name_that_is_not_found_is_told() -> Result<()> {
+    let hosts = format!("nova_metadata_host = nova.invalid, {}", nova::ADDRESS);
+    let (cloud, [guest, _]) = cloud(&[("DEFAULT", hosts)])?;
+    for _ in 0..4 {
+        own_identity(&guest)?;
+    }
+    let log = cloud.agent.log()?;
+    assert_eq!(log.matches("cannot look up nova.invalid: ").count(), 1, "{log}");
+    Ok(())
+}
+
 /// An agent that was started before Nova serves as soon as Nova does.
 #[test]
 fn nova_starts_last() -> Result<()> {

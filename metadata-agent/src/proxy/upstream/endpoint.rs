@@ -2,13 +2,14 @@
 use std::{
     error::Error,
     fmt,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tracing::{debug, info, warn};
 
-use super::{health::Health, notice::Notice};
+use super::{health::Health, lookup::Name, notice::Notice};
 use crate::{config, error_chain::chain};
 
 /// Is told what happens to endpoints, which are named as `host:port`.
@@ -26,6 +27,7 @@ pub trait Observer: fmt::Debug + Send + Sync {
 pub(super) struct Endpoint {
     address: config::Endpoint,
     name: String,
+    host: Name,
     health: Mutex<Health>,
     mute: Notice,
     observer: Arc<dyn Observer>,
@@ -35,11 +37,17 @@ impl Endpoint {
     pub(super) fn new(address: config::Endpoint, observer: Arc<dyn Observer>) -> Self {
         let name = address.authority();
         observer.up(&name, true);
-        Self { address, name, health: Mutex::default(), mute: Notice::default(), observer }
+        let host = Name::new(&address.host, address.port);
+        Self { address, name, host, health: Mutex::default(), mute: Notice::default(), observer }
     }
 
     pub(super) fn address(&self) -> &config::Endpoint {
         &self.address
+    }
+
+    /// See [`Name::addresses`].
+    pub(super) async fn addresses(&self) -> Result<Vec<SocketAddr>, String> {
+        self.host.addresses().await
     }
 
     pub(super) fn is_up(&self) -> bool {

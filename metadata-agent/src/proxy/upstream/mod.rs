@@ -3,6 +3,7 @@ mod connection;
 mod dial;
 mod endpoint;
 mod health;
+mod lookup;
 mod notice;
 mod race;
 #[cfg(test)]
