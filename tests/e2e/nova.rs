@@ -358,6 +358,24 @@ fn nova_behind_tls() -> Result<()> {
     fs::copy(other_ca.file("ca.pem"), nova_ca.file("ca.pem"))?;
     assert_eq!(guest.get(META_DATA)?.text(), "ok");
 
+    // A connection that is still good does not keep what was replaced in use.
+    upstream.set_script(answer());
+    assert_eq!(guest.get(META_DATA)?.text(), "ok");
+    let before = upstream.connections();
+    for _ in 0..3 {
+        assert_eq!(guest.get(META_DATA)?.text(), "ok");
+    }
+    assert!(upstream.connections() <= before + 1, "{} connections", upstream.connections());
+    fs::copy(our_ca.file("ca.pem"), nova_ca.file("ca.pem"))?;
+    until("the new file is used", SOON, || {
+        let response = guest.get(META_DATA)?;
+        ensure!(response.status == 502, "{response:?}");
+        Ok(())
+    })?;
+    fs::copy(other_ca.file("ca.pem"), nova_ca.file("ca.pem"))?;
+    upstream.set_script(Script::AnswerAndClose(OK.to_vec()));
+    assert_eq!(guest.get(META_DATA)?.text(), "ok");
+
     // A client certificate that Nova does not know.
     fs::copy(other_ca.file("ca.pem"), our_ca.file("ca.pem"))?;
     other_ca.issue("client")?;

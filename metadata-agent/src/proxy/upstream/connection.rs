@@ -3,7 +3,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf as _, BytesMut};
@@ -62,13 +62,15 @@ pub(super) struct Connection {
     received: BytesMut,
     /// Index of the endpoint that it leads to.
     pub(super) endpoint: usize,
+    /// When it was begun.
+    pub(super) begun: Instant,
     /// How long an answer's body may pause.
     pause: Duration,
 }
 
 impl Connection {
-    pub(super) fn new(stream: Stream, endpoint: usize, pause: Duration) -> Self {
-        Self { stream, received: BytesMut::new(), endpoint, pause }
+    pub(super) fn new(stream: Stream, endpoint: usize, begun: Instant, pause: Duration) -> Self {
+        Self { stream, received: BytesMut::new(), endpoint, begun, pause }
     }
 
     /// Whether nothing was said on an idle connection, an end neither.

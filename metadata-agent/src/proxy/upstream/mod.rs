@@ -5,6 +5,7 @@ mod endpoint;
 mod health;
 mod lookup;
 mod notice;
+mod pool;
 mod race;
 #[cfg(test)]
 mod testing;
@@ -12,7 +13,7 @@ mod tls;
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -27,18 +28,13 @@ use self::{
     dial::{ConnectError, dial},
     endpoint::Endpoint,
     notice::Notice,
+    pool::Pool,
     race::{STAGGER, race},
     tls::Tls,
 };
 pub use self::{endpoint::Observer, tls::TlsError};
 use super::answer::Refusal;
 use crate::{config, error_chain::chain};
-
-/// An idle connection older than this is not used again: nova's servers close theirs after a while, and a request
-/// sent into a closing connection is lost.
-const IDLE: Duration = Duration::from_secs(20);
-/// Idle connections that a worker keeps to each endpoint.
-const KEPT: usize = 32;
 
 /// What all workers know of Nova.
 #[derive(Debug)]
@@ -97,11 +93,12 @@ impl Nova {
     /// Makes a connection to one endpoint, before `deadline`, and tells it how that went.
     async fn connect(&self, index: usize, deadline: Instant) -> Result<Connection, ConnectError> {
         let endpoint = &self.endpoints[index];
-        let time = self.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
+        let begun = Instant::now();
+        let time = self.connect_timeout.min(deadline.saturating_duration_since(begun));
         match dial(endpoint, self.tls.as_ref(), time, self.connect_timeout).await {
             Ok(stream) => {
                 endpoint.connected();
-                Ok(Connection::new(stream, index, self.response_timeout))
+                Ok(Connection::new(stream, index, begun, self.response_timeout))
             }
             Err(error) => {
                 let now = Instant::now();
@@ -120,16 +117,14 @@ impl Nova {
 #[derive(Debug)]
 pub(super) struct Upstream {
     nova: Arc<Nova>,
-    idle: Vec<Pool>,
+    /// One for each endpoint.
+    pools: Vec<Pool>,
 }
-
-/// Idle connections to one endpoint, the last used at the end.
-type Pool = Mutex<Vec<(Connection, Instant)>>;
 
 impl Upstream {
     pub(super) fn new(nova: Arc<Nova>) -> Self {
-        let idle = nova.endpoints.iter().map(|_| Pool::default()).collect();
-        Self { nova, idle }
+        let pools = nova.endpoints.iter().map(|_| Pool::default()).collect();
+        Self { nova, pools }
     }
 
     /// Sends what `build` makes for a host; returns when the head of the answer is there.
@@ -148,7 +143,9 @@ impl Upstream {
         let (up, mut down) = self.nova.order(started, repeatable);
         let mut refusal = Refusal::Unreachable;
         for index in up.into_iter().take_while(|_| Instant::now() < deadline) {
-            if repeatable && let Some(connection) = self.take_idle(index) {
+            if repeatable
+                && let Some(connection) = self.pools[index].take(self.nova.tls.as_ref(), Instant::now())
+            {
                 match errand.run(connection).await {
                     // It was closed while it was idle, as the request went out: that says nothing of its endpoint.
                     Err(Broken::Unanswered) => {
@@ -190,32 +187,20 @@ impl Upstream {
             return;
         }
         if let Some(connection) = answer.into_reusable() {
-            let mut idle = lock(&self.idle[connection.endpoint]);
-            if idle.len() < KEPT {
-                idle.push((connection, Instant::now()));
-            }
+            self.pools[connection.endpoint].put(connection, Instant::now());
         }
     }
 
-    fn take_idle(&self, index: usize) -> Option<Connection> {
-        loop {
-            let (mut connection, since) = lock(&self.idle[index]).pop()?;
-            if since.elapsed() < IDLE && connection.is_quiet() {
-                return Some(connection);
-            }
-        }
-    }
-
-    /// Closes what was not used for a while.
+    /// Closes what was not used for a while, or is protected by files that have changed.
     pub(super) fn sweep(&self) {
-        for pool in &self.idle {
-            lock(pool).retain_mut(|(connection, since)| since.elapsed() < IDLE && connection.is_quiet());
+        let tls = self.nova.tls.as_ref();
+        if let Some(tls) = tls {
+            tls.refresh();
+        }
+        for pool in &self.pools {
+            pool.sweep(tls, Instant::now());
         }
     }
-}
-
-fn lock(pool: &Pool) -> std::sync::MutexGuard<'_, Vec<(Connection, Instant)>> {
-    pool.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One request, on its way from endpoint to endpoint.
