@@ -30,6 +30,7 @@ pub(super) struct Endpoint {
     host: Name,
     health: Mutex<Health>,
     mute: Notice,
+    forbidden: Notice,
     observer: Arc<dyn Observer>,
 }
 
@@ -38,7 +39,8 @@ impl Endpoint {
         let name = address.authority();
         observer.up(&name, true);
         let host = Name::new(&address.host, address.port);
-        Self { address, name, host, health: Mutex::default(), mute: Notice::default(), observer }
+        let (mute, forbidden) = (Notice::default(), Notice::default());
+        Self { address, name, host, health: Mutex::default(), mute, forbidden, observer }
     }
 
     pub(super) fn address(&self) -> &config::Endpoint {
@@ -68,6 +70,17 @@ impl Endpoint {
         if self.health().succeed() {
             info!(nova = %self, "nova answers again");
             self.observer.up(&self.name, true);
+        }
+    }
+
+    /// It answered 403, which Nova says to signatures and to hardly anything else (`handler.py` of nova's metadata API).
+    pub(super) fn forbade(&self, now: Instant) {
+        if let Some(times) = self.forbidden.times(now) {
+            warn!(
+                nova = %self,
+                times,
+                "nova refuses signatures (403): metadata_proxy_shared_secret probably differs from that in nova's [neutron]"
+            );
         }
     }
 

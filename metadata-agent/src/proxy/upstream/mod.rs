@@ -223,6 +223,9 @@ impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
         let exchange = connection.exchange(&request, self.method);
         let answer = timeout_at(self.deadline.into(), exchange).await.unwrap_or(late)?;
         endpoint.answered();
+        if answer.head.status == 403 {
+            endpoint.forbade(Instant::now());
+        }
         for index in self.mute.drain(..) {
             self.nova.endpoints[index].take_down(&Broken::Unanswered, Instant::now());
         }
