@@ -21,6 +21,9 @@ use metadata_tests::{
     wait::until,
 };
 
+#[path = "nova/machines.rs"]
+mod machines;
+
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const SOON: Duration = Duration::from_secs(30);
 
@@ -36,6 +39,17 @@ fn cloud(options: &[(&'static str, String)]) -> Result<(Cloud<Stage>, [Guest; 2]
     let cloud = Cloud::on(Stage::start()?, &Options { more: options.to_vec(), ..Options::default() })?;
     let guests = cloud.overlapping_guests()?;
     Ok((cloud, guests))
+}
+
+/// Whether a line is in the log, which is written a little later, and not twice.
+fn told_once(cloud: &Cloud<Stage>, text: &str) -> Result<()> {
+    let count = || -> Result<usize> { Ok(cloud.agent.log()?.matches(text).count()) };
+    until(&format!("the log says {text:?}"), SOON, || {
+        ensure!(count()? > 0, "it does not");
+        Ok(())
+    })?;
+    ensure!(count()? == 1, "the log says {text:?} {} times", count()?);
+    Ok(())
 }
 
 /// An agent with one server of our own in Nova's place.
@@ -91,6 +105,40 @@ fn endpoints_stand_in_for_each_other() -> Result<()> {
         assert_eq!(guest.request(method, "/d", &[], b"")?.text(), "ok", "{method} in round {round}");
     }
     assert_eq!(third.take_requests().len(), 6);
+    Ok(())
+}
+
+/// Nova's servers close the connection of a request that they cannot read. A guest that sends such ones shall not have
+/// the endpoints avoided, for itself or others.
+#[test]
+fn no_guest_decides_about_novas_health() -> Result<()> {
+    let hosts = "nova_metadata_host = 127.0.0.1:8801,127.0.0.1:8802".to_owned();
+    let (cloud, [guest, other]) = cloud(&[("DEFAULT", hosts)])?;
+    let start = |port| Upstream::start(cloud.chassis.host(), address(port), answer());
+    let servers = [start(8801)?, start(8802)?];
+    let counts = || servers.each_ref().map(|server| server.take_requests().len());
+    for script in [Script::AnswerAndClose(Vec::new()), answer()] {
+        for server in &servers {
+            server.set_script(script.clone());
+        }
+        let expected = if matches!(script, Script::Answer(_)) { (200, [2, 2]) } else { (502, [4, 4]) };
+        for _ in 0..4 {
+            assert_eq!(other.get("/a")?.status, expected.0);
+            for endpoint in ["127.0.0.1:8801", "127.0.0.1:8802"] {
+                let up = cloud.agent.metric(&format!("metadata_nova_up{{endpoint=\"{endpoint}\"}}"))?;
+                assert_eq!(up, 1.0, "{endpoint}");
+            }
+        }
+        assert_eq!(counts(), expected.1);
+    }
+    // What is sent once proves nothing either.
+    servers[0].set_script(Script::AnswerAndClose(Vec::new()));
+    servers[1].set_script(Script::AnswerAndClose(Vec::new()));
+    assert_eq!(guest.request("POST", "/a", &[], b"secret")?.status, 502);
+    let failures =
+        |port| cloud.agent.metric(&format!("metadata_nova_failures_total{{endpoint=\"127.0.0.1:{port}\"}}"));
+    assert_eq!(failures(8801)? + failures(8802)?, 9.0);
+    assert!(!cloud.agent.log()?.contains("nova failed"));
     Ok(())
 }
 
@@ -153,6 +201,26 @@ fn a_connection_that_carried_a_body_carries_nothing_else() -> Result<()> {
     assert_eq!(other.get("/b")?.text(), "ok");
     assert_eq!(upstream.connections(), 4);
     Ok(())
+}
+
+/// Nor does it keep a port of this machine, of which a guest could use up all.
+#[test]
+fn a_connection_that_is_done_leaves_nothing_behind() -> Result<()> {
+    let (cloud, [guest, _], upstream) = with_upstream(&[], answer())?;
+    for _ in 0..50 {
+        assert_eq!(guest.request("POST", "/a", &[], b"secret")?.text(), "ok");
+    }
+    assert_eq!(upstream.connections(), 50);
+    until("the servers have seen the ends", SOON, || {
+        let table = cloud.chassis.host().run(|| fs::read_to_string("/proc/thread-self/net/tcp"))??;
+        let port = format!(":{:04X}", nova::ADDRESS.port());
+        let states = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let left: Vec<_> =
+            states.filter(|words| words[2].ends_with(&port)).map(|words| words[3].to_owned()).collect();
+        assert!(!left.contains(&"06".to_owned()), "{} are in TIME_WAIT", left.len());
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
 }
 
 #[test]
@@ -301,6 +369,24 @@ fn nova_behind_tls() -> Result<()> {
     fs::copy(other_ca.file("ca.pem"), nova_ca.file("ca.pem"))?;
     assert_eq!(guest.get(META_DATA)?.text(), "ok");
 
+    // A connection that is still good does not keep what was replaced in use.
+    upstream.set_script(answer());
+    assert_eq!(guest.get(META_DATA)?.text(), "ok");
+    let before = upstream.connections();
+    for _ in 0..3 {
+        assert_eq!(guest.get(META_DATA)?.text(), "ok");
+    }
+    assert!(upstream.connections() <= before + 1, "{} connections", upstream.connections());
+    fs::copy(our_ca.file("ca.pem"), nova_ca.file("ca.pem"))?;
+    until("the new file is used", SOON, || {
+        let response = guest.get(META_DATA)?;
+        ensure!(response.status == 502, "{response:?}");
+        Ok(())
+    })?;
+    fs::copy(other_ca.file("ca.pem"), nova_ca.file("ca.pem"))?;
+    upstream.set_script(Script::AnswerAndClose(OK.to_vec()));
+    assert_eq!(guest.get(META_DATA)?.text(), "ok");
+
     // A client certificate that Nova does not know.
     fs::copy(other_ca.file("ca.pem"), our_ca.file("ca.pem"))?;
     other_ca.issue("client")?;
@@ -335,6 +421,28 @@ fn certificates_are_verified_unless_told_otherwise() -> Result<()> {
         assert_eq!(guest.get(META_DATA)?.status, status, "insecure = {insecure}");
     }
     Ok(())
+}
+
+/// Guests get Nova's answer; why is for the operator, once and not with each of them.
+#[test]
+fn another_secret_than_novas_is_told() -> Result<()> {
+    let (cloud, [guest, _]) = cloud(&[("DEFAULT", "metadata_proxy_shared_secret = another".to_owned())])?;
+    for _ in 0..5 {
+        let response = guest.get(META_DATA)?;
+        assert_eq!(response.status, 403);
+        assert!(response.text().contains("Invalid proxy request signature."), "{}", response.text());
+    }
+    told_once(&cloud, "metadata_proxy_shared_secret probably differs")
+}
+
+#[test]
+fn a_name_that_is_not_found_is_told() -> Result<()> {
+    let hosts = format!("nova_metadata_host = nova.invalid, {}", nova::ADDRESS);
+    let (cloud, [guest, _]) = cloud(&[("DEFAULT", hosts)])?;
+    for _ in 0..4 {
+        own_identity(&guest)?;
+    }
+    told_once(&cloud, "cannot look up nova.invalid: ")
 }
 
 /// An agent that was started before Nova serves as soon as Nova does.

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddrV4, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +14,7 @@ use std::{
 use anyhow::Result;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::netns::Namespace;
+use crate::{netns::Namespace, sandbox::Sandbox};
 
 /// Whoever is silent for longer is not waited for.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -35,6 +35,40 @@ pub enum Script {
     Held(Vec<u8>),
     /// The first bytes, and then the second ones again and again.
     Endless(Vec<u8>, Vec<u8>),
+}
+
+/// A machine of its own for servers, on a link to the chassis: it can go without a word.
+#[derive(Debug)]
+pub struct Machine {
+    pub netns: Namespace,
+    pub address: SocketAddrV4,
+}
+
+impl Machine {
+    pub fn attach(sandbox: &Sandbox, host: &Namespace, number: u8) -> Result<Self> {
+        let netns = Namespace::create(sandbox, &format!("nova{number}"))?;
+        let (link, mac) = (format!("nova{number}"), format!("02:00:00:00:87:{number:02x}"));
+        let (ours, its) = (Ipv4Addr::new(10, 87, number, 1), Ipv4Addr::new(10, 87, number, 2));
+        host.ip(format!("link add {link} type veth peer name eth0 address {mac} netns {}", netns.name()))?;
+        netns.ip(format!("addr add {its}/30 dev eth0"))?;
+        netns.ip("link set eth0 up")?;
+        host.ip(format!("addr add {ours}/30 dev {link}"))?;
+        host.ip(format!("link set {link} up"))?;
+        // As behind a router: nobody notices that its address is not resolved any more.
+        host.ip(format!("neigh replace {its} lladdr {mac} nud permanent dev {link}"))?;
+        Ok(Self { netns, address: SocketAddrV4::new(its, 8775) })
+    }
+
+    /// From now on nothing arrives and nothing comes back.
+    pub fn vanish(&self) -> Result<()> {
+        self.netns.ip("link set eth0 down")?;
+        Ok(())
+    }
+
+    pub fn reappear(&self) -> Result<()> {
+        self.netns.ip("link set eth0 up")?;
+        Ok(())
+    }
 }
 
 #[derive(Debug)]

@@ -3,7 +3,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf as _, BytesMut};
@@ -32,8 +32,24 @@ pub(in crate::proxy) enum Broken {
     Malformed(#[from] Malformed),
     #[error("the connection was closed within the answer")]
     Closed,
+    #[error("the connection was closed without an answer")]
+    Unanswered,
     #[error("the answer does not go on")]
     Stalled,
+    #[error("no answer within {} s", .0.as_secs_f64())]
+    Late(Duration),
+}
+
+impl Broken {
+    /// What an error means before anything of the answer is there. TLS calls it unexpected when a connection ends without
+    /// a farewell.
+    fn before_answer(error: io::Error) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        match error.kind() {
+            BrokenPipe | ConnectionReset | UnexpectedEof => Self::Unanswered,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// With or without TLS.
@@ -46,13 +62,15 @@ pub(super) struct Connection {
     received: BytesMut,
     /// Index of the endpoint that it leads to.
     pub(super) endpoint: usize,
+    /// When it was begun.
+    pub(super) begun: Instant,
     /// How long an answer's body may pause.
     pause: Duration,
 }
 
 impl Connection {
-    pub(super) fn new(stream: Stream, endpoint: usize, pause: Duration) -> Self {
-        Self { stream, received: BytesMut::new(), endpoint, pause }
+    pub(super) fn new(stream: Stream, endpoint: usize, begun: Instant, pause: Duration) -> Self {
+        Self { stream, received: BytesMut::new(), endpoint, begun, pause }
     }
 
     /// Whether nothing was said on an idle connection, an end neither.
@@ -65,8 +83,7 @@ impl Connection {
 
     /// Sends a request and waits for the answer's head.
     pub(super) async fn exchange(mut self, request: &[u8], method: &[u8]) -> Result<Answer, Broken> {
-        self.stream.write_all(request).await?;
-        self.stream.flush().await?;
+        self.send(request).await.map_err(Broken::before_answer)?;
         loop {
             let head = Response::parse(self.head().await?, method)?;
             // Switching protocols is for those who asked for it, and we never do.
@@ -84,6 +101,11 @@ impl Connection {
         }
     }
 
+    async fn send(&mut self, request: &[u8]) -> io::Result<()> {
+        self.stream.write_all(request).await?;
+        self.stream.flush().await
+    }
+
     async fn head(&mut self) -> Result<bytes::Bytes, Broken> {
         let mut end = HeadEnd::default();
         loop {
@@ -93,8 +115,12 @@ impl Connection {
             if self.received.len() > MOST_HEAD_BYTES {
                 return Err(Malformed::TooLarge.into());
             }
-            if receive(&mut self.stream, &mut self.received).await? == 0 {
-                return Err(Broken::Closed);
+            match receive(&mut self.stream, &mut self.received).await {
+                Ok(1..) => {}
+                Ok(0) if self.received.is_empty() => return Err(Broken::Unanswered),
+                Ok(0) => return Err(Broken::Closed),
+                Err(error) if self.received.is_empty() => return Err(Broken::before_answer(error)),
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -1,18 +1,16 @@
-//! One of Nova's endpoints, and what requests told about its health.
+//! One of Nova's endpoints, and who is told of its health.
 use std::{
+    error::Error,
     fmt,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use crate::config;
-
-/// For how long an endpoint is avoided after its first failure, and doubled with each further one.
-const BACKOFF: Duration = Duration::from_millis(500);
-/// Doubled up to this.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+use super::{health::Health, lookup::Name, notice::Notice};
+use crate::{config, error_chain::chain};
 
 /// Is told what happens to endpoints, which are named as `host:port`.
 pub trait Observer: fmt::Debug + Send + Sync {
@@ -29,7 +27,10 @@ pub trait Observer: fmt::Debug + Send + Sync {
 pub(super) struct Endpoint {
     address: config::Endpoint,
     name: String,
+    host: Name,
     health: Mutex<Health>,
+    mute: Notice,
+    forbidden: Notice,
     observer: Arc<dyn Observer>,
 }
 
@@ -37,15 +38,27 @@ impl Endpoint {
     pub(super) fn new(address: config::Endpoint, observer: Arc<dyn Observer>) -> Self {
         let name = address.authority();
         observer.up(&name, true);
-        Self { address, name, health: Mutex::default(), observer }
+        let host = Name::new(&address.host, address.port);
+        let (mute, forbidden) = (Notice::default(), Notice::default());
+        Self { address, name, host, health: Mutex::default(), mute, forbidden, observer }
     }
 
     pub(super) fn address(&self) -> &config::Endpoint {
         &self.address
     }
 
-    pub(super) fn is_up(&self, now: Instant) -> bool {
-        self.health().is_up(now)
+    /// See [`Name::addresses`].
+    pub(super) async fn addresses(&self) -> Result<Vec<SocketAddr>, String> {
+        self.host.addresses().await
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.health().is_up()
+    }
+
+    /// See [`Health::try_again`].
+    pub(super) fn try_again(&self, now: Instant, time: Duration) -> bool {
+        self.health().try_again(now, time)
     }
 
     pub(super) fn connected(&self) {
@@ -60,12 +73,43 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn failed(&self, error: &dyn std::error::Error, now: Instant) {
-        let avoided = self.health().fail(now);
-        let error = crate::error_chain::chain(error);
-        warn!(nova = %self, error, avoided_seconds = avoided.as_secs_f64(), "nova failed");
+    /// It answered 403, which Nova says to signatures and to hardly anything else (`handler.py` of nova's metadata API).
+    pub(super) fn forbade(&self, now: Instant) {
+        if let Some(times) = self.forbidden.times(now) {
+            warn!(
+                nova = %self,
+                times,
+                "nova refuses signatures (403): metadata_proxy_shared_secret probably differs from that in nova's [neutron]"
+            );
+        }
+    }
+
+    pub(super) fn failed(&self, error: &dyn Error, now: Instant) {
         self.observer.failed(&self.name);
-        self.observer.up(&self.name, false);
+        self.take_down(error, now);
+    }
+
+    /// It closed a new connection without an answer, which may be the request's fault.
+    pub(super) fn kept_mute(&self, now: Instant) {
+        self.observer.failed(&self.name);
+        if let Some(times) = self.mute.times(now) {
+            warn!(nova = %self, times, "nova closed connections without an answer");
+        }
+    }
+
+    /// Has requests avoid it for a while.
+    pub(super) fn take_down(&self, error: &dyn Error, now: Instant) {
+        let mut health = self.health();
+        let was_up = health.is_up();
+        let avoided = health.fail(now).as_secs_f64();
+        drop(health);
+        let error = chain(error);
+        if was_up {
+            warn!(nova = %self, error, "nova failed");
+            self.observer.up(&self.name, false);
+        } else {
+            debug!(nova = %self, error, avoided_seconds = avoided, "nova still fails");
+        }
     }
 
     fn health(&self) -> std::sync::MutexGuard<'_, Health> {
@@ -76,59 +120,5 @@ impl Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
-    }
-}
-
-/// Failures in a row, and until when they count.
-#[derive(Debug, Default)]
-struct Health {
-    failures: u32,
-    avoided_until: Option<Instant>,
-}
-
-impl Health {
-    fn is_up(&self, now: Instant) -> bool {
-        self.avoided_until.is_none_or(|until| until <= now)
-    }
-
-    /// True if it had failed before.
-    fn succeed(&mut self) -> bool {
-        let recovered = self.failures > 0;
-        *self = Self::default();
-        recovered
-    }
-
-    /// For how long it is to be avoided. Requests that were under way together count as one failure.
-    fn fail(&mut self, now: Instant) -> Duration {
-        if self.is_up(now) {
-            self.failures = self.failures.saturating_add(1);
-        }
-        let backoff = BACKOFF.saturating_mul(1 << (self.failures.clamp(1, 16) - 1)).min(LONGEST_BACKOFF);
-        self.avoided_until = Some(now + backoff);
-        backoff
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failures_are_avoided_longer_and_longer_until_one_succeeds() {
-        let mut now = Instant::now();
-        let mut health = Health::default();
-        let mut waits = Vec::new();
-        for _ in 0..9 {
-            let wait = health.fail(now);
-            assert_eq!(health.fail(now), wait, "at the same time");
-            assert!(!health.is_up(now));
-            now += wait;
-            assert!(health.is_up(now));
-            waits.push(wait.as_millis());
-        }
-        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
-        assert!(health.succeed());
-        assert!(!health.succeed());
-        assert_eq!(health.fail(now), BACKOFF);
     }
 }

@@ -1,32 +1,40 @@
 //! Nova: its endpoints, what is known of their health, pooled connections, and the retries that are safe.
 mod connection;
+mod dial;
 mod endpoint;
+mod health;
+mod lookup;
+mod notice;
+mod pool;
+mod race;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 use std::{
-    io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpStream, time::timeout_at};
-use tokio_util::either::Either;
-use tracing::debug;
+use tokio::time::timeout_at;
+use tracing::{debug, warn};
 
 pub(super) use self::connection::Answer;
-use self::{connection::Connection, endpoint::Endpoint, tls::Tls};
+use self::{
+    connection::{Broken, Connection},
+    dial::{ConnectError, dial},
+    endpoint::Endpoint,
+    notice::Notice,
+    pool::Pool,
+    race::{STAGGER, race},
+    tls::Tls,
+};
 pub use self::{endpoint::Observer, tls::TlsError};
 use super::answer::Refusal;
 use crate::{config, error_chain::chain};
-
-/// An idle connection older than this is not used again: nova's servers close theirs after a while, and a request
-/// sent into a closing connection is lost.
-const IDLE: Duration = Duration::from_secs(20);
-/// Idle connections that a worker keeps to each endpoint.
-const KEPT: usize = 32;
 
 /// What all workers know of Nova.
 #[derive(Debug)]
@@ -36,6 +44,8 @@ pub struct Nova {
     connect_timeout: Duration,
     response_timeout: Duration,
     next: AtomicUsize,
+    /// This machine lacked something for a connection.
+    exhausted: Notice,
 }
 
 impl Nova {
@@ -49,46 +59,55 @@ impl Nova {
             response_timeout: config.response_timeout,
             // A thousand hypervisors must not all begin with the same endpoint.
             next: AtomicUsize::new(std::process::id() as usize),
+            exhausted: Notice::default(),
         })
     }
 
-    /// All endpoints, in turn; those that failed lately come last, as nobody knows better.
-    fn order(&self, now: Instant) -> impl Iterator<Item = usize> {
-        let count = self.endpoints.len();
-        let first = self.next.fetch_add(1, Ordering::Relaxed) % count;
-        let mut order: Vec<usize> = (first..first + count).map(|index| index % count).collect();
-        order.sort_by_cached_key(|index| !self.endpoints[*index].is_up(now));
-        order.into_iter()
+    /// Whom to ask, one after another: those that are up, in turn. And whom else, if nobody of them answers.
+    ///
+    /// One that was avoided long enough comes first, for one request that may also go to the next.
+    fn order(&self, now: Instant, repeatable: bool) -> (Vec<usize>, Vec<usize>) {
+        let (mut up, mut down): (Vec<_>, Vec<_>) =
+            (0..self.endpoints.len()).partition(|index| self.endpoints[*index].is_up());
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        for list in [&mut up, &mut down] {
+            let length = list.len().max(1);
+            list.rotate_left(turn % length);
+        }
+        let tried = |index: &usize| self.endpoints[*index].try_again(now, self.connect_timeout);
+        if repeatable && let Some(at) = down.iter().position(tried) {
+            up.insert(0, down.remove(at));
+        }
+        (up, down)
     }
 
     /// Makes a connection to any endpoint, only to see that it can be made.
     pub async fn reach(&self) -> Result<(), String> {
-        let mut failures = Vec::new();
-        for index in self.order(Instant::now()) {
-            match self.connect(index).await {
-                Ok(_) => return Ok(()),
-                Err(error) => failures.push(format!("nova at {}: {}", self.endpoints[index], chain(&error))),
-            }
-        }
-        Err(failures.join("; "))
+        let attempts = (0..self.endpoints.len()).map(async |index| {
+            let failure = |error| format!("nova at {}: {}", self.endpoints[index], chain(&error));
+            self.connect(index, Instant::now() + self.connect_timeout).await.map(drop).map_err(failure)
+        });
+        race(attempts.collect(), Duration::ZERO).await.map_err(|failures| failures.join("; "))
     }
 
-    async fn connect(&self, index: usize) -> io::Result<Connection> {
-        let connecting = async {
-            let address = self.endpoints[index].address();
-            let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
-            stream.set_nodelay(true)?;
-            let stream = match &self.tls {
-                None => Either::Left(stream),
-                Some(tls) => Either::Right(Box::new(tls.connect(&address.host, stream).await?)),
-            };
-            Ok(Connection::new(stream, index, self.response_timeout))
-        };
-        match tokio::time::timeout(self.connect_timeout, connecting).await {
-            Ok(result) => result,
-            Err(_) => {
-                let text = format!("no connection within {} s", self.connect_timeout.as_secs_f64());
-                Err(io::Error::new(io::ErrorKind::TimedOut, text))
+    /// Makes a connection to one endpoint, before `deadline`, and tells it how that went.
+    async fn connect(&self, index: usize, deadline: Instant) -> Result<Connection, ConnectError> {
+        let endpoint = &self.endpoints[index];
+        let begun = Instant::now();
+        let time = self.connect_timeout.min(deadline.saturating_duration_since(begun));
+        match dial(endpoint, self.tls.as_ref(), time, self.connect_timeout).await {
+            Ok(stream) => {
+                endpoint.connected();
+                Ok(Connection::new(stream, index, begun, self.response_timeout))
+            }
+            Err(error) => {
+                let now = Instant::now();
+                if !error.is_local() {
+                    endpoint.failed(&error, now);
+                } else if let Some(times) = self.exhausted.times(now) {
+                    warn!(times, error = chain(&error), "no connections to nova can be made");
+                }
+                Err(error)
             }
         }
     }
@@ -98,83 +117,65 @@ impl Nova {
 #[derive(Debug)]
 pub(super) struct Upstream {
     nova: Arc<Nova>,
-    idle: Vec<Pool>,
+    /// One for each endpoint.
+    pools: Vec<Pool>,
 }
-
-/// Idle connections to one endpoint, the last used at the end.
-type Pool = Mutex<Vec<(Connection, Instant)>>;
 
 impl Upstream {
     pub(super) fn new(nova: Arc<Nova>) -> Self {
-        let idle = nova.endpoints.iter().map(|_| Pool::default()).collect();
-        Self { nova, idle }
+        let pools = nova.endpoints.iter().map(|_| Pool::default()).collect();
+        Self { nova, pools }
     }
 
     /// Sends what `build` makes for a host; returns when the head of the answer is there.
     ///
-    /// A request that may be repeated, which has no body, goes over a pooled connection, and when that or its endpoint fails, to the next
-    /// endpoint. Any other gets a new connection, since a pooled one may be dying, and is sent once.
+    /// A request that may be repeated, which has no body, goes over a pooled connection, and when that or its endpoint
+    /// fails, to the next endpoint. Any other gets a new connection, since a pooled one may be dying, and is sent once.
     pub(super) async fn send(
         &self,
         method: &[u8],
         repeatable: bool,
         build: impl Fn(&str) -> Vec<u8>,
     ) -> Result<Answer, Refusal> {
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let deadline = started + self.nova.response_timeout;
+        let mut errand = Errand { nova: &self.nova, method, repeatable, build, deadline, mute: Vec::new() };
+        let (up, mut down) = self.nova.order(started, repeatable);
         let mut refusal = Refusal::Unreachable;
-        for index in self.nova.order(started.into_std()) {
-            let endpoint = &self.nova.endpoints[index];
-            let request = build(&endpoint.address().authority());
-            let pooled = if repeatable { self.take_idle(index) } else { None };
-            if let Some(connection) = pooled {
-                match timeout_at(deadline, connection.exchange(&request, method)).await {
-                    Ok(Ok(answer)) => {
-                        endpoint.answered();
-                        return Ok(answer);
+        for index in up.into_iter().take_while(|_| Instant::now() < deadline) {
+            if repeatable
+                && let Some(connection) = self.pools[index].take(self.nova.tls.as_ref(), Instant::now())
+            {
+                match errand.run(connection).await {
+                    // It was closed while it was idle, as the request went out: that says nothing of its endpoint.
+                    Err(Broken::Unanswered) => {
+                        debug!(nova = %self.nova.endpoints[index], "a pooled connection was closed")
                     }
-                    Ok(Err(error)) => {
-                        debug!(nova = %endpoint, %error, "a pooled connection broke, taking a new one")
+                    Err(error) => {
+                        refusal = errand.broke(index, &error)?;
+                        continue;
                     }
-                    Err(_) => return Err(self.late(endpoint)),
+                    Ok(answer) => return Ok(answer),
                 }
             }
-            let connection = match timeout_at(deadline, self.nova.connect(index)).await {
-                Ok(Ok(connection)) => connection,
-                Ok(Err(error)) => {
-                    endpoint.failed(&error, Instant::now());
-                    refusal = Refusal::Unreachable;
-                    continue;
-                }
-                Err(_) => {
-                    let error = "no connection before the time for the answer was over";
-                    endpoint.failed(&io::Error::new(io::ErrorKind::TimedOut, error), Instant::now());
-                    return Err(refusal);
-                }
-            };
-            endpoint.connected();
-            match timeout_at(deadline, connection.exchange(&request, method)).await {
-                Ok(Ok(answer)) => {
-                    endpoint.answered();
-                    return Ok(answer);
-                }
-                Ok(Err(error)) => {
-                    endpoint.failed(&error, Instant::now());
-                    refusal = Refusal::Broken;
-                    if !repeatable {
-                        return Err(refusal);
-                    }
-                }
-                Err(_) => return Err(self.late(endpoint)),
+            let Ok(connection) = self.nova.connect(index, deadline).await else { continue };
+            match errand.run(connection).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => refusal = errand.broke(index, &error)?,
+            }
+        }
+        // Nobody knows which of those that failed lately is back: whoever takes a connection first.
+        while !down.is_empty() && Instant::now() < deadline {
+            let attempts = down.iter().map(|index| self.nova.connect(*index, deadline));
+            let Ok(connection) = race(attempts.collect(), STAGGER).await else { break };
+            let index = connection.endpoint;
+            down.retain(|other| *other != index);
+            match errand.run(connection).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => refusal = errand.broke(index, &error)?,
             }
         }
         Err(refusal)
-    }
-
-    fn late(&self, endpoint: &Endpoint) -> Refusal {
-        let error = format!("no answer within {} s", self.nova.response_timeout.as_secs_f64());
-        endpoint.failed(&io::Error::new(io::ErrorKind::TimedOut, error), Instant::now());
-        Refusal::Timeout
     }
 
     /// Takes the connection of an answer that was read to its end.
@@ -186,30 +187,112 @@ impl Upstream {
             return;
         }
         if let Some(connection) = answer.into_reusable() {
-            let mut idle = lock(&self.idle[connection.endpoint]);
-            if idle.len() < KEPT {
-                idle.push((connection, Instant::now()));
-            }
+            self.pools[connection.endpoint].put(connection, Instant::now());
         }
     }
 
-    fn take_idle(&self, index: usize) -> Option<Connection> {
-        loop {
-            let (mut connection, since) = lock(&self.idle[index]).pop()?;
-            if since.elapsed() < IDLE && connection.is_quiet() {
-                return Some(connection);
-            }
-        }
-    }
-
-    /// Closes what was not used for a while.
+    /// Closes what was not used for a while, or is protected by files that have changed.
     pub(super) fn sweep(&self) {
-        for pool in &self.idle {
-            lock(pool).retain_mut(|(connection, since)| since.elapsed() < IDLE && connection.is_quiet());
+        let tls = self.nova.tls.as_ref();
+        if let Some(tls) = tls {
+            tls.refresh();
+        }
+        for pool in &self.pools {
+            pool.sweep(tls, Instant::now());
         }
     }
 }
 
-fn lock(pool: &Pool) -> std::sync::MutexGuard<'_, Vec<(Connection, Instant)>> {
-    pool.lock().unwrap_or_else(PoisonError::into_inner)
+/// One request, on its way from endpoint to endpoint.
+struct Errand<'a, B> {
+    nova: &'a Nova,
+    method: &'a [u8],
+    repeatable: bool,
+    build: B,
+    deadline: Instant,
+    /// Endpoints that closed a new connection without an answer. The request may be to blame, which is a guest's: only
+    /// when another endpoint answers it, they are.
+    mute: Vec<usize>,
+}
+
+impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
+    async fn run(&mut self, connection: Connection) -> Result<Answer, Broken> {
+        let endpoint = &self.nova.endpoints[connection.endpoint];
+        let request = (self.build)(&endpoint.address().authority());
+        let late = Err(Broken::Late(self.nova.response_timeout));
+        let exchange = connection.exchange(&request, self.method);
+        let answer = timeout_at(self.deadline.into(), exchange).await.unwrap_or(late)?;
+        endpoint.answered();
+        if answer.head.status == 403 {
+            endpoint.forbade(Instant::now());
+        }
+        for index in self.mute.drain(..) {
+            self.nova.endpoints[index].take_down(&Broken::Unanswered, Instant::now());
+        }
+        Ok(answer)
+    }
+
+    /// What is to be said if nobody else answers, or that nobody else shall be asked.
+    fn broke(&mut self, index: usize, error: &Broken) -> Result<Refusal, Refusal> {
+        let endpoint = &self.nova.endpoints[index];
+        if let Broken::Unanswered = error {
+            endpoint.kept_mute(Instant::now());
+            self.mute.push(index);
+        } else {
+            endpoint.failed(error, Instant::now());
+        }
+        match error {
+            Broken::Late(_) => Err(Refusal::Timeout),
+            _ if self.repeatable => Ok(Refusal::Broken),
+            _ => Err(Refusal::Broken),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        testing::{listening, nova, refusing, run, silent},
+        *,
+    };
+
+    #[test]
+    fn one_endpoint_that_can_be_reached_is_enough() {
+        let (_silent, silent) = silent();
+        let (_listener, listening) = listening();
+        let began = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(run(nova(&[silent, silent, refusing(), listening]).reach()), Ok(()));
+        }
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        let failed = run(nova(&[silent, refusing()]).reach()).unwrap_err();
+        assert!(failed.contains("refused") && failed.contains("no connection within 1.0 s"), "{failed}");
+    }
+
+    #[test]
+    fn an_endpoint_that_failed_is_for_one_request_at_a_time() {
+        let nova = nova(&[refusing(), refusing(), refusing()]);
+        let mut now = Instant::now();
+        let failure = std::io::Error::other("a failure");
+        nova.endpoints[1].failed(&failure, now);
+        let up = |now, repeatable| {
+            let (mut up, down) = nova.order(now, repeatable);
+            assert_eq!(up.len() + down.len(), 3);
+            let first = up[0];
+            up.sort();
+            (first, up)
+        };
+        let firsts: Vec<_> = (0..4).map(|_| up(now, true).0).collect();
+        assert!(firsts == [0, 2, 0, 2] || firsts == [2, 0, 2, 0], "{firsts:?}");
+        now += Duration::from_secs(1);
+        assert_eq!(up(now, false).1, [0, 2], "what is sent once does not go there");
+        assert_eq!(up(now, true), (1, vec![0, 1, 2]));
+        assert_eq!(up(now, true).1, [0, 2]);
+        nova.endpoints[1].answered();
+        assert_eq!(up(now, false).1, [0, 1, 2]);
+        for endpoint in &nova.endpoints {
+            endpoint.failed(&failure, now);
+        }
+        assert_eq!(nova.order(now, false).1.len(), 3, "nobody is given up");
+    }
 }

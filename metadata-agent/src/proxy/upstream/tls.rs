@@ -2,8 +2,8 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime},
 };
 
 use rustls::{
@@ -44,6 +44,7 @@ pub(super) struct Tls {
 struct Loaded {
     stamps: Vec<Stamp>,
     client: Arc<ClientConfig>,
+    at: Instant,
 }
 
 /// What changes with a file's contents: inode, length and time of modification.
@@ -51,7 +52,7 @@ type Stamp = Option<(u64, u64, SystemTime)>;
 
 impl Tls {
     pub(super) fn load(files: &config::NovaTls) -> Result<Self, TlsError> {
-        let loaded = Loaded { stamps: stamps(files), client: client(files)? };
+        let loaded = Loaded { stamps: stamps(files), client: client(files)?, at: Instant::now() };
         Ok(Self { files: files.clone(), loaded: Mutex::new(loaded) })
     }
 
@@ -73,15 +74,30 @@ impl Tls {
         }
     }
 
+    /// Since when the files that are in use are.
+    pub(super) fn loaded(&self) -> Instant {
+        self.lock().at
+    }
+
+    /// Reads files that have changed.
+    pub(super) fn refresh(&self) {
+        self.current();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Looked at for each new connection, which costs far more than that: certificates are renewed while we run.
     fn current(&self) -> Arc<ClientConfig> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self.lock();
         let stamps = stamps(&self.files);
         if stamps != loaded.stamps {
             match client(&self.files) {
                 Ok(client) => {
                     info!("certificates for nova were read again");
                     loaded.client = client;
+                    loaded.at = Instant::now();
                 }
                 // One file was replaced and its partner will be.
                 Err(error) => {

@@ -1,0 +1,155 @@
+//! Making a connection to one endpoint: TCP, what the kernel shall watch over, TLS.
+use std::{io, net::SocketAddr, time::Duration};
+
+use nix::errno::Errno;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+use tokio_util::either::Either;
+
+use super::{
+    connection::Stream,
+    endpoint::Endpoint,
+    race::{STAGGER, race},
+    tls::Tls,
+};
+
+/// Between probes on a silent connection.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Probes begin after half of the time for silence, within these bounds.
+const PROBES_BEGIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// An address, and why there is no connection to it.
+type Failure = (SocketAddr, io::Error);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("cannot look up {host}: {problem}")]
+    Lookup { host: String, problem: String },
+    #[error("{}", list(.0))]
+    Tcp(Vec<Failure>),
+    #[error("TLS")]
+    Tls(#[source] io::Error),
+    #[error("no connection within {:.1} s", .0.as_secs_f64())]
+    Timeout(Duration),
+}
+
+impl ConnectError {
+    /// Whether it is this machine that has no port, descriptor or memory left, and not the endpoint that failed.
+    pub(super) fn is_local(&self) -> bool {
+        use Errno::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+        let is_local = |(_, error): &Failure| {
+            let errno = error.raw_os_error().map(Errno::from_raw);
+            matches!(errno, Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM))
+        };
+        // A machine without IPv6 has no port for such an address either.
+        matches!(self, Self::Tcp(failures) if failures.iter().all(is_local))
+    }
+}
+
+fn list(failures: &[Failure]) -> String {
+    let texts: Vec<_> =
+        failures.iter().map(|(address, error)| format!("cannot connect to {address}: {error}")).collect();
+    texts.join("; ")
+}
+
+/// Connects, in that time at most. From then on the peer may be silent for `silence`.
+pub(super) async fn dial(
+    endpoint: &Endpoint,
+    tls: Option<&Tls>,
+    time: Duration,
+    silence: Duration,
+) -> Result<Stream, ConnectError> {
+    let deadline = Instant::now() + time;
+    let host = &endpoint.address().host;
+    let slow = || Err("no answer in time".to_owned());
+    let addresses = timeout_at(deadline, endpoint.addresses()).await.unwrap_or_else(|_| slow());
+    let addresses = addresses.map_err(|problem| ConnectError::Lookup { host: host.clone(), problem })?;
+    let dialing = async {
+        let stream = connect(addresses, silence).await?;
+        Ok(match tls {
+            None => Either::Left(stream),
+            Some(tls) => Either::Right(Box::new(tls.connect(host, stream).await.map_err(ConnectError::Tls)?)),
+        })
+    };
+    timeout_at(deadline, dialing).await.unwrap_or(Err(ConnectError::Timeout(time)))
+}
+
+/// To whichever address takes it first. One that is silent does not use up the time of the next.
+async fn connect(addresses: Vec<SocketAddr>, silence: Duration) -> Result<TcpStream, ConnectError> {
+    let attempts = addresses.into_iter().map(async |address| {
+        let connecting = async {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            // Whoever closes first keeps the port for a minute (TIME_WAIT), and most often that is us. A reset ends it
+            // for both; what is cut off by it was to be thrown away.
+            stream.set_zero_linger()?;
+            watch_over(&stream, silence)?;
+            Ok(stream)
+        };
+        connecting.await.map_err(|error| (address, error))
+    });
+    race(attempts.collect(), STAGGER).await.map_err(ConnectError::Tcp)
+}
+
+/// Lets the kernel find out when a host is gone that sends no reset: while a request is not acknowledged, and by probes
+/// while its answer is awaited or the connection is idle. A host that only takes long acknowledges both.
+///
+/// With a user timeout, probes go on for that time and not until there were so many of them (`tcp_keepalive_timer` in
+/// net/ipv4/tcp_timer.c).
+fn watch_over(stream: &TcpStream, silence: Duration) -> io::Result<()> {
+    let (earliest, latest) = PROBES_BEGIN;
+    let probes =
+        TcpKeepalive::new().with_time((silence / 2).clamp(earliest, latest)).with_interval(PROBE_INTERVAL);
+    let socket = SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(silence))?;
+    socket.set_tcp_keepalive(&probes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{listening, refusing, run, silent},
+        *,
+    };
+
+    #[test]
+    fn what_this_machine_lacks_is_not_the_endpoints_failure() {
+        let is_local = |errnos: &[Errno]| {
+            let failure = |errno: &Errno| (refusing(), io::Error::from_raw_os_error(*errno as i32));
+            ConnectError::Tcp(errnos.iter().map(failure).collect()).is_local()
+        };
+        for errno in [Errno::EADDRNOTAVAIL, Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM] {
+            assert!(is_local(&[errno]), "{errno}");
+            assert!(!is_local(&[errno, Errno::ECONNREFUSED]), "{errno}");
+        }
+        for errno in [Errno::ECONNREFUSED, Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::ETIMEDOUT] {
+            assert!(!is_local(&[errno]), "{errno}");
+        }
+        assert!(!ConnectError::Timeout(Duration::ZERO).is_local());
+    }
+
+    #[test]
+    fn a_silent_address_keeps_no_time_from_the_next() {
+        let ((_silent, silent), (_listener, listening)) = (silent(), listening());
+        for (addresses, least) in [
+            (vec![silent, silent, listening], 2 * STAGGER),
+            (vec![refusing(), silent, listening], STAGGER),
+            (vec![listening, silent], Duration::ZERO),
+        ] {
+            let began = Instant::now();
+            let stream = run(connect(addresses.clone(), Duration::from_secs(5))).unwrap();
+            let took = began.elapsed();
+            assert_eq!(stream.peer_addr().unwrap(), listening);
+            assert!(took >= least && took < least + STAGGER, "{addresses:?} took {took:?}");
+        }
+        let (one, other) = (refusing(), SocketAddr::from(([127, 0, 0, 2], 1)));
+        let error = run(connect(vec![one, other], Duration::from_secs(5))).unwrap_err().to_string();
+        for address in [one, other] {
+            assert!(error.contains(&format!("cannot connect to {address}: Connection refused")), "{error}");
+        }
+    }
+}
