@@ -14,6 +14,7 @@ use metadata_tests::{
     check::{META_DATA, is_identity_of},
     cloud::{Chassis as _, Cloud},
     http::{Connection, request_head},
+    kernel,
     port::{Network, Port},
     stage::Stage,
     station::Station,
@@ -31,6 +32,10 @@ const TIME: u64 = 30;
 
 #[test]
 fn the_next_tenant_hears_nothing_of_the_last_with_links() -> Result<()> {
+    if !kernel::has_tcx()? {
+        println!("this kernel has no TCX: there are filters only");
+        return Ok(());
+    }
     churn("tcx")
 }
 

@@ -3,15 +3,20 @@
 use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, TcpStream},
-    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    os::{
+        fd::{AsRawFd as _, RawFd},
+        unix::fs::PermissionsExt as _,
+    },
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
+use nix::{
+    errno::Errno,
+    libc,
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket},
 };
 
 use crate::{
@@ -37,6 +42,9 @@ pub enum Generation {
     /// Nobody could tell the MAC from it (RFC 7217).
     Random = 3,
 }
+
+/// Of linux/in.h.
+const IP_NODEFRAG: libc::c_int = 22;
 
 /// What udhcpc calls with a lease: option 121 replaces option 3 (RFC 3442).
 const DHCP_HOOK: &str = r#"#!/bin/sh
@@ -142,11 +150,13 @@ impl Guest {
         Ok(())
     }
 
-    /// Sends an IPv4 packet as it is, header and all; the kernel only fills in its length and checksum.
+    /// Sends an IPv4 packet as it is, header and all; the kernel only fills in its length and checksum, and puts no
+    /// fragments together, which connection tracking would have it do (IP_NODEFRAG of ip(7)).
     pub fn send_packet(&self, packet: &[u8]) -> Result<()> {
         let send = || -> nix::Result<usize> {
             let socket =
                 socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
+            keep_fragments(socket.as_raw_fd())?;
             sendto(socket.as_raw_fd(), packet, &SockaddrIn::from(METADATA), MsgFlags::empty())
         };
         self.netns.run(send)?.context("cannot send a packet of our own making")?;
@@ -210,4 +220,14 @@ impl Guest {
             stream.map_err(|error| http::Error::Io(std::io::Error::other(format!("{error:#}"))))??;
         Ok(Connection::new(stream))
     }
+}
+
+/// Has the kernel send fragments as they are.
+fn keep_fragments(socket: RawFd) -> nix::Result<()> {
+    let on: libc::c_int = 1;
+    let size = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the value lives as long as the call, and the size is its own.
+    let result =
+        unsafe { libc::setsockopt(socket, libc::IPPROTO_IP, IP_NODEFRAG, (&raw const on).cast(), size) };
+    Errno::result(result).map(drop)
 }
