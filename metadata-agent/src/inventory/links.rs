@@ -4,7 +4,7 @@ use std::{
     io,
 };
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream::BoxStream};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{LinkAttribute, LinkMessage},
@@ -21,8 +21,8 @@ pub struct Links {
     /// Devices that lost a filter or a qdisc; if that is watched at all.
     stripped: BTreeSet<u32>,
     watch_filters: bool,
-    /// Whether something was missed, so that all devices have to be listed again.
-    stale: bool,
+    /// All devices anew, after something was missed. It stays under way while nobody waits for it.
+    listing: Option<BoxFuture<'static, io::Result<LinkTable>>>,
     /// Missing after it ended, until there is another.
     subscription: Option<Subscription>,
 }
@@ -55,7 +55,7 @@ impl Links {
             table,
             stripped: BTreeSet::new(),
             watch_filters,
-            stale: false,
+            listing: None,
             subscription: Some(subscription),
         })
     }
@@ -76,14 +76,19 @@ impl Links {
         loop {
             let subscription = match &mut self.subscription {
                 Some(subscription) => subscription,
-                none => none.insert(Subscription::open(self.watch_filters)?),
+                none => {
+                    let subscription = none.insert(Subscription::open(self.watch_filters)?);
+                    self.listing = Some(subscription.list().boxed());
+                    subscription
+                }
             };
-            if self.stale {
-                self.table = subscription.list().await?;
+            if let Some(listing) = &mut self.listing {
+                let listed = listing.await;
+                self.listing = listed.is_err().then(|| subscription.list().boxed());
+                self.table = listed?;
                 if self.watch_filters {
                     self.stripped.extend(self.table.keys());
                 }
-                self.stale = false;
                 return Ok(());
             }
             match subscription.messages.next().await {
@@ -111,12 +116,12 @@ impl Links {
                 }
                 Some(NetlinkPayload::Overrun(_)) => {
                     info!("netlink lost messages, listing all devices again");
-                    self.stale = true;
+                    self.listing = Some(subscription.list().boxed());
                 }
                 Some(_) => {}
                 None => {
                     warn!("the netlink subscription ended, subscribing again");
-                    (self.subscription, self.stale) = (None, true);
+                    self.subscription = None;
                 }
             }
         }
@@ -139,10 +144,12 @@ impl Subscription {
         Ok(Self { handle, messages: messages.map(|(message, _)| message.payload).boxed(), connection })
     }
 
-    async fn list(&self) -> io::Result<LinkTable> {
+    fn list(&self) -> impl Future<Output = io::Result<LinkTable>> + Send + use<> {
         let links = self.handle.link().get().execute();
-        let links: Vec<LinkMessage> = links.try_collect().await.map_err(io::Error::other)?;
-        Ok(links.iter().filter_map(|link| Some((link.header.index, name(link)?.to_owned()))).collect())
+        async move {
+            let links: Vec<LinkMessage> = links.try_collect().await.map_err(io::Error::other)?;
+            Ok(links.iter().filter_map(|link| Some((link.header.index, name(link)?.to_owned()))).collect())
+        }
     }
 }
 

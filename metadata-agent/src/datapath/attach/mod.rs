@@ -5,7 +5,7 @@ mod tcx;
 use std::{error::Error as StdError, io, path::PathBuf};
 
 use aya::programs::SchedClassifier;
-use nix::net::if_::{Interface, if_nameindex};
+use nix::net::if_::{Interface, if_indextoname, if_nameindex};
 use tracing::info;
 
 use super::{Device, Error};
@@ -121,8 +121,12 @@ fn explain(device: &Device, error: &(dyn StdError + 'static)) -> Error {
 
 /// aya attaches by name: between the netlink message and now another device may have taken it. The wrong one would not
 /// be served as anybody, since identity is by index, but the right one would not be served at all.
+///
+/// To be asked before aya looks for the device as well: a name that no device has makes the kernel run modprobe for it
+/// (`dev_load` in `dev_ioctl`), and wait, where an index does not.
 fn check_name(device: &Device) -> Result<(), Error> {
-    if nix::net::if_::if_nametoindex(device.name.as_str()).ok() == Some(device.ifindex) {
+    let name = if_indextoname(device.ifindex);
+    if name.is_ok_and(|name| name.as_bytes() == device.name.as_bytes()) {
         return Ok(());
     }
     Err(Error::Attach {

@@ -62,6 +62,7 @@ impl Links {
             return Ok(());
         }
         self.detach(name)?;
+        check_name(device)?;
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());
         let id = program
             .attach_with_options(&device.name, TcAttachType::Ingress, options)
