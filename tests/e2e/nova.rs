@@ -1,4 +1,4 @@
-//! Nova as it is on a bad day: away, slow, lying, flapping, and behind TLS.
+//! Nova as it is on a bad day: away, slow, lying, flapping; on machines that die, and behind TLS.
 
 use std::{
     fs,
@@ -15,7 +15,6 @@ use metadata_tests::{
     guest::Guest,
     http,
     nova::{self, Nova},
-    pki::Authority,
     stage::Stage,
     upstream::{Script, Upstream},
     wait::until,
@@ -23,6 +22,8 @@ use metadata_tests::{
 
 #[path = "nova/machines.rs"]
 mod machines;
+#[path = "nova/tls.rs"]
+mod tls;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const SOON: Duration = Duration::from_secs(30);
@@ -39,6 +40,15 @@ fn cloud(options: &[(&'static str, String)]) -> Result<(Cloud<Stage>, [Guest; 2]
     let cloud = Cloud::on(Stage::start()?, &Options { more: options.to_vec(), ..Options::default() })?;
     let guests = cloud.overlapping_guests()?;
     Ok((cloud, guests))
+}
+
+/// Waits until a server that was dropped has closed its socket.
+fn nobody_listens(cloud: &Cloud<Stage>, address: SocketAddrV4) -> Result<()> {
+    until(&format!("nobody listens at {address}"), SOON, || {
+        let listens = cloud.chassis.host().run(|| std::net::TcpStream::connect(address).is_ok())?;
+        ensure!(!listens, "somebody does");
+        Ok(())
+    })
 }
 
 /// Whether a line is in the log, which is written a little later, and not twice.
@@ -94,11 +104,8 @@ fn endpoints_stand_in_for_each_other() -> Result<()> {
 
     // Two are gone altogether: nobody listens. That concerns a POST as little as a GET, since nothing was sent.
     drop((first, second));
-    until("nobody listens", SOON, || {
-        let refused = |port| host.run(move || std::net::TcpStream::connect(address(port)).is_err());
-        ensure!(refused(8801)? && refused(8802)?, "somebody does");
-        Ok(())
-    })?;
+    nobody_listens(&cloud, address(8801))?;
+    nobody_listens(&cloud, address(8802))?;
     third.take_requests();
     for round in 0..6 {
         let method = if round % 2 == 0 { "POST" } else { "GET" };
@@ -325,101 +332,33 @@ fn a_flapping_nova_is_not_noticed() -> Result<()> {
     Ok(())
 }
 
+/// A Nova that is away for a moment ends no boot, and one that stays away is not waited for long.
 #[test]
-fn nova_behind_tls() -> Result<()> {
-    let stage = Stage::start()?;
-    let (nova_ca, our_ca) =
-        (Authority::new(stage.sandbox(), "nova-ca")?, Authority::new(stage.sandbox(), "our-ca")?);
-    our_ca.issue("client")?;
-    let upstream =
-        Upstream::start_with(stage.host(), address(8801), answer(), Some(nova_ca.server(Some(&our_ca))?))?;
-    let more = vec![
-        ("DEFAULT", "nova_metadata_protocol = https".to_owned()),
-        ("DEFAULT", "nova_metadata_port = 8801".to_owned()),
-        // Each has connections of its own, and it is to be seen when they are gone.
-        ("metadata_ebpf", "workers = 1".to_owned()),
-        ("DEFAULT", format!("auth_ca_cert = {}", nova_ca.file("ca.pem"))),
-        ("DEFAULT", format!("nova_client_cert = {}", our_ca.file("client.pem"))),
-        ("DEFAULT", format!("nova_client_priv_key = {}", our_ca.file("client.key"))),
-    ];
-    let cloud = Cloud::on(stage, &Options { more, ..Options::default() })?;
-    let [guest, _] = cloud.overlapping_guests()?;
-    for _ in 0..20 {
-        assert_eq!(guest.get(META_DATA)?.text(), "ok");
-    }
-    assert!(upstream.connections() < 5, "{} connections for 20 requests", upstream.connections());
-    let body: Vec<u8> = (0..60_000).map(|index| (index % 251) as u8).collect();
-    assert_eq!(guest.request("POST", "/openstack/latest/password", &[], &body)?.text(), "ok");
-    assert!(upstream.take_requests().iter().any(|request| request.ends_with(&body)));
-
-    // Nova's certificate changes its authority: refused, until ours does too, without a restart.
-    let other_ca = Authority::new(cloud.chassis.sandbox(), "other-ca")?;
-    upstream.set_tls(other_ca.server(Some(&our_ca))?);
-    upstream.set_script(Script::AnswerAndClose(OK.to_vec()));
-    until("connections to the old server are gone", SOON, || {
-        let response = guest.get(META_DATA)?;
-        ensure!(response.status == 502, "{response:?}");
-        Ok(())
+fn a_nova_that_is_restarted_is_waited_for() -> Result<()> {
+    let (cloud, [guest, other], upstream) = with_upstream(&[], answer())?;
+    assert_eq!(guest.get("/pooled")?.text(), "ok");
+    drop(upstream);
+    nobody_listens(&cloud, nova::ADDRESS)?;
+    let asked = Instant::now();
+    let (upstream, answers) = thread::scope(|scope| -> Result<_> {
+        let get = scope.spawn(|| guest.get("/a"));
+        let post = scope.spawn(|| other.request("POST", "/a", &[], b"secret"));
+        thread::sleep(Duration::from_secs(1));
+        let upstream = Upstream::start(cloud.chassis.host(), nova::ADDRESS, answer())?;
+        Ok((upstream, [get.join(), post.join()]))
     })?;
-    until("the log says why", SOON, || {
-        let refused = format!("nova's certificate is refused (auth_ca_cert = {})", nova_ca.file("ca.pem"));
-        ensure!(cloud.agent.log()?.contains(&refused), "it does not");
-        Ok(())
-    })?;
-    fs::copy(other_ca.file("ca.pem"), nova_ca.file("ca.pem"))?;
-    assert_eq!(guest.get(META_DATA)?.text(), "ok");
-
-    // A connection that is still good does not keep what was replaced in use.
-    upstream.set_script(answer());
-    assert_eq!(guest.get(META_DATA)?.text(), "ok");
-    let before = upstream.connections();
-    for _ in 0..3 {
-        assert_eq!(guest.get(META_DATA)?.text(), "ok");
+    for answer in answers {
+        assert_eq!(answer.expect("a guest panicked")?.text(), "ok");
     }
-    assert!(upstream.connections() <= before + 1, "{} connections", upstream.connections());
-    fs::copy(our_ca.file("ca.pem"), nova_ca.file("ca.pem"))?;
-    until("the new file is used", SOON, || {
-        let response = guest.get(META_DATA)?;
-        ensure!(response.status == 502, "{response:?}");
-        Ok(())
-    })?;
-    fs::copy(other_ca.file("ca.pem"), nova_ca.file("ca.pem"))?;
-    upstream.set_script(Script::AnswerAndClose(OK.to_vec()));
-    assert_eq!(guest.get(META_DATA)?.text(), "ok");
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+    assert_eq!(upstream.take_requests().len(), 2);
 
-    // A client certificate that Nova does not know.
-    fs::copy(other_ca.file("ca.pem"), our_ca.file("ca.pem"))?;
-    other_ca.issue("client")?;
-    for file in ["client.key", "client.pem"] {
-        fs::copy(other_ca.file(file), our_ca.file(file))?;
-    }
-    assert_eq!(guest.get(META_DATA)?.status, 502);
-    our_ca.issue("client")?;
-    assert_eq!(guest.get(META_DATA)?.text(), "ok");
-    // Files that are broken while they are replaced do no harm.
-    fs::write(our_ca.file("client.key"), "")?;
-    assert_eq!(guest.get(META_DATA)?.text(), "ok");
-    Ok(())
-}
-
-#[test]
-fn certificates_are_verified_unless_told_otherwise() -> Result<()> {
-    for (insecure, status) in [(false, 502), (true, 200)] {
-        let stage = Stage::start()?;
-        let (nova_ca, unrelated) =
-            (Authority::new(stage.sandbox(), "nova-ca")?, Authority::new(stage.sandbox(), "unrelated")?);
-        let _upstream =
-            Upstream::start_with(stage.host(), address(8801), answer(), Some(nova_ca.server(None)?))?;
-        let more = vec![
-            ("DEFAULT", "nova_metadata_protocol = https".to_owned()),
-            ("DEFAULT", "nova_metadata_host = 127.0.0.1:8801".to_owned()),
-            ("DEFAULT", format!("auth_ca_cert = {}", unrelated.file("ca.pem"))),
-            ("DEFAULT", format!("nova_metadata_insecure = {insecure}")),
-        ];
-        let cloud = Cloud::on(stage, &Options { more, ..Options::default() })?;
-        let [guest, _] = cloud.overlapping_guests()?;
-        assert_eq!(guest.get(META_DATA)?.status, status, "insecure = {insecure}");
-    }
+    drop(upstream);
+    nobody_listens(&cloud, nova::ADDRESS)?;
+    let asked = Instant::now();
+    assert_eq!(guest.get("/b")?.status, 502);
+    let took = asked.elapsed();
+    assert!(took > Duration::from_millis(1500) && took < Duration::from_secs(5), "{took:?}");
     Ok(())
 }
 

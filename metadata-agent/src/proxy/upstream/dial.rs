@@ -45,8 +45,14 @@ impl ConnectError {
             let errno = error.raw_os_error().map(Errno::from_raw);
             matches!(errno, Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM))
         };
-        // A machine without IPv6 has no port for such an address either.
+        // A machine without IPv6 has no port for such an address either: one of several says nothing.
         matches!(self, Self::Tcp(failures) if failures.iter().all(is_local))
+    }
+
+    /// Whether there is a machine, on which nobody listens.
+    pub(super) fn is_refused(&self) -> bool {
+        let is_refused = |(_, error): &Failure| error.kind() == io::ErrorKind::ConnectionRefused;
+        matches!(self, Self::Tcp(failures) if failures.iter().any(is_refused))
     }
 }
 

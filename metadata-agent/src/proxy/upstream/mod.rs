@@ -1,4 +1,12 @@
 //! Nova: its endpoints, what is known of their health, pooled connections, and the retries that are safe.
+//!
+//! ```text
+//! endpoint    one server of Nova's         health   when it is avoided, and tried again
+//! dial        making a connection          lookup   where a name is
+//! race        several ways to one end      tls      certificates, read again when they change
+//! connection  a request out, an answer in  pool     connections that wait for requests
+//! notice      warnings, one a minute
+//! ```
 mod connection;
 mod dial;
 mod endpoint;
@@ -19,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 use tracing::{debug, warn};
 
 pub(super) use self::connection::Answer;
@@ -35,6 +43,11 @@ use self::{
 pub use self::{endpoint::Observer, tls::TlsError};
 use super::answer::Refusal;
 use crate::{config, error_chain::chain};
+
+/// How long a request waits for a Nova that is being restarted, and how often it looks. A boot can end with a 502, but
+/// not with an answer that takes a moment.
+const RESTART: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// What all workers know of Nova.
 #[derive(Debug)]
@@ -90,6 +103,22 @@ impl Nova {
         race(attempts.collect(), Duration::ZERO).await.map_err(|failures| failures.join("; "))
     }
 
+    /// Makes a connection to an endpoint that is down. While it refuses, nobody listens there yet: it is waited for until
+    /// `patience` ends.
+    async fn connect_patiently(
+        &self,
+        index: usize,
+        patience: Instant,
+        deadline: Instant,
+    ) -> Result<Connection, ConnectError> {
+        loop {
+            match self.connect(index, deadline).await {
+                Err(error) if error.is_refused() && Instant::now() + LOOK < patience => sleep(LOOK).await,
+                connected => return connected,
+            }
+        }
+    }
+
     /// Makes a connection to one endpoint, before `deadline`, and tells it how that went.
     async fn connect(&self, index: usize, deadline: Instant) -> Result<Connection, ConnectError> {
         let endpoint = &self.endpoints[index];
@@ -131,6 +160,7 @@ impl Upstream {
     ///
     /// A request that may be repeated, which has no body, goes over a pooled connection, and when that or its endpoint
     /// fails, to the next endpoint. Any other gets a new connection, since a pooled one may be dying, and is sent once.
+    /// One of which nothing could be sent waits a little for an endpoint to come back.
     pub(super) async fn send(
         &self,
         method: &[u8],
@@ -158,15 +188,22 @@ impl Upstream {
                     Ok(answer) => return Ok(answer),
                 }
             }
-            let Ok(connection) = self.nova.connect(index, deadline).await else { continue };
+            let connection = match self.nova.connect(index, deadline).await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    down.extend(error.is_refused().then_some(index));
+                    continue;
+                }
+            };
             match errand.run(connection).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => refusal = errand.broke(index, &error)?,
             }
         }
-        // Nobody knows which of those that failed lately is back: whoever takes a connection first.
+        // Nobody knows which of those that failed lately will be back first: whoever takes a connection.
+        let patience = deadline.min(Instant::now() + RESTART);
         while !down.is_empty() && Instant::now() < deadline {
-            let attempts = down.iter().map(|index| self.nova.connect(*index, deadline));
+            let attempts = down.iter().map(|index| self.nova.connect_patiently(*index, patience, deadline));
             let Ok(connection) = race(attempts.collect(), STAGGER).await else { break };
             let index = connection.endpoint;
             down.retain(|other| *other != index);
