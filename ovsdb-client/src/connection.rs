@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::message::Payload;
 use crate::remote::Remote;
-use crate::session::{Hangup, Session, SessionEvent};
+use crate::session::{Hangup, Session, SessionEvent, Transmit};
 use crate::splitter::Splitter;
 use crate::transport::{self, Stream};
 pub use reason::DisconnectReason;
@@ -31,7 +31,11 @@ const READ_SIZE: usize = 64 * 1024;
 /// consumer is behind nothing is read, its question neither, so that it has to hear from us unasked.
 const KEEPALIVE: Duration = Duration::from_secs(3);
 
-/// Messages to a server that are not written yet, beyond which neither its messages nor more requests are taken.
+/// Requests that are not written yet, beyond which no more are taken; and answers, beyond which a server that asks
+/// without reading is not read either.
+///
+/// Reading must not depend on requests: a server takes none while it has something to say that the client does not read
+/// (ovsdb_jsonrpc_session_run() in Open vSwitch's jsonrpc-server.c), and both would wait for each other.
 const MAX_OUTGOING: usize = 64;
 
 /// How long to look for the reason after a failed write.
@@ -178,7 +182,7 @@ impl Driver {
         self.session.connected(Instant::now().into_std());
         loop {
             while let Some(message) = self.session.poll_transmit() {
-                outgoing.messages.push_back(message);
+                outgoing.push(message);
             }
             self.collect();
             if let Some(reason) = self.restart.take() {
@@ -187,7 +191,8 @@ impl Driver {
             if progress.ready.is_none() && self.session.is_monitoring() {
                 progress.ready = Some(Instant::now());
             }
-            let (outgoing_is_done, full) = (outgoing.is_done(), outgoing.is_full());
+            let (outgoing_is_done, full, flooded) =
+                (outgoing.is_done(), outgoing.is_full(), outgoing.is_flooded());
             let stalled = self.is_stalled();
             if !stalled && stalled_since.take().is_some() {
                 // Nobody listened to the server in the meantime: that was not its silence.
@@ -199,7 +204,7 @@ impl Driver {
                 self.session.timeout().map(Instant::from_std)
             };
             tokio::select! {
-                read = reader.read(&mut buffer), if !stalled && !full => match read {
+                read = reader.read(&mut buffer), if !stalled && !flooded => match read {
                     Ok(0) => return Err(DisconnectReason::Closed),
                     Ok(length) => {
                         let now = Instant::now().into_std();
@@ -307,16 +312,28 @@ impl Driver {
 /// What waits to be written.
 #[derive(Default)]
 struct Outgoing {
-    messages: VecDeque<Vec<u8>>,
+    messages: VecDeque<Transmit>,
+    /// How many of them are answers.
+    answers: usize,
     /// How much of the first message was written.
     written: usize,
     unflushed: bool,
 }
 
 impl Outgoing {
-    /// Whether a peer that does not read has to be left alone until it does.
+    fn push(&mut self, message: Transmit) {
+        self.answers += usize::from(message.is_answer);
+        self.messages.push_back(message);
+    }
+
+    /// Whether no more requests can be taken.
     fn is_full(&self) -> bool {
-        self.messages.len() >= MAX_OUTGOING
+        self.messages.len() - self.answers >= MAX_OUTGOING
+    }
+
+    /// Whether the server wants more answers than it reads.
+    fn is_flooded(&self) -> bool {
+        self.answers >= MAX_OUTGOING
     }
 
     fn is_done(&self) -> bool {
@@ -325,10 +342,11 @@ impl Outgoing {
 
     /// Writes everything. Dropped half done, it goes on from there the next time.
     async fn write(&mut self, writer: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
-        while let Some(message) = self.messages.front() {
+        while let Some(Transmit { message, is_answer }) = self.messages.front() {
             self.unflushed = true;
             self.written += writer.write(&message[self.written..]).await?;
             if self.written == message.len() {
+                self.answers -= usize::from(*is_answer);
                 self.messages.pop_front();
                 self.written = 0;
             }

@@ -96,6 +96,15 @@ pub enum SessionEvent {
     },
 }
 
+/// A message to send.
+#[derive(Debug)]
+pub struct Transmit {
+    /// The JSON text.
+    pub message: Vec<u8>,
+    /// Whether the server asked for it, as it could do without end: all others are few, or wanted by the user.
+    pub is_answer: bool,
+}
+
 /// The state machine of one client.
 #[derive(Debug)]
 pub struct Session {
@@ -108,7 +117,7 @@ pub struct Session {
 
     state: State,
     pending: HashMap<u64, Pending>,
-    transmits: VecDeque<Vec<u8>>,
+    transmits: VecDeque<Transmit>,
     events: VecDeque<SessionEvent>,
     deferred: Vec<(Payload, Dialect, Option<Uuid>)>,
     server: Option<ServerStatus>,
@@ -255,7 +264,7 @@ impl Session {
     }
 
     /// The next message to send.
-    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
     }
 
@@ -296,7 +305,8 @@ impl Session {
     fn send(&mut self, method: &str, params: &serde_json::Value, pending: Pending) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.transmits.push_back(message::request(id, method, params));
+        self.transmits
+            .push_back(Transmit { message: message::request(id, method, params), is_answer: false });
         self.pending.insert(id, pending);
         id
     }
@@ -318,10 +328,11 @@ impl Session {
         };
         if let Some(id) = envelope.id {
             // RFC 7047, section 4.1.11: the answer to an echo is what came with it.
-            self.transmits.push_back(match method.as_ref() {
+            let message = match method.as_ref() {
                 "echo" => message::reply(id, envelope.params),
                 _ => message::unknown_method(id),
-            });
+            };
+            self.transmits.push_back(Transmit { message, is_answer: true });
             return Ok(());
         }
         let Some(params) = envelope.params else { return Ok(()) };

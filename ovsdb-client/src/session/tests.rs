@@ -39,8 +39,10 @@ impl Peer {
     }
 
     fn collect(&mut self) {
-        while let Some(message) = self.session.poll_transmit() {
-            self.requests.push_back(serde_json::from_slice(&message).unwrap());
+        while let Some(transmit) = self.session.poll_transmit() {
+            let message: Value = serde_json::from_slice(&transmit.message).unwrap();
+            assert_eq!(transmit.is_answer, message.get("method").is_none());
+            self.requests.push_back(message);
         }
         self.events.extend(std::iter::from_fn(|| self.session.poll_event()));
     }
