@@ -254,7 +254,8 @@ impl Client {
 
 /// Makes requests over a client's connection.
 ///
-/// A future that is dropped early does not take its request back: the server may still execute it.
+/// A future that is dropped early does not take its request back: the server may still execute it. Who takes the events
+/// of the client may wait for answers between two of them: see [`Error::Overrun`] for when that ends.
 #[derive(Debug, Clone)]
 pub struct Handle {
     database: Arc<str>,

@@ -22,7 +22,8 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Whether to use no server but the leader of a cluster (no). Followers are as good: they forward writes.
     pub leader_only: bool,
-    /// The longest message to accept, in bytes (1 GiB). A complete dump is a single message.
+    /// The longest message to accept, in bytes (1 GiB). A complete dump is a single message. As much may wait for a
+    /// consumer of events while an answer is waited for.
     pub message_limit: usize,
     /// Keys and certificates for `ssl:` remotes.
     pub tls: Option<TlsConfig>,

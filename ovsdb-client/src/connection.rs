@@ -193,6 +193,7 @@ impl Driver {
             }
             let (outgoing_is_done, full, flooded) =
                 (outgoing.is_done(), outgoing.is_full(), outgoing.is_flooded());
+            self.drop_replies();
             let stalled = self.is_stalled();
             if !stalled && stalled_since.take().is_some() {
                 // Nobody listened to the server in the meantime: that was not its silence.
@@ -262,7 +263,23 @@ impl Driver {
     ///
     /// Not while somebody waits for an answer: that may be the consumer itself, and the answer be behind the updates.
     fn is_stalled(&self) -> bool {
-        !self.queue.is_empty() && (self.replies.is_empty() || self.queued > self.config.message_limit)
+        !self.queue.is_empty() && self.replies.is_empty()
+    }
+
+    /// Whether the consumer is so far behind that no answer is worth the memory for the updates before it.
+    fn is_overrun(&self) -> bool {
+        self.queued > self.config.message_limit
+    }
+
+    /// Gives up the answers that are not to be waited for, so that they do not count in [`Self::is_stalled`].
+    fn drop_replies(&mut self) {
+        if self.is_overrun() {
+            for (_, reply) in self.replies.drain() {
+                drop(reply.send(Err(Error::Overrun)));
+            }
+        } else if !self.queue.is_empty() {
+            self.replies.retain(|_, reply| !reply.is_closed());
+        }
     }
 
     fn take_wanted(&mut self) {
@@ -277,13 +294,14 @@ impl Driver {
 
     fn execute(&mut self, command: Command) {
         match command {
-            Command::Request { method, params, reply } => match self.session.request(&method, &params) {
-                Ok(id) => {
-                    self.replies.insert(id, reply);
+            Command::Request { method, params, reply } => {
+                let overrun = if self.is_overrun() { Err(Error::Overrun) } else { Ok(()) };
+                match overrun.and_then(|()| self.session.request(&method, &params)) {
+                    Ok(id) => drop(self.replies.insert(id, reply)),
+                    // Who asked may have stopped waiting.
+                    Err(error) => drop(reply.send(Err(error))),
                 }
-                // Who asked may have stopped waiting.
-                Err(error) => drop(reply.send(Err(error))),
-            },
+            }
             Command::Lock { name, steal } => self.session.lock(&name, steal),
             Command::Unlock { name } => self.session.unlock(&name),
         }

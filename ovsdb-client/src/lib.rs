@@ -66,8 +66,10 @@
 //!   sent everything again. Rows stay while there is no server.
 //! - A server is left for another one when it does not answer probes, is cut off from its cluster, lost the database, or
 //!   is behind what an earlier one had when it was connected to.
-//! - A consumer that takes no events stops the socket from being read, except while a request waits for its answer. The
-//!   connection survives that as long as the server has nothing left to send.
+//! - A consumer that takes no events stops the socket from being read, except while somebody waits for the answer to a
+//!   request. Updates that come before it are kept up to [`Config::message_limit`]; beyond that the request fails with
+//!   [`Error::Overrun`], so that a consumer that waits for it itself goes on. The connection survives a consumer that
+//!   takes no events as long as the server has nothing left to send.
 //! - A server that knows no conditions (before Open vSwitch 2.6) sends all rows.
 #![warn(missing_docs)]
 
