@@ -4,7 +4,9 @@
 //! resume from there. It is given messages and the time, and asked for messages and events.
 
 mod hangup;
+mod lock;
 mod monitor;
+mod server;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -120,7 +122,7 @@ pub struct Session {
     transmits: VecDeque<Transmit>,
     events: VecDeque<SessionEvent>,
     deferred: Vec<(Payload, Dialect, Option<Uuid>)>,
-    server: Option<ServerStatus>,
+    server: Option<server::ServerStatus>,
     schema: Option<Schema>,
     last_received: Option<Instant>,
     probed: bool,
@@ -150,14 +152,6 @@ enum Pending {
     User(String),
 }
 
-/// The columns of `_Server`'s `Database` that decide whether a server is of use (ovsdb-server(5)).
-#[derive(Debug)]
-struct ServerStatus {
-    model: String,
-    connected: bool,
-    leader: bool,
-}
-
 impl Session {
     /// A session that was never connected.
     pub fn new(config: SessionConfig) -> Self {
@@ -184,23 +178,8 @@ impl Session {
         self.disconnected();
         self.state = State::Greeting;
         self.activity(now);
-        let database = self.config.database.clone();
-        let this_database = json!([["name", "==", database]]);
-        self.send("set_db_change_aware", &json!([true]), Pending::ChangeAware);
-        let columns = json!(["name", "model", "connected", "leader"]);
-        self.send(
-            "monitor_cond",
-            &json!(["_Server", SERVER_MONITOR, { "Database": [{ "columns": columns, "where": this_database }] }]),
-            Pending::Server,
-        );
-        // The index is read once: it changes with every transaction of the cluster, and monitoring it would bring a
-        // message for each to clients that are interested in a few rows.
-        let log_end = json!({ "op": "select", "table": "Database", "where": this_database, "columns": ["cid", "index"] });
-        self.send("transact", &json!(["_Server", log_end]), Pending::LogEnd);
-        self.send("get_schema", &json!([database]), Pending::Schema);
-        for name in self.locks.keys().cloned().collect::<Vec<_>>() {
-            self.send("lock", &json!([name]), Pending::Lock(name));
-        }
+        self.greet();
+        self.want_locks();
     }
 
     /// The connection is gone. Requests without an answer fail.
@@ -218,11 +197,7 @@ impl Session {
                 self.events.push_back(SessionEvent::Reply { id, result: Err(Error::Interrupted) });
             }
         }
-        for (name, held) in &mut self.locks {
-            if std::mem::take(held) {
-                self.events.push_back(SessionEvent::Lock { name: name.clone(), held: false });
-            }
-        }
+        self.lose_locks();
     }
 
     /// Whether requests can be made.
@@ -278,27 +253,6 @@ impl Session {
         match self.state {
             State::Monitoring(_) => Ok(self.send(method, params, Pending::User(method.to_owned()))),
             _ => Err(Error::NotConnected),
-        }
-    }
-
-    /// Wants a lock, now and after every reconnection (RFC 7047, section 4.1.8), by force if `steal`.
-    pub fn lock(&mut self, name: &str, steal: bool) {
-        self.locks.entry(name.to_owned()).or_insert(false);
-        if self.state != State::Disconnected {
-            let method = if steal { "steal" } else { "lock" };
-            self.send(method, &json!([name]), Pending::Lock(name.to_owned()));
-        }
-    }
-
-    /// Gives a lock up.
-    pub fn unlock(&mut self, name: &str) {
-        if let Some(held) = self.locks.remove(name) {
-            if held {
-                self.events.push_back(SessionEvent::Lock { name: name.to_owned(), held: false });
-            }
-            if self.state != State::Disconnected {
-                self.send("unlock", &json!([name]), Pending::Unlock);
-            }
         }
     }
 
@@ -407,69 +361,6 @@ impl Session {
             (Pending::User(method), result) => {
                 let result = result.map_err(|error| Error::Refused { method, error });
                 self.events.push_back(SessionEvent::Reply { id, result });
-                Ok(())
-            }
-        }
-    }
-
-    fn lock_changed(&mut self, name: String, now_held: bool) {
-        if let Some(held) = self.locks.get_mut(&name)
-            && *held != now_held
-        {
-            *held = now_held;
-            self.events.push_back(SessionEvent::Lock { name, held: now_held });
-        }
-    }
-
-    /// Begins to monitor once everything about the server is known.
-    fn greeted(&mut self) -> Result<(), Hangup> {
-        let waiting =
-            self.pending.values().any(|p| matches!(p, Pending::Server | Pending::LogEnd | Pending::Schema));
-        if waiting || self.state != State::Greeting {
-            return Ok(());
-        }
-        self.begin_monitoring()
-    }
-
-    /// Takes an update of `_Server`'s table `Database`, of which only the row of our database is monitored.
-    fn server_changed(&mut self, updates: &str) -> Result<(), Hangup> {
-        let updates: serde_json::Value = serde_json::from_str(updates)?;
-        for update in updates["Database"].as_object().into_iter().flat_map(|rows| rows.values()) {
-            let Some((kind, row)) = update.as_object().and_then(|update| update.iter().next()) else {
-                continue;
-            };
-            if kind == "delete" {
-                return Err(Hangup::Canceled);
-            }
-            // Omitted columns of a new row have their default values.
-            let status = self.server.get_or_insert_with(|| ServerStatus {
-                model: String::new(),
-                connected: false,
-                leader: false,
-            });
-            if let Some(model) = row["model"].as_str() {
-                model.clone_into(&mut status.model);
-            }
-            status.connected = row["connected"].as_bool().unwrap_or(status.connected);
-            status.leader = row["leader"].as_bool().unwrap_or(status.leader);
-        }
-        match &self.server {
-            Some(server) if !server.connected => Err(Hangup::CutOff { model: server.model.clone() }),
-            Some(server) if self.config.leader_only && !server.leader => Err(Hangup::NotLeader),
-            _ => Ok(()),
-        }
-    }
-
-    /// A follower that is far behind would take the replica back in time.
-    fn check_log_end(&mut self, result: &[u8]) -> Result<(), Hangup> {
-        let result: serde_json::Value = serde_json::from_slice(result)?;
-        let row = &result[0]["rows"][0];
-        let cluster = row["cid"][1].as_str().and_then(|cid| cid.parse().ok());
-        let (Some(cluster), Some(index)) = (cluster, row["index"].as_u64()) else { return Ok(()) };
-        match self.log_end {
-            Some((known, seen)) if known == cluster && index < seen => Err(Hangup::Behind { index, seen }),
-            _ => {
-                self.log_end = Some((cluster, index));
                 Ok(())
             }
         }
