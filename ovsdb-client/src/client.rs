@@ -26,7 +26,7 @@ const BACKLOG: usize = 64;
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
-    /// A server was found that serves the database, and monitoring began: requests can be made.
+    /// A server was found that serves the database: requests can be made.
     Connected {
         /// The server.
         remote: Remote,
@@ -42,8 +42,12 @@ pub enum Event {
     },
     /// Rows changed, and the tables hold the new ones.
     Batch(Batch),
-    /// The tables hold what the server holds. Comes once after each `Connected`, behind the batch of differences.
+    /// The tables hold what the server holds. Comes once after each `Connected` and each pause, behind the batch of
+    /// differences.
     Synced,
+    /// Nothing is monitored any more, and the tables stay as they are until [`Client::resume`]. Comes in the place of
+    /// `Synced` after each `Connected` meanwhile.
+    Paused,
     /// A change of conditions is in force, and the tables hold the rows that it brought.
     ConditionInForce(Generation),
     /// A lock was obtained or lost.
@@ -107,8 +111,13 @@ impl Builder {
         });
         let (commands, command_receiver) = mpsc::channel(BACKLOG);
         let (notice_sender, notices) = mpsc::channel(BACKLOG);
-        let (wanted, wanted_receiver) =
-            watch::channel(Wanted { generation: 0, conditions, resyncs: 0, reason: String::new() });
+        let (wanted, wanted_receiver) = watch::channel(Wanted {
+            generation: 0,
+            conditions,
+            paused: false,
+            resyncs: 0,
+            reason: String::new(),
+        });
         let database = config.database.clone();
         let task =
             Task::spawn(Driver::new(config, session, command_receiver, wanted_receiver, notice_sender));
@@ -189,6 +198,25 @@ impl Client {
         Ok(Generation(generation))
     }
 
+    /// Ends the monitoring (`monitor_cancel`), and does not begin it again on any connection until [`Self::resume`].
+    ///
+    /// [`Event::Paused`] tells when no server sends anything more of the database; what was under way arrives before it.
+    /// From then on the tables stay as they are. Requests and locks go on, and the server is left, as always, when it is
+    /// of no use.
+    pub fn pause(&mut self) {
+        self.set_paused(true);
+    }
+
+    /// Monitors again, after [`Self::pause`]. All that happened meanwhile arrives as differences, and then
+    /// [`Event::Synced`]; conditions that were set meanwhile come into force.
+    pub fn resume(&mut self) {
+        self.set_paused(false);
+    }
+
+    fn set_paused(&mut self, paused: bool) {
+        self.wanted.send_if_modified(|wanted| std::mem::replace(&mut wanted.paused, paused) != paused);
+    }
+
     /// A handle for requests, which can be used while [`Self::recv`] waits.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
@@ -223,6 +251,7 @@ impl Client {
             Notice::Session(SessionEvent::ConditionInForce(generation)) => {
                 self.ready.push_back(Event::ConditionInForce(Generation(generation)));
             }
+            Notice::Session(SessionEvent::Paused) => self.ready.push_back(Event::Paused),
             Notice::Session(SessionEvent::Lock { name, held }) => {
                 self.ready.push_back(Event::Lock { name, held })
             }

@@ -54,6 +54,7 @@ pub(crate) enum Command {
 pub(crate) struct Wanted {
     pub(crate) generation: u64,
     pub(crate) conditions: Vec<Conditions>,
+    pub(crate) paused: bool,
     /// The number of times that a complete copy was asked for, and why the last time.
     pub(crate) resyncs: u64,
     pub(crate) reason: String,
@@ -188,7 +189,7 @@ impl Driver {
             if let Some(reason) = self.restart.take() {
                 return Err(Hangup::Inconsistent(reason).into());
             }
-            if progress.ready.is_none() && self.session.is_monitoring() {
+            if progress.ready.is_none() && self.session.is_ready() {
                 progress.ready = Some(Instant::now());
             }
             let (outgoing_is_done, full, flooded) =
@@ -284,6 +285,7 @@ impl Driver {
 
     fn take_wanted(&mut self) {
         let wanted = self.wanted.borrow_and_update();
+        self.session.set_paused(wanted.paused);
         self.session.set_conditions(wanted.generation, wanted.conditions.clone());
         if self.resyncs != wanted.resyncs {
             self.resyncs = wanted.resyncs;

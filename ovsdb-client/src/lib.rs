@@ -43,7 +43,7 @@
 //!             ]))?;
 //!         }
 //!         Event::ConditionInForce(generation) => println!("conditions {generation} are in force"),
-//!         Event::Lock { .. } => {}
+//!         Event::Paused | Event::Lock { .. } => {}
 //!     }
 //! }
 //! # }
@@ -64,6 +64,8 @@
 //!   Folding all batches gives the tables.
 //! - After a reconnection, to the same server or another, only differences are told, whether the server could resume or
 //!   sent everything again. Rows stay while there is no server.
+//! - A client that is paused ([`Client::pause`]) keeps its tables and its connection, and nothing is sent to it; what
+//!   happened meanwhile comes as differences when it resumes.
 //! - A server is left for another one when it does not answer probes, is cut off from its cluster, lost the database, or
 //!   is behind what an earlier one had when it was connected to.
 //! - A consumer that takes no events stops the socket from being read, except while somebody waits for the answer to a

@@ -6,6 +6,7 @@
 mod hangup;
 mod lock;
 mod monitor;
+mod pause;
 mod server;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -60,7 +61,7 @@ pub struct TableSpec {
 /// What a session has to tell.
 #[derive(Debug)]
 pub enum SessionEvent {
-    /// The server is acceptable and monitoring began. Requests can be made from now on.
+    /// The server is acceptable. Requests can be made from now on.
     Ready,
     /// The answer to a monitor request.
     Contents {
@@ -82,6 +83,8 @@ pub enum SessionEvent {
     },
     /// The conditions of this generation, and all before it, are in force.
     ConditionInForce(u64),
+    /// Nothing is monitored, and no update comes until [`Session::set_paused`] ends that.
+    Paused,
     /// A request was answered.
     Reply {
         /// The request's id, as [`Session::request`] gave it.
@@ -117,7 +120,11 @@ pub struct Session {
     /// The greatest log index seen in a cluster, by the cluster's id.
     log_end: Option<(Uuid, u64)>,
 
+    paused: bool,
+
     state: State,
+    /// Whether the server was found good since the connection was made.
+    ready: bool,
     pending: HashMap<u64, Pending>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<SessionEvent>,
@@ -136,6 +143,9 @@ enum State {
     /// Waiting for the contents of the tables.
     Requested,
     Monitoring(Dialect),
+    /// Waiting for the end of the updates.
+    Canceling,
+    Paused,
 }
 
 #[derive(Debug)]
@@ -147,6 +157,7 @@ enum Pending {
     Schema,
     Monitor(Dialect),
     ConditionChange,
+    Cancel,
     Lock(String),
     Unlock,
     User(String),
@@ -161,7 +172,9 @@ impl Session {
             locks: BTreeMap::new(),
             next_id: 0,
             log_end: None,
+            paused: false,
             state: State::Disconnected,
+            ready: false,
             pending: HashMap::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -185,6 +198,7 @@ impl Session {
     /// The connection is gone. Requests without an answer fail.
     pub fn disconnected(&mut self) {
         self.state = State::Disconnected;
+        self.ready = false;
         self.resume.disconnected();
         self.transmits.clear();
         self.deferred.clear();
@@ -201,8 +215,8 @@ impl Session {
     }
 
     /// Whether requests can be made.
-    pub fn is_monitoring(&self) -> bool {
-        matches!(self.state, State::Monitoring(_))
+    pub fn is_ready(&self) -> bool {
+        self.ready
     }
 
     /// Something was received, a complete message or not: the peer lives.
@@ -250,10 +264,10 @@ impl Session {
 
     /// Makes a request of the user's; the answer comes as [`SessionEvent::Reply`].
     pub fn request(&mut self, method: &str, params: &serde_json::Value) -> Result<u64, Error> {
-        match self.state {
-            State::Monitoring(_) => Ok(self.send(method, params, Pending::User(method.to_owned()))),
-            _ => Err(Error::NotConnected),
+        if !self.ready {
+            return Err(Error::NotConnected);
         }
+        Ok(self.send(method, params, Pending::User(method.to_owned())))
     }
 
     fn send(&mut self, method: &str, params: &serde_json::Value, pending: Pending) -> u64 {
@@ -352,6 +366,7 @@ impl Session {
             (Pending::ConditionChange, Err(error)) => {
                 Err(Hangup::Refused { method: "monitor_cond_change", error })
             }
+            (Pending::Cancel, result) => self.cancel_answered(result),
             (Pending::Lock(name), Ok(result)) => {
                 let held = serde_json::from_slice::<serde_json::Value>(result.as_bytes())?["locked"] == true;
                 self.lock_changed(name, held);

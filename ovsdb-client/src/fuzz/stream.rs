@@ -138,8 +138,8 @@ fn converse(messages: Vec<Vec<u8>>) -> bool {
         assert!(sent <= 2, "{sent} messages in answer to one");
         while session.poll_event().is_some() {}
     }
-    let monitored = session.is_monitoring();
+    let monitored = session.is_ready();
     session.disconnected();
-    assert!(!session.is_monitoring() && session.poll_transmit().is_none());
+    assert!(!session.is_ready() && session.poll_transmit().is_none());
     monitored
 }

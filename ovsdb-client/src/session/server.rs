@@ -31,11 +31,15 @@ impl Session {
         self.send("get_schema", &json!([database]), Pending::Schema);
     }
 
-    /// Begins to monitor once everything about the server is known.
+    /// Begins to monitor, or to pause, once everything about the server is known.
     pub(super) fn greeted(&mut self) -> Result<(), Hangup> {
         let waiting =
             self.pending.values().any(|p| matches!(p, Pending::Server | Pending::LogEnd | Pending::Schema));
         if waiting || self.state != State::Greeting {
+            return Ok(());
+        }
+        if self.paused {
+            self.be_paused();
             return Ok(());
         }
         self.begin_monitoring()

@@ -1,5 +1,7 @@
 //! Conversations with a server, message by message.
 
+mod pause;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -459,6 +461,7 @@ proptest::proptest! {
         for id in order {
             let reply = format!(r#"{{"id":{id},"result":{result},"error":null}}"#);
             let call = format!(r#"{{"id":null,"method":"{method}","params":{params}}}"#);
+            peer.session.set_paused(id % 3 == 0);
             for message in [reply, call] {
                 if peer.session.receive(peer.now, message.into_bytes()).is_err() {
                     peer.session.connected(peer.now);
