@@ -8,9 +8,10 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::builder::Builder;
 use crate::condition::Conditions;
 use crate::config::Config;
-use crate::connection::{Command, DisconnectReason, Driver, Notice, Task, Wanted};
+use crate::connection::{Command, DisconnectReason, Notice, Task, Wanted};
 use crate::error::Error;
 use crate::message::Payload;
 use crate::operation::{self, Operation, OperationResult};
@@ -18,10 +19,7 @@ use crate::remote::Remote;
 use crate::replica::{ApplyError, Batch, Composites, Dialect, Replica, Table};
 use crate::row::Row;
 use crate::schema::Schema;
-use crate::session::{Session, SessionConfig, SessionEvent, TableSpec};
-
-/// Messages between the connection and the consumer. When they are used up the socket is not read any more.
-const BACKLOG: usize = 64;
+use crate::session::SessionEvent;
 
 /// What happened.
 #[derive(Debug)]
@@ -63,78 +61,6 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(u64);
 
-/// Collects the tables to replicate, before the first connection.
-#[derive(Debug)]
-pub struct Builder {
-    config: Config,
-    tables: Vec<TableSpec>,
-    replica: Replica,
-}
-
-impl Builder {
-    /// Replicates those rows of the table of `R` that meet `conditions`.
-    #[must_use]
-    pub fn monitor<R: Row>(self, conditions: Conditions) -> Self {
-        self.add::<R>(conditions, false)
-    }
-
-    /// The same for a table that older or newer schemas do not have; it is empty there.
-    #[must_use]
-    pub fn monitor_optional<R: Row>(self, conditions: Conditions) -> Self {
-        self.add::<R>(conditions, true)
-    }
-
-    fn add<R: Row>(mut self, conditions: Conditions, optional: bool) -> Self {
-        let spec = TableSpec { name: R::TABLE, columns: R::COLUMNS, optional, conditions };
-        match self.replica.index::<R>() {
-            Some(index) => self.tables[index] = spec,
-            None => {
-                self.replica.add::<R>();
-                self.tables.push(spec);
-            }
-        }
-        self
-    }
-
-    /// Begins to connect, on a task of its own on the current tokio runtime.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime with time and I/O enabled.
-    pub fn connect(self) -> Client {
-        let Self { config, tables, replica } = self;
-        let conditions = tables.iter().map(|table| table.conditions.clone()).collect();
-        let session = Session::new(SessionConfig {
-            database: config.database.clone(),
-            tables,
-            probe_interval: config.probe_interval,
-            leader_only: config.leader_only,
-        });
-        let (commands, command_receiver) = mpsc::channel(BACKLOG);
-        let (notice_sender, notices) = mpsc::channel(BACKLOG);
-        let (wanted, wanted_receiver) = watch::channel(Wanted {
-            generation: 0,
-            conditions,
-            paused: false,
-            resyncs: 0,
-            reason: String::new(),
-        });
-        let database = config.database.clone();
-        let task =
-            Task::spawn(Driver::new(config, session, command_receiver, wanted_receiver, notice_sender));
-        Client {
-            replica,
-            composites: Arc::default(),
-            stale: false,
-            in_force: None,
-            ready: VecDeque::new(),
-            notices,
-            wanted,
-            handle: Handle { database: database.into(), commands },
-            _task: task,
-        }
-    }
-}
-
 /// A replica of some tables of a database, kept up to date by a task that ends when this is dropped.
 #[derive(Debug)]
 pub struct Client {
@@ -143,7 +69,7 @@ pub struct Client {
     /// An update could not be applied: what follows is of no use until a complete dump.
     stale: bool,
     /// The conditions that came into force meanwhile.
-    in_force: Option<Generation>,
+    unannounced: Option<Generation>,
     ready: VecDeque<Event>,
     notices: mpsc::Receiver<Notice>,
     wanted: watch::Sender<Wanted>,
@@ -152,9 +78,29 @@ pub struct Client {
 }
 
 impl Client {
+    pub(crate) fn new(
+        replica: Replica,
+        notices: mpsc::Receiver<Notice>,
+        wanted: watch::Sender<Wanted>,
+        handle: Handle,
+        task: Task,
+    ) -> Self {
+        Self {
+            replica,
+            composites: Arc::default(),
+            stale: false,
+            unannounced: None,
+            ready: VecDeque::new(),
+            notices,
+            wanted,
+            handle,
+            _task: task,
+        }
+    }
+
     /// Begins to describe a client.
     pub fn builder(config: Config) -> Builder {
-        Builder { config, tables: Vec::new(), replica: Replica::default() }
+        Builder::new(config)
     }
 
     /// The next event. The tables change only in here, so that they always are as the last event left them.
@@ -239,14 +185,14 @@ impl Client {
                 self.apply(&updates, complete, dialect);
                 if !self.stale {
                     self.ready.push_back(Event::Synced);
-                    self.ready.extend(self.in_force.take().map(Event::ConditionInForce));
+                    self.ready.extend(self.unannounced.take().map(Event::ConditionInForce));
                 }
             }
             Notice::Session(SessionEvent::Update { updates, dialect }) => {
                 self.apply(&updates, false, dialect)
             }
             Notice::Session(SessionEvent::ConditionInForce(generation)) if self.stale => {
-                self.in_force = Some(Generation(generation));
+                self.unannounced = Some(Generation(generation));
             }
             Notice::Session(SessionEvent::ConditionInForce(generation)) => {
                 self.ready.push_back(Event::ConditionInForce(Generation(generation)));
@@ -292,6 +238,10 @@ pub struct Handle {
 }
 
 impl Handle {
+    pub(crate) fn new(database: &str, commands: mpsc::Sender<Command>) -> Self {
+        Self { database: database.into(), commands }
+    }
+
     /// Executes operations as one transaction (RFC 7047, section 4.1.3), and gives the result of each.
     pub async fn transact(&self, operations: Vec<Operation>) -> Result<Vec<OperationResult>, Error> {
         let mut params = vec![json!(&*self.database)];

@@ -76,6 +76,7 @@
 #![warn(missing_docs)]
 
 mod backoff;
+mod builder;
 mod client;
 mod condition;
 mod config;
@@ -97,7 +98,8 @@ mod tls;
 mod transport;
 mod value;
 
-pub use client::{Builder, Client, Event, Generation, Handle};
+pub use builder::Builder;
+pub use client::{Client, Event, Generation, Handle};
 pub use condition::{Clause, Conditions, Function};
 pub use config::{Config, TlsConfig};
 pub use connection::DisconnectReason;
