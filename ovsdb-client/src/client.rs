@@ -264,11 +264,14 @@ impl Handle {
     }
 
     /// Wants a lock from now on, across reconnections; [`Event::Lock`] tells when it is held.
+    ///
+    /// Whoever it is stolen from has to ask again to get it before the next connection. To ask again while another holds
+    /// it is to wait behind all others.
     pub async fn lock(&self, name: impl Into<String>) -> Result<(), Error> {
         self.command(Command::Lock { name: name.into(), steal: false }).await
     }
 
-    /// Takes a lock from whoever holds it.
+    /// Wants a lock likewise, and takes it from whoever holds it.
     pub async fn steal(&self, name: impl Into<String>) -> Result<(), Error> {
         self.command(Command::Lock { name: name.into(), steal: true }).await
     }

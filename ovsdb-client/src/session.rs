@@ -115,7 +115,7 @@ pub struct Transmit {
 pub struct Session {
     config: SessionConfig,
     resume: monitor::Resume,
-    locks: BTreeMap<String, bool>,
+    locks: BTreeMap<String, lock::Lock>,
     next_id: u64,
     /// The greatest log index seen in a cluster, by the cluster's id.
     log_end: Option<(Uuid, u64)>,
@@ -367,11 +367,7 @@ impl Session {
                 Err(Hangup::Refused { method: "monitor_cond_change", error })
             }
             (Pending::Cancel, result) => self.cancel_answered(result),
-            (Pending::Lock(name), Ok(result)) => {
-                let held = serde_json::from_slice::<serde_json::Value>(result.as_bytes())?["locked"] == true;
-                self.lock_changed(name, held);
-                Ok(())
-            }
+            (Pending::Lock(name), Ok(result)) => Ok(self.lock_answered(id, name, &result)?),
             (Pending::Lock(_), Err(error)) => Err(Hangup::Refused { method: "lock", error }),
             (Pending::User(method), result) => {
                 let result = result.map_err(|error| Error::Refused { method, error });

@@ -336,7 +336,13 @@ async fn locks_are_obtained_lost_and_obtained_again() {
     first.handle().steal("leader").await.unwrap();
     until(&mut first, lock(true)).await;
     until(&mut second, lock(false)).await;
+    // Whoever it was stolen from does not wait for it any more, and can ask again.
+    second.handle().steal("leader").await.unwrap();
+    until(&mut second, lock(true)).await;
+    until(&mut first, lock(false)).await;
+    first.handle().lock("leader").await.unwrap();
     second.handle().unlock("leader").await.unwrap();
+    until(&mut first, lock(true)).await;
     server.restart();
     until(&mut first, lock(false)).await;
     until(&mut first, lock(true)).await;

@@ -1,5 +1,6 @@
 //! Conversations with a server, message by message.
 
+mod lock;
 mod pause;
 
 use serde_json::{Value, json};
@@ -412,29 +413,6 @@ fn requests_without_an_answer_fail_with_the_connection() {
         &peer.events[..],
         [SessionEvent::Reply { id: answered, result: Err(Error::Interrupted) }] if *answered == id
     ));
-}
-
-#[test]
-fn locks_are_wanted_again_on_the_next_connection() {
-    let mut peer = Peer::new(Conditions::All);
-    peer.greet_well();
-    peer.requests.clear();
-    peer.session.lock("l", false);
-    peer.collect();
-    let lock = peer.asked("lock");
-    peer.answer(&lock, json!({ "locked": false })).unwrap();
-    assert!(peer.events.is_empty());
-    peer.say(json!({ "id": null, "method": "locked", "params": ["l"] })).unwrap();
-    peer.say(json!({ "id": null, "method": "stolen", "params": ["l"] })).unwrap();
-    assert!(matches!(
-        &peer.events[..],
-        [SessionEvent::Lock { held: true, .. }, SessionEvent::Lock { held: false, .. }]
-    ));
-    peer.session.connected(peer.now);
-    peer.collect();
-    assert!(
-        peer.requests.iter().any(|request| request["method"] == "lock" && request["params"] == json!(["l"]))
-    );
 }
 
 #[test]
