@@ -70,6 +70,8 @@ pub struct Client {
     stale: bool,
     /// The conditions that came into force meanwhile.
     unannounced: Option<Generation>,
+    /// The conditions that the last events left in force.
+    in_force: Option<Generation>,
     ready: VecDeque<Event>,
     notices: mpsc::Receiver<Notice>,
     wanted: watch::Sender<Wanted>,
@@ -89,6 +91,7 @@ impl Client {
             replica,
             composites: Arc::default(),
             stale: false,
+            in_force: None,
             unannounced: None,
             ready: VecDeque::new(),
             notices,
@@ -110,6 +113,11 @@ impl Client {
     pub async fn recv(&mut self) -> Event {
         loop {
             if let Some(event) = self.ready.pop_front() {
+                match event {
+                    Event::Synced => self.in_force = self.in_force.or(Some(Generation(0))),
+                    Event::ConditionInForce(generation) => self.in_force = Some(generation),
+                    _ => {}
+                }
                 return event;
             }
             match self.notices.recv().await {
@@ -128,7 +136,8 @@ impl Client {
     /// Replicates from now on those rows of the table of `R` that meet `conditions`.
     ///
     /// Rows that come in or go out by this arrive as inserts and deletes. [`Event::ConditionInForce`] with the
-    /// generation given here, or a later one, tells when they all have arrived.
+    /// generation given here, or a later one, tells when they all have arrived. If these conditions were the last that
+    /// were set, it may have come already: [`Self::in_force`] tells.
     pub fn set_condition<R: Row>(&mut self, conditions: Conditions) -> Result<Generation, Error> {
         let index = self.replica.index::<R>().ok_or(Error::NotMonitored(R::TABLE))?;
         let mut generation = 0;
@@ -142,6 +151,14 @@ impl Client {
             change
         });
         Ok(Generation(generation))
+    }
+
+    /// The latest state of the conditions that was in force at the last event; `None` before the first
+    /// [`Event::Synced`]. It stays so while there is no server.
+    ///
+    /// The rows of conditions with a `generation` have all arrived if `client.in_force() >= Some(generation)`.
+    pub fn in_force(&self) -> Option<Generation> {
+        self.in_force
     }
 
     /// Ends the monitoring (`monitor_cancel`), and does not begin it again on any connection until [`Self::resume`].

@@ -156,11 +156,15 @@ async fn conditions_bring_and_take_rows() {
     let server = Server::start(SCHEMA);
     let names = |names: &[&str]| Conditions::any_of(names.iter().map(|name| Clause::equal("name", *name)));
     let mut client = Client::builder(config(&server.tcp())).monitor::<Item>(names(&["b"])).connect();
+    let first = client.set_condition::<Item>(names(&["b"])).unwrap();
+    assert_eq!(client.in_force(), None);
     synced(&mut client).await;
+    assert_eq!(client.in_force(), Some(first), "what was never changed is in force without a word");
     client.transact(["a", "b", "c", "d"].map(insert).to_vec()).await.unwrap();
     until_names(&mut client, &["b"]).await;
 
     let generation = client.set_condition::<Item>(names(&["b", "c"])).unwrap();
+    assert!(client.in_force() < Some(generation));
     let (_, batches) =
         until(&mut client, |event, _| matches!(event, Event::ConditionInForce(g) if *g >= generation)).await;
     assert_eq!(summaries(&batches), [["+c"]]);
@@ -177,6 +181,7 @@ async fn conditions_bring_and_take_rows() {
 
     // The same again is in force already, and a change back and forth is none.
     assert_eq!(client.set_condition::<Item>(names(&["d", "b"])).unwrap(), last);
+    assert_eq!(client.in_force(), Some(last));
 
     let thousands: Vec<String> = (0..5000).map(|i| format!("port-{i}")).collect();
     let clauses =
