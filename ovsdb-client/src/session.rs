@@ -5,6 +5,7 @@
 
 mod hangup;
 mod lock;
+mod log;
 mod monitor;
 mod pause;
 mod server;
@@ -41,6 +42,8 @@ pub struct SessionConfig {
     /// How long a server may be silent before it is asked for a sign of life, and then before it is given up;
     /// zero never asks.
     pub probe_interval: Duration,
+    /// How many servers there are, each of which is tried in turn.
+    pub servers: usize,
     /// Whether to refuse servers of a cluster that are not its leader.
     pub leader_only: bool,
 }
@@ -117,8 +120,7 @@ pub struct Session {
     resume: monitor::Resume,
     locks: BTreeMap<String, lock::Lock>,
     next_id: u64,
-    /// The greatest log index seen in a cluster, by the cluster's id.
-    log_end: Option<(Uuid, u64)>,
+    log_end: log::LogEnd,
 
     paused: bool,
 
@@ -171,7 +173,7 @@ impl Session {
             config,
             locks: BTreeMap::new(),
             next_id: 0,
-            log_end: None,
+            log_end: log::LogEnd::default(),
             paused: false,
             state: State::Disconnected,
             ready: false,
@@ -188,15 +190,18 @@ impl Session {
 
     /// A connection was made.
     pub fn connected(&mut self, now: Instant) {
-        self.disconnected();
+        if self.state != State::Disconnected {
+            self.disconnected();
+        }
         self.state = State::Greeting;
         self.activity(now);
         self.greet();
         self.want_locks();
     }
 
-    /// The connection is gone. Requests without an answer fail.
+    /// The connection is gone, or none was made. Requests without an answer fail.
     pub fn disconnected(&mut self) {
+        self.count_attempt();
         self.state = State::Disconnected;
         self.ready = false;
         self.resume.disconnected();
@@ -227,6 +232,10 @@ impl Session {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn timeout(&self) -> Option<Instant> {
+        [self.probe_timeout(), self.log_end.due()].into_iter().flatten().min()
+    }
+
+    fn probe_timeout(&self) -> Option<Instant> {
         let interval = self.config.probe_interval;
         if interval.is_zero() {
             return None;
@@ -236,7 +245,10 @@ impl Session {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Hangup> {
-        if self.timeout().is_none_or(|timeout| timeout > now) {
+        if self.log_end.due().is_some_and(|due| due <= now) {
+            self.ask_log_end();
+        }
+        if self.probe_timeout().is_none_or(|timeout| timeout > now) {
             return Ok(());
         }
         if self.probed {

@@ -24,10 +24,7 @@ impl Session {
             &json!(["_Server", SERVER_MONITOR, { "Database": [{ "columns": columns, "where": this_database }] }]),
             Pending::Server,
         );
-        // The index is read once: it changes with every transaction of the cluster, and monitoring it would bring a
-        // message for each to clients that are interested in a few rows.
-        let log_end = json!({ "op": "select", "table": "Database", "where": this_database, "columns": ["cid", "index"] });
-        self.send("transact", &json!(["_Server", log_end]), Pending::LogEnd);
+        self.ask_log_end();
         self.send("get_schema", &json!([database]), Pending::Schema);
     }
 
@@ -71,21 +68,6 @@ impl Session {
             Some(server) if !server.connected => Err(Hangup::CutOff { model: server.model.clone() }),
             Some(server) if self.config.leader_only && !server.leader => Err(Hangup::NotLeader),
             _ => Ok(()),
-        }
-    }
-
-    /// A follower that is far behind would take the replica back in time.
-    pub(super) fn check_log_end(&mut self, result: &[u8]) -> Result<(), Hangup> {
-        let result: serde_json::Value = serde_json::from_slice(result)?;
-        let row = &result[0]["rows"][0];
-        let cluster = row["cid"][1].as_str().and_then(|cid| cid.parse().ok());
-        let (Some(cluster), Some(index)) = (cluster, row["index"].as_u64()) else { return Ok(()) };
-        match self.log_end {
-            Some((known, seen)) if known == cluster && index < seen => Err(Hangup::Behind { index, seen }),
-            _ => {
-                self.log_end = Some((cluster, index));
-                Ok(())
-            }
         }
     }
 }
