@@ -163,7 +163,9 @@ impl Driver {
         let mut progress = Progress::default();
         let reason = match self.converse(stream, &mut progress).await {
             Ok(never) => match never {},
-            Err(reason) => reason.explain(&progress, tls.as_ref()),
+            Err(reason) => {
+                reason.explain(&progress, tls.as_ref().filter(|_| matches!(remote, Remote::Ssl(_))))
+            }
         };
         (reason, progress.ready.map_or(Duration::ZERO, |ready| ready.elapsed()))
     }

@@ -133,6 +133,14 @@ async fn mixed_up_remotes_are_explained() {
     let clear = Server::start(SCHEMA);
     let mut config = secure(&format!("ssl:127.0.0.1:{}", clear.port), pki.tls("client"));
     config.connect_timeout = std::time::Duration::from_secs(2);
-    let reason = reason(config).await;
-    assert!(reason.contains("TLS handshake") || reason.contains("no answer within 2 s"), "{reason}");
+    let clear = reason(config).await;
+    assert!(clear.contains("TLS handshake") || clear.contains("no answer within 2 s"), "{clear}");
+
+    // What is configured for others does not matter.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let remote = format!("tcp:{}", listener.local_addr().unwrap());
+    let refusing = tokio::spawn(async move { drop(listener.accept().await) });
+    let refused = reason(secure(&remote, pki.tls("client"))).await;
+    refusing.await.unwrap();
+    assert!(refused.contains("without a word (does it expect ssl: there?)"), "{refused}");
 }
