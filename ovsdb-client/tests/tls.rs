@@ -79,6 +79,32 @@ async fn bad_certificates_of_the_server_are_told_apart() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_trusted_itself_will_do() {
+    let pki = Pki::new();
+    pki.issue("client", "controller");
+    pki.issue_own("localhost", false);
+    pki.issue_own("other", false);
+    pki.issue_own("old", true);
+    let trusting = |name: &str, verify_hostname| TlsConfig {
+        ca_certificates: pki.file(&format!("{name}-cert.pem")).into(),
+        verify_hostname,
+        ..pki.tls("client")
+    };
+    let (own, remote) = server(&pki, "localhost", "127.0.0.1");
+    synced(&mut connect(secure(&remote, trusting("localhost", false)))).await;
+    let by_name = format!("ssl:localhost:{}", own.port);
+    synced(&mut connect(secure(&by_name, trusting("localhost", true)))).await;
+
+    let misnamed = reason(secure(&remote, trusting("localhost", true))).await;
+    assert!(misnamed.contains("not valid for"), "{misnamed}");
+    let stranger = reason(secure(&remote, trusting("other", false))).await;
+    assert!(stranger.contains("it is that of an authority, and not in"), "{stranger}");
+    let (_old, remote) = server(&pki, "old", "127.0.0.1");
+    let expired = reason(secure(&remote, trusting("old", false))).await;
+    assert_eq!(expired, "the server's certificate is not acceptable: it has expired");
+}
+
+#[tokio::test]
 async fn a_refused_client_certificate_is_named_and_a_renewed_one_used() {
     let pki = Pki::new();
     pki.issue("sb", "switch");
