@@ -1,5 +1,6 @@
 //! The task that keeps a client connected: it moves bytes between sockets and the session, and waits.
 
+mod outgoing;
 mod reason;
 
 use std::collections::{HashMap, VecDeque};
@@ -9,7 +10,7 @@ use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -19,9 +20,10 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::message::Payload;
 use crate::remote::Remote;
-use crate::session::{Hangup, Session, SessionEvent, Transmit};
+use crate::session::{Hangup, Session, SessionEvent};
 use crate::splitter::Splitter;
 use crate::transport::{self, Stream};
+use outgoing::Outgoing;
 pub use reason::DisconnectReason;
 use reason::Progress;
 
@@ -30,13 +32,6 @@ const READ_SIZE: usize = 64 * 1024;
 /// A server hangs up on a client that it does not hear from: by default it asks after 5 s and waits 5 s more. While the
 /// consumer is behind nothing is read, its question neither, so that it has to hear from us unasked.
 const KEEPALIVE: Duration = Duration::from_secs(3);
-
-/// Requests that are not written yet, beyond which no more are taken; and answers, beyond which a server that asks
-/// without reading is not read either.
-///
-/// Reading must not depend on requests: a server takes none while it has something to say that the client does not read
-/// (ovsdb_jsonrpc_session_run() in Open vSwitch's jsonrpc-server.c), and both would wait for each other.
-const MAX_OUTGOING: usize = 64;
 
 /// How long to look for the reason after a failed write.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -328,54 +323,6 @@ impl Driver {
                 }
             }
         }
-    }
-}
-
-/// What waits to be written.
-#[derive(Default)]
-struct Outgoing {
-    messages: VecDeque<Transmit>,
-    /// How many of them are answers.
-    answers: usize,
-    /// How much of the first message was written.
-    written: usize,
-    unflushed: bool,
-}
-
-impl Outgoing {
-    fn push(&mut self, message: Transmit) {
-        self.answers += usize::from(message.is_answer);
-        self.messages.push_back(message);
-    }
-
-    /// Whether no more requests can be taken.
-    fn is_full(&self) -> bool {
-        self.messages.len() - self.answers >= MAX_OUTGOING
-    }
-
-    /// Whether the server wants more answers than it reads.
-    fn is_flooded(&self) -> bool {
-        self.answers >= MAX_OUTGOING
-    }
-
-    fn is_done(&self) -> bool {
-        self.messages.is_empty() && !self.unflushed
-    }
-
-    /// Writes everything. Dropped half done, it goes on from there the next time.
-    async fn write(&mut self, writer: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
-        while let Some(Transmit { message, is_answer }) = self.messages.front() {
-            self.unflushed = true;
-            self.written += writer.write(&message[self.written..]).await?;
-            if self.written == message.len() {
-                self.answers -= usize::from(*is_answer);
-                self.messages.pop_front();
-                self.written = 0;
-            }
-        }
-        writer.flush().await?;
-        self.unflushed = false;
-        Ok(())
     }
 }
 
