@@ -60,8 +60,9 @@
 //!
 //! # What can be relied on
 //!
-//! - Tables change only inside of [`Client::recv`], and each batch holds what one transaction of the server changed.
-//!   Folding all batches gives the tables.
+//! - Tables change only inside of [`Client::recv`], and each batch leads from one consistent state of the database to a
+//!   later one: by one transaction, or by several, which a server merges for clients that are slow to read. Folding all
+//!   batches gives the tables.
 //! - After a reconnection, to the same server or another, only differences are told, whether the server could resume or
 //!   sent everything again. Rows stay while there is no server.
 //! - A client that is paused ([`Client::pause`]) keeps its tables and its connection, and nothing is sent to it; what
