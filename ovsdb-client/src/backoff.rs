@@ -23,8 +23,8 @@ impl Backoff {
 
     /// The delay after an attempt that failed, or a connection that was good for `lasted`.
     ///
-    /// A connection lasted if it did so for longer than its delay. `jitter`, from 0 to 1, takes up to a quarter off the
-    /// delay, so that the clients of a server that restarts do not all come back at once.
+    /// To have lasted is to have outlasted the delay before. `jitter`, from 0 to 1, takes up to a quarter off the delay, so
+    /// that the clients of a server that restarts do not all come back at once.
     pub(crate) fn after(&mut self, lasted: Duration, jitter: f64) -> Duration {
         let stable = lasted >= self.delay.max(INITIAL);
         self.failures = if stable { 1 } else { self.failures + 1 };
