@@ -44,6 +44,12 @@ pub(crate) enum Command {
     Unlock { name: String },
 }
 
+impl Command {
+    fn is_abandoned(&self) -> bool {
+        matches!(self, Self::Request { reply, .. } if reply.is_closed())
+    }
+}
+
 /// What the owner of the replica wants, of which only the latest state counts.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
@@ -78,6 +84,8 @@ pub(crate) struct Driver {
     config: Config,
     session: Session,
     commands: mpsc::Receiver<Command>,
+    /// A command for which there was no room yet among what waits to be written.
+    held: Option<Command>,
     wanted: watch::Receiver<Wanted>,
     resyncs: u64,
     /// Why the connection has to be given up in favour of one that begins with a complete copy.
@@ -103,6 +111,7 @@ impl Driver {
             config,
             session,
             commands,
+            held: None,
             wanted,
             resyncs: 0,
             restart: None,
@@ -125,6 +134,7 @@ impl Driver {
             turn += 1;
             let (reason, lasted) = self.attempt().await;
             self.session.disconnected();
+            self.execute_held(false);
             self.collect();
             let retry = backoff.after(lasted, random());
             tracing::debug!(remote = %self.remote, %reason, ?retry, "disconnected");
@@ -133,7 +143,7 @@ impl Driver {
             while Instant::now() < until || !self.queue.is_empty() {
                 tokio::select! {
                     () = tokio::time::sleep_until(until), if Instant::now() < until => {}
-                    () = self.background(true) => {}
+                    () = self.background(false) => {}
                 }
             }
         }
@@ -151,7 +161,7 @@ impl Driver {
                         Ok(stream) => break stream,
                         Err(error) => return (error.into(), Duration::ZERO),
                     },
-                    () = self.background(true) => {}
+                    () = self.background(false) => {}
                 }
             }
         };
@@ -179,6 +189,7 @@ impl Driver {
         self.restart = None;
         self.session.connected(Instant::now().into_std());
         loop {
+            self.execute_held(outgoing.is_full());
             while let Some(message) = self.session.poll_transmit() {
                 outgoing.push(message);
             }
@@ -231,15 +242,16 @@ impl Driver {
                         self.session.handle_timeout(Instant::now().into_std())?;
                     }
                 }
-                () = self.background(!full) => {}
+                () = self.background(full) => {}
             }
         }
     }
 
-    /// Waits for one thing that has to be done whether there is a connection or not, and does it.
-    async fn background(&mut self, take_commands: bool) {
+    /// Waits for one thing that has to be done whether there is a connection or not, and does it. While what waits to be
+    /// written is `full`, a command is held, and so are all behind it.
+    async fn background(&mut self, full: bool) {
         let command = tokio::select! {
-            Some(command) = self.commands.recv(), if take_commands => Some(command),
+            Some(command) = self.commands.recv(), if self.held.is_none() => Some(command),
             Ok(()) = self.wanted.changed() => None,
             Ok(permit) = self.notices.reserve(), if !self.queue.is_empty() => {
                 if let Some(notice) = self.queue.pop_front() {
@@ -252,8 +264,11 @@ impl Driver {
             else => std::future::pending().await,
         };
         match command {
-            Some(command) => self.execute(command),
             None => self.take_wanted(),
+            held => {
+                self.held = held;
+                self.execute_held(full);
+            }
         }
     }
 
@@ -261,7 +276,7 @@ impl Driver {
     ///
     /// Not while somebody waits for an answer: that may be the consumer itself, and the answer be behind the updates.
     fn is_stalled(&self) -> bool {
-        !self.queue.is_empty() && self.replies.is_empty()
+        !self.queue.is_empty() && self.replies.is_empty() && self.held.is_none()
     }
 
     /// Whether the consumer is so far behind that no answer is worth the memory for the updates before it.
@@ -288,6 +303,17 @@ impl Driver {
             self.resyncs = wanted.resyncs;
             self.session.forget();
             self.restart = Some(wanted.reason.clone());
+        }
+    }
+
+    /// Executes the command that is held, unless it has to wait for room, or nobody waits for it any more.
+    fn execute_held(&mut self, full: bool) {
+        let wait = full && !self.is_overrun();
+        match self.held.take() {
+            Some(command) if command.is_abandoned() => {}
+            Some(command) if wait => self.held = Some(command),
+            Some(command) => self.execute(command),
+            None => {}
         }
     }
 

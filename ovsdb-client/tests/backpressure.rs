@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
+use nix::sys::signal::Signal;
 use ovsdb_client::{Client, Conditions, Error, Event, Operation};
 use tokio::io::AsyncWriteExt as _;
 
@@ -147,6 +148,31 @@ async fn a_consumer_that_waits_for_an_answer_behind_too_many_updates_goes_on() {
     catch_up(&mut behind, written).await;
     behind.transact(vec![insert("last")]).await.unwrap();
     assert_eq!(summary(batch(&mut behind).await.of::<Item>()), ["+last"]);
+}
+
+#[tokio::test]
+async fn requests_that_nobody_waits_for_do_not_stand_in_the_way_of_others() {
+    let server = Server::start(SCHEMA);
+    let mut behind = client(&server.tcp());
+    synced(&mut behind).await;
+    let writer = Writer::start(&server, LARGE).await;
+    writer.take(400).await;
+    writer.stop().await;
+    // The server has something to say that is not read, and reads nothing until it is: these stay where they are.
+    server.signal(Signal::SIGSTOP);
+    let mut abandoned = tokio::task::JoinSet::new();
+    for i in 0..150 {
+        let (handle, name) = (behind.handle(), format!("abandoned {i} {}", "x".repeat(4 * LARGE)));
+        abandoned.spawn(async move {
+            tokio::time::timeout(Duration::from_millis(500), handle.transact(vec![insert(&name)]))
+                .await
+                .is_ok()
+        });
+    }
+    assert!(!abandoned.join_all().await.contains(&true));
+    server.signal(Signal::SIGCONT);
+    let result = tokio::time::timeout(WAIT, behind.transact(vec![insert("last")])).await.unwrap();
+    assert_eq!(result.unwrap().len(), 1);
 }
 
 #[tokio::test]
