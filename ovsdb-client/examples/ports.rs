@@ -71,7 +71,7 @@ async fn main() -> ExitCode {
                     }
                 }
             }
-            Event::Batch(_) | Event::ConditionInForce(_) | Event::Lock { .. } => {}
+            Event::Batch(_) | Event::ConditionInForce(_) | Event::Paused | Event::Lock { .. } => {}
         }
     }
 }

@@ -4,36 +4,36 @@ use std::time::Duration;
 
 const INITIAL: Duration = Duration::from_secs(1);
 
-/// The delays of Open vSwitch's clients: each server once without delay, then 1 s doubling up to a maximum, and from the
-/// start again after a connection that lasted.
+/// The delays of Open vSwitch's clients (reconnect.c): each server once without delay, then 1 s doubling up to a maximum,
+/// and from the start again after a connection that lasted.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     max: Duration,
     servers: usize,
     failures: usize,
-    next: Duration,
+    /// The delay before the present attempt, without jitter.
+    delay: Duration,
 }
 
 impl Backoff {
+    /// `max` is at least the first delay: clients must not hammer at a server, whatever is configured.
     pub(crate) fn new(max: Duration, servers: usize) -> Self {
-        Self { max, servers, failures: 0, next: INITIAL.min(max) }
+        Self { max: max.max(INITIAL), servers, failures: 0, delay: Duration::ZERO }
     }
 
     /// The delay after an attempt that failed, or a connection that was good for `lasted`.
     ///
-    /// `jitter`, from 0 to 1, takes up to a quarter off it, so that the clients of a server that restarts do not all
-    /// come back at once.
+    /// To have lasted is to have outlasted the delay before. `jitter`, from 0 to 1, takes up to a quarter off the delay, so
+    /// that the clients of a server that restarts do not all come back at once.
     pub(crate) fn after(&mut self, lasted: Duration, jitter: f64) -> Duration {
-        if lasted >= self.max {
-            *self = Self::new(self.max, self.servers);
-        }
-        self.failures += 1;
-        if self.failures < self.servers || (self.failures == 1 && lasted >= self.max) {
-            return Duration::ZERO;
-        }
-        let delay = self.next;
-        self.next = (self.next * 2).min(self.max);
-        delay.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 4.0)
+        let stable = lasted >= self.delay.max(INITIAL);
+        self.failures = if stable { 1 } else { self.failures + 1 };
+        self.delay = if self.failures < self.servers || stable {
+            Duration::ZERO
+        } else {
+            (self.delay * 2).clamp(INITIAL, self.max)
+        };
+        self.delay.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 4.0)
     }
 }
 
@@ -58,8 +58,23 @@ mod tests {
     #[test]
     fn a_stable_connection_starts_anew() {
         let mut one = Backoff::new(Duration::from_secs(8), 1);
-        let lasted = [FAILED, FAILED, Duration::from_secs(7), Duration::from_secs(8), FAILED];
-        assert_eq!(delays(&mut one, &lasted), [1, 2, 4, 0, 1]);
+        let lasted = [0, 0, 1, 4, 0, 0, 0, 8].map(Duration::from_secs);
+        assert_eq!(delays(&mut one, &lasted), [1, 2, 4, 0, 1, 2, 4, 0]);
+        // Less than the first delay is not lasting, whatever it was before.
+        let mut one = Backoff::new(Duration::from_secs(8), 1);
+        let lasted = [0, 1, 0, 1].map(Duration::from_secs);
+        assert_eq!(delays(&mut one, &lasted), [1, 0, 1, 0]);
+        assert_eq!(delays(&mut one, &[Duration::from_millis(999); 3]), [1, 2, 4]);
+    }
+
+    #[test]
+    fn nothing_makes_a_client_hammer_at_a_server() {
+        for max in [0, 1, 999] {
+            let mut one = Backoff::new(Duration::from_millis(max), 1);
+            assert_eq!(delays(&mut one, &[FAILED; 4]), [1; 4]);
+        }
+        let mut one = Backoff::new(Duration::ZERO, 1);
+        assert_eq!(delays(&mut one, &[Duration::from_millis(500); 4]), [1; 4]);
     }
 
     #[test]

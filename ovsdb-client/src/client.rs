@@ -8,9 +8,10 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::builder::Builder;
 use crate::condition::Conditions;
 use crate::config::Config;
-use crate::connection::{Command, DisconnectReason, Driver, Notice, Task, Wanted};
+use crate::connection::{Command, DisconnectReason, Notice, Task, Wanted};
 use crate::error::Error;
 use crate::message::Payload;
 use crate::operation::{self, Operation, OperationResult};
@@ -18,15 +19,12 @@ use crate::remote::Remote;
 use crate::replica::{ApplyError, Batch, Composites, Dialect, Replica, Table};
 use crate::row::Row;
 use crate::schema::Schema;
-use crate::session::{Session, SessionConfig, SessionEvent, TableSpec};
-
-/// Messages between the connection and the consumer. When they are used up the socket is not read any more.
-const BACKLOG: usize = 64;
+use crate::session::SessionEvent;
 
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
-    /// A server was found that serves the database, and monitoring began: requests can be made.
+    /// A server was found that serves the database: requests can be made.
     Connected {
         /// The server.
         remote: Remote,
@@ -42,8 +40,12 @@ pub enum Event {
     },
     /// Rows changed, and the tables hold the new ones.
     Batch(Batch),
-    /// The tables hold what the server holds. Comes once after each `Connected`, behind the batch of differences.
+    /// The tables hold what the server holds. Comes once after each `Connected` and each pause, behind the batch of
+    /// differences.
     Synced,
+    /// Nothing is monitored any more, and the tables stay as they are until [`Client::resume`]. Comes in the place of
+    /// `Synced` after each `Connected` meanwhile.
+    Paused,
     /// A change of conditions is in force, and the tables hold the rows that it brought.
     ConditionInForce(Generation),
     /// A lock was obtained or lost.
@@ -59,73 +61,6 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(u64);
 
-/// Collects the tables to replicate, before the first connection.
-#[derive(Debug)]
-pub struct Builder {
-    config: Config,
-    tables: Vec<TableSpec>,
-    replica: Replica,
-}
-
-impl Builder {
-    /// Replicates those rows of the table of `R` that meet `conditions`.
-    #[must_use]
-    pub fn monitor<R: Row>(self, conditions: Conditions) -> Self {
-        self.add::<R>(conditions, false)
-    }
-
-    /// The same for a table that older or newer schemas do not have; it is empty there.
-    #[must_use]
-    pub fn monitor_optional<R: Row>(self, conditions: Conditions) -> Self {
-        self.add::<R>(conditions, true)
-    }
-
-    fn add<R: Row>(mut self, conditions: Conditions, optional: bool) -> Self {
-        let spec = TableSpec { name: R::TABLE, columns: R::COLUMNS, optional, conditions };
-        match self.replica.index::<R>() {
-            Some(index) => self.tables[index] = spec,
-            None => {
-                self.replica.add::<R>();
-                self.tables.push(spec);
-            }
-        }
-        self
-    }
-
-    /// Begins to connect, on a task of its own on the current tokio runtime.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime with time and I/O enabled.
-    pub fn connect(self) -> Client {
-        let Self { config, tables, replica } = self;
-        let conditions = tables.iter().map(|table| table.conditions.clone()).collect();
-        let session = Session::new(SessionConfig {
-            database: config.database.clone(),
-            tables,
-            probe_interval: config.probe_interval,
-            leader_only: config.leader_only,
-        });
-        let (commands, command_receiver) = mpsc::channel(BACKLOG);
-        let (notice_sender, notices) = mpsc::channel(BACKLOG);
-        let (wanted, wanted_receiver) =
-            watch::channel(Wanted { generation: 0, conditions, resyncs: 0, reason: String::new() });
-        let database = config.database.clone();
-        let task =
-            Task::spawn(Driver::new(config, session, command_receiver, wanted_receiver, notice_sender));
-        Client {
-            replica,
-            composites: Arc::default(),
-            stale: false,
-            in_force: None,
-            ready: VecDeque::new(),
-            notices,
-            wanted,
-            handle: Handle { database: database.into(), commands },
-            _task: task,
-        }
-    }
-}
-
 /// A replica of some tables of a database, kept up to date by a task that ends when this is dropped.
 #[derive(Debug)]
 pub struct Client {
@@ -134,6 +69,8 @@ pub struct Client {
     /// An update could not be applied: what follows is of no use until a complete dump.
     stale: bool,
     /// The conditions that came into force meanwhile.
+    unannounced: Option<Generation>,
+    /// The conditions that the last events left in force.
     in_force: Option<Generation>,
     ready: VecDeque<Event>,
     notices: mpsc::Receiver<Notice>,
@@ -143,9 +80,30 @@ pub struct Client {
 }
 
 impl Client {
+    pub(crate) fn new(
+        replica: Replica,
+        notices: mpsc::Receiver<Notice>,
+        wanted: watch::Sender<Wanted>,
+        handle: Handle,
+        task: Task,
+    ) -> Self {
+        Self {
+            replica,
+            composites: Arc::default(),
+            stale: false,
+            in_force: None,
+            unannounced: None,
+            ready: VecDeque::new(),
+            notices,
+            wanted,
+            handle,
+            _task: task,
+        }
+    }
+
     /// Begins to describe a client.
     pub fn builder(config: Config) -> Builder {
-        Builder { config, tables: Vec::new(), replica: Replica::default() }
+        Builder::new(config)
     }
 
     /// The next event. The tables change only in here, so that they always are as the last event left them.
@@ -155,6 +113,11 @@ impl Client {
     pub async fn recv(&mut self) -> Event {
         loop {
             if let Some(event) = self.ready.pop_front() {
+                match event {
+                    Event::Synced => self.in_force = self.in_force.or(Some(Generation(0))),
+                    Event::ConditionInForce(generation) => self.in_force = Some(generation),
+                    _ => {}
+                }
                 return event;
             }
             match self.notices.recv().await {
@@ -173,7 +136,8 @@ impl Client {
     /// Replicates from now on those rows of the table of `R` that meet `conditions`.
     ///
     /// Rows that come in or go out by this arrive as inserts and deletes. [`Event::ConditionInForce`] with the
-    /// generation given here, or a later one, tells when they all have arrived.
+    /// generation given here, or a later one, tells when they all have arrived. If these conditions were the last that
+    /// were set, it may have come already: [`Self::in_force`] tells.
     pub fn set_condition<R: Row>(&mut self, conditions: Conditions) -> Result<Generation, Error> {
         let index = self.replica.index::<R>().ok_or(Error::NotMonitored(R::TABLE))?;
         let mut generation = 0;
@@ -187,6 +151,33 @@ impl Client {
             change
         });
         Ok(Generation(generation))
+    }
+
+    /// The latest state of the conditions that was in force at the last event; `None` before the first
+    /// [`Event::Synced`]. It stays so while there is no server.
+    ///
+    /// The rows of conditions with a `generation` have all arrived if `client.in_force() >= Some(generation)`.
+    pub fn in_force(&self) -> Option<Generation> {
+        self.in_force
+    }
+
+    /// Ends the monitoring (`monitor_cancel`), and does not begin it again on any connection until [`Self::resume`].
+    ///
+    /// [`Event::Paused`] tells when no server sends anything more of the database; what was under way arrives before it.
+    /// From then on the tables stay as they are. Requests and locks go on, and the server is left, as always, when it is
+    /// of no use.
+    pub fn pause(&mut self) {
+        self.set_paused(true);
+    }
+
+    /// Monitors again, after [`Self::pause`]. All that happened meanwhile arrives as differences, and then
+    /// [`Event::Synced`]; conditions that were set meanwhile come into force.
+    pub fn resume(&mut self) {
+        self.set_paused(false);
+    }
+
+    fn set_paused(&mut self, paused: bool) {
+        self.wanted.send_if_modified(|wanted| std::mem::replace(&mut wanted.paused, paused) != paused);
     }
 
     /// A handle for requests, which can be used while [`Self::recv`] waits.
@@ -211,18 +202,19 @@ impl Client {
                 self.apply(&updates, complete, dialect);
                 if !self.stale {
                     self.ready.push_back(Event::Synced);
-                    self.ready.extend(self.in_force.take().map(Event::ConditionInForce));
+                    self.ready.extend(self.unannounced.take().map(Event::ConditionInForce));
                 }
             }
             Notice::Session(SessionEvent::Update { updates, dialect }) => {
                 self.apply(&updates, false, dialect)
             }
             Notice::Session(SessionEvent::ConditionInForce(generation)) if self.stale => {
-                self.in_force = Some(Generation(generation));
+                self.unannounced = Some(Generation(generation));
             }
             Notice::Session(SessionEvent::ConditionInForce(generation)) => {
                 self.ready.push_back(Event::ConditionInForce(Generation(generation)));
             }
+            Notice::Session(SessionEvent::Paused) => self.ready.push_back(Event::Paused),
             Notice::Session(SessionEvent::Lock { name, held }) => {
                 self.ready.push_back(Event::Lock { name, held })
             }
@@ -254,7 +246,8 @@ impl Client {
 
 /// Makes requests over a client's connection.
 ///
-/// A future that is dropped early does not take its request back: the server may still execute it.
+/// A future that is dropped early does not take its request back: the server may still execute it. Who takes the events
+/// of the client may wait for answers between two of them: see [`Error::Overrun`] for when that ends.
 #[derive(Debug, Clone)]
 pub struct Handle {
     database: Arc<str>,
@@ -262,6 +255,10 @@ pub struct Handle {
 }
 
 impl Handle {
+    pub(crate) fn new(database: &str, commands: mpsc::Sender<Command>) -> Self {
+        Self { database: database.into(), commands }
+    }
+
     /// Executes operations as one transaction (RFC 7047, section 4.1.3), and gives the result of each.
     pub async fn transact(&self, operations: Vec<Operation>) -> Result<Vec<OperationResult>, Error> {
         let mut params = vec![json!(&*self.database)];
@@ -284,11 +281,14 @@ impl Handle {
     }
 
     /// Wants a lock from now on, across reconnections; [`Event::Lock`] tells when it is held.
+    ///
+    /// Whoever it is stolen from has to ask again to get it before the next connection. To ask again while another holds
+    /// it is to wait behind all others.
     pub async fn lock(&self, name: impl Into<String>) -> Result<(), Error> {
         self.command(Command::Lock { name: name.into(), steal: false }).await
     }
 
-    /// Takes a lock from whoever holds it.
+    /// Wants a lock likewise, and takes it from whoever holds it.
     pub async fn steal(&self, name: impl Into<String>) -> Result<(), Error> {
         self.command(Command::Lock { name: name.into(), steal: true }).await
     }

@@ -16,13 +16,15 @@ pub struct Config {
     /// How long a server may be silent before it is probed, and then before the connection is given up (60 s). Zero
     /// never probes: a server that hangs is then waited for without end.
     pub probe_interval: Duration,
-    /// The greatest delay between attempts to connect (8 s). The first is 1 s, and each is twice the one before.
+    /// The greatest delay between attempts to connect (8 s). The first is 1 s, and each is twice the one before, until a
+    /// connection outlasts its delay. Less than 1 s is taken for 1 s.
     pub backoff_max: Duration,
     /// How long making a connection may take, TLS included (10 s).
     pub connect_timeout: Duration,
     /// Whether to use no server but the leader of a cluster (no). Followers are as good: they forward writes.
     pub leader_only: bool,
-    /// The longest message to accept, in bytes (1 GiB). A complete dump is a single message.
+    /// The longest message to accept, in bytes (1 GiB). A complete dump is a single message. As much may wait for a
+    /// consumer of events while an answer is waited for.
     pub message_limit: usize,
     /// Keys and certificates for `ssl:` remotes.
     pub tls: Option<TlsConfig>,

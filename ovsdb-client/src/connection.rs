@@ -1,5 +1,6 @@
 //! The task that keeps a client connected: it moves bytes between sockets and the session, and waits.
 
+mod outgoing;
 mod reason;
 
 use std::collections::{HashMap, VecDeque};
@@ -9,7 +10,7 @@ use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -22,6 +23,7 @@ use crate::remote::Remote;
 use crate::session::{Hangup, Session, SessionEvent};
 use crate::splitter::Splitter;
 use crate::transport::{self, Stream};
+use outgoing::Outgoing;
 pub use reason::DisconnectReason;
 use reason::Progress;
 
@@ -30,9 +32,6 @@ const READ_SIZE: usize = 64 * 1024;
 /// A server hangs up on a client that it does not hear from: by default it asks after 5 s and waits 5 s more. While the
 /// consumer is behind nothing is read, its question neither, so that it has to hear from us unasked.
 const KEEPALIVE: Duration = Duration::from_secs(3);
-
-/// Messages to a server that are not written yet, beyond which neither its messages nor more requests are taken.
-const MAX_OUTGOING: usize = 64;
 
 /// How long to look for the reason after a failed write.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -45,11 +44,18 @@ pub(crate) enum Command {
     Unlock { name: String },
 }
 
+impl Command {
+    fn is_abandoned(&self) -> bool {
+        matches!(self, Self::Request { reply, .. } if reply.is_closed())
+    }
+}
+
 /// What the owner of the replica wants, of which only the latest state counts.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     pub(crate) generation: u64,
     pub(crate) conditions: Vec<Conditions>,
+    pub(crate) paused: bool,
     /// The number of times that a complete copy was asked for, and why the last time.
     pub(crate) resyncs: u64,
     pub(crate) reason: String,
@@ -78,6 +84,8 @@ pub(crate) struct Driver {
     config: Config,
     session: Session,
     commands: mpsc::Receiver<Command>,
+    /// A command for which there was no room yet among what waits to be written.
+    held: Option<Command>,
     wanted: watch::Receiver<Wanted>,
     resyncs: u64,
     /// Why the connection has to be given up in favour of one that begins with a complete copy.
@@ -103,6 +111,7 @@ impl Driver {
             config,
             session,
             commands,
+            held: None,
             wanted,
             resyncs: 0,
             restart: None,
@@ -125,6 +134,7 @@ impl Driver {
             turn += 1;
             let (reason, lasted) = self.attempt().await;
             self.session.disconnected();
+            self.execute_held(false);
             self.collect();
             let retry = backoff.after(lasted, random());
             tracing::debug!(remote = %self.remote, %reason, ?retry, "disconnected");
@@ -133,7 +143,7 @@ impl Driver {
             while Instant::now() < until || !self.queue.is_empty() {
                 tokio::select! {
                     () = tokio::time::sleep_until(until), if Instant::now() < until => {}
-                    () = self.background(true) => {}
+                    () = self.background(false) => {}
                 }
             }
         }
@@ -151,14 +161,16 @@ impl Driver {
                         Ok(stream) => break stream,
                         Err(error) => return (error.into(), Duration::ZERO),
                     },
-                    () = self.background(true) => {}
+                    () = self.background(false) => {}
                 }
             }
         };
         let mut progress = Progress::default();
         let reason = match self.converse(stream, &mut progress).await {
             Ok(never) => match never {},
-            Err(reason) => reason.explain(&progress, tls.as_ref()),
+            Err(reason) => {
+                reason.explain(&progress, tls.as_ref().filter(|_| matches!(remote, Remote::Ssl(_))))
+            }
         };
         (reason, progress.ready.map_or(Duration::ZERO, |ready| ready.elapsed()))
     }
@@ -177,17 +189,20 @@ impl Driver {
         self.restart = None;
         self.session.connected(Instant::now().into_std());
         loop {
+            self.execute_held(outgoing.is_full());
             while let Some(message) = self.session.poll_transmit() {
-                outgoing.messages.push_back(message);
+                outgoing.push(message);
             }
             self.collect();
             if let Some(reason) = self.restart.take() {
                 return Err(Hangup::Inconsistent(reason).into());
             }
-            if progress.ready.is_none() && self.session.is_monitoring() {
+            if progress.ready.is_none() && self.session.is_ready() {
                 progress.ready = Some(Instant::now());
             }
-            let (outgoing_is_done, full) = (outgoing.is_done(), outgoing.is_full());
+            let (outgoing_is_done, full, flooded) =
+                (outgoing.is_done(), outgoing.is_full(), outgoing.is_flooded());
+            self.drop_replies();
             let stalled = self.is_stalled();
             if !stalled && stalled_since.take().is_some() {
                 // Nobody listened to the server in the meantime: that was not its silence.
@@ -199,7 +214,7 @@ impl Driver {
                 self.session.timeout().map(Instant::from_std)
             };
             tokio::select! {
-                read = reader.read(&mut buffer), if !stalled && !full => match read {
+                read = reader.read(&mut buffer), if !stalled && !flooded => match read {
                     Ok(0) => return Err(DisconnectReason::Closed),
                     Ok(length) => {
                         let now = Instant::now().into_std();
@@ -227,15 +242,16 @@ impl Driver {
                         self.session.handle_timeout(Instant::now().into_std())?;
                     }
                 }
-                () = self.background(!full) => {}
+                () = self.background(full) => {}
             }
         }
     }
 
-    /// Waits for one thing that has to be done whether there is a connection or not, and does it.
-    async fn background(&mut self, take_commands: bool) {
+    /// Waits for one thing that has to be done whether there is a connection or not, and does it. While what waits to be
+    /// written is `full`, a command is held, and so are all behind it.
+    async fn background(&mut self, full: bool) {
         let command = tokio::select! {
-            Some(command) = self.commands.recv(), if take_commands => Some(command),
+            Some(command) = self.commands.recv(), if self.held.is_none() => Some(command),
             Ok(()) = self.wanted.changed() => None,
             Ok(permit) = self.notices.reserve(), if !self.queue.is_empty() => {
                 if let Some(notice) = self.queue.pop_front() {
@@ -248,8 +264,11 @@ impl Driver {
             else => std::future::pending().await,
         };
         match command {
-            Some(command) => self.execute(command),
             None => self.take_wanted(),
+            held => {
+                self.held = held;
+                self.execute_held(full);
+            }
         }
     }
 
@@ -257,11 +276,28 @@ impl Driver {
     ///
     /// Not while somebody waits for an answer: that may be the consumer itself, and the answer be behind the updates.
     fn is_stalled(&self) -> bool {
-        !self.queue.is_empty() && (self.replies.is_empty() || self.queued > self.config.message_limit)
+        !self.queue.is_empty() && self.replies.is_empty() && self.held.is_none()
+    }
+
+    /// Whether the consumer is so far behind that no answer is worth the memory for the updates before it.
+    fn is_overrun(&self) -> bool {
+        self.queued > self.config.message_limit
+    }
+
+    /// Gives up the answers that are not to be waited for, so that they do not count in [`Self::is_stalled`].
+    fn drop_replies(&mut self) {
+        if self.is_overrun() {
+            for (_, reply) in self.replies.drain() {
+                drop(reply.send(Err(Error::Overrun)));
+            }
+        } else if !self.queue.is_empty() {
+            self.replies.retain(|_, reply| !reply.is_closed());
+        }
     }
 
     fn take_wanted(&mut self) {
         let wanted = self.wanted.borrow_and_update();
+        self.session.set_paused(wanted.paused);
         self.session.set_conditions(wanted.generation, wanted.conditions.clone());
         if self.resyncs != wanted.resyncs {
             self.resyncs = wanted.resyncs;
@@ -270,15 +306,27 @@ impl Driver {
         }
     }
 
+    /// Executes the command that is held, unless it has to wait for room, or nobody waits for it any more.
+    fn execute_held(&mut self, full: bool) {
+        let wait = full && !self.is_overrun();
+        match self.held.take() {
+            Some(command) if command.is_abandoned() => {}
+            Some(command) if wait => self.held = Some(command),
+            Some(command) => self.execute(command),
+            None => {}
+        }
+    }
+
     fn execute(&mut self, command: Command) {
         match command {
-            Command::Request { method, params, reply } => match self.session.request(&method, &params) {
-                Ok(id) => {
-                    self.replies.insert(id, reply);
+            Command::Request { method, params, reply } => {
+                let overrun = if self.is_overrun() { Err(Error::Overrun) } else { Ok(()) };
+                match overrun.and_then(|()| self.session.request(&method, &params)) {
+                    Ok(id) => drop(self.replies.insert(id, reply)),
+                    // Who asked may have stopped waiting.
+                    Err(error) => drop(reply.send(Err(error))),
                 }
-                // Who asked may have stopped waiting.
-                Err(error) => drop(reply.send(Err(error))),
-            },
+            }
             Command::Lock { name, steal } => self.session.lock(&name, steal),
             Command::Unlock { name } => self.session.unlock(&name),
         }
@@ -301,41 +349,6 @@ impl Driver {
                 }
             }
         }
-    }
-}
-
-/// What waits to be written.
-#[derive(Default)]
-struct Outgoing {
-    messages: VecDeque<Vec<u8>>,
-    /// How much of the first message was written.
-    written: usize,
-    unflushed: bool,
-}
-
-impl Outgoing {
-    /// Whether a peer that does not read has to be left alone until it does.
-    fn is_full(&self) -> bool {
-        self.messages.len() >= MAX_OUTGOING
-    }
-
-    fn is_done(&self) -> bool {
-        self.messages.is_empty() && !self.unflushed
-    }
-
-    /// Writes everything. Dropped half done, it goes on from there the next time.
-    async fn write(&mut self, writer: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
-        while let Some(message) = self.messages.front() {
-            self.unflushed = true;
-            self.written += writer.write(&message[self.written..]).await?;
-            if self.written == message.len() {
-                self.messages.pop_front();
-                self.written = 0;
-            }
-        }
-        writer.flush().await?;
-        self.unflushed = false;
-        Ok(())
     }
 }
 

@@ -11,6 +11,12 @@ pub enum Error {
     /// The connection was lost before the answer came: the request may have been executed or not.
     #[error("the connection was lost before the answer came: whether the request was executed is unknown")]
     Interrupted,
+    /// The consumer takes no events, and more updates than the message limit allows came before the answer.
+    #[error(
+        "more updates came before the answer than may wait for the consumer: whether the request was executed is \
+         unknown"
+    )]
+    Overrun,
     /// The client was dropped.
     #[error("the OVSDB client was closed")]
     Closed,

@@ -43,7 +43,7 @@
 //!             ]))?;
 //!         }
 //!         Event::ConditionInForce(generation) => println!("conditions {generation} are in force"),
-//!         Event::Lock { .. } => {}
+//!         Event::Paused | Event::Lock { .. } => {}
 //!     }
 //! }
 //! # }
@@ -60,18 +60,25 @@
 //!
 //! # What can be relied on
 //!
-//! - Tables change only inside of [`Client::recv`], and each batch holds what one transaction of the server changed.
-//!   Folding all batches gives the tables.
+//! - Tables change only inside of [`Client::recv`], and each batch leads from one consistent state of the database to a
+//!   later one: by one transaction, or by several, which a server merges for clients that are slow to read. Folding all
+//!   batches gives the tables.
 //! - After a reconnection, to the same server or another, only differences are told, whether the server could resume or
 //!   sent everything again. Rows stay while there is no server.
+//! - A client that is paused ([`Client::pause`]) keeps its tables and its connection, and nothing is sent to it; what
+//!   happened meanwhile comes as differences when it resumes.
 //! - A server is left for another one when it does not answer probes, is cut off from its cluster, lost the database, or
-//!   is behind what an earlier one had when it was connected to.
-//! - A consumer that takes no events stops the socket from being read, except while a request waits for its answer. The
-//!   connection survives that as long as the server has nothing left to send.
+//!   lacks what an earlier one had a minute before it was left. When all do, as after the restoration of a backup, they
+//!   are taken as they are.
+//! - A consumer that takes no events stops the socket from being read, except while somebody waits for the answer to a
+//!   request. Updates that come before it are kept up to [`Config::message_limit`]; beyond that the request fails with
+//!   [`Error::Overrun`], so that a consumer that waits for it itself goes on. The connection survives a consumer that
+//!   takes no events as long as the server has nothing left to send.
 //! - A server that knows no conditions (before Open vSwitch 2.6) sends all rows.
 #![warn(missing_docs)]
 
 mod backoff;
+mod builder;
 mod client;
 mod condition;
 mod config;
@@ -93,7 +100,8 @@ mod tls;
 mod transport;
 mod value;
 
-pub use client::{Builder, Client, Event, Generation, Handle};
+pub use builder::Builder;
+pub use client::{Client, Event, Generation, Handle};
 pub use condition::{Clause, Conditions, Function};
 pub use config::{Config, TlsConfig};
 pub use connection::DisconnectReason;

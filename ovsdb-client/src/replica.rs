@@ -80,7 +80,8 @@ pub struct Change<R> {
     pub new: Option<Arc<R>>,
 }
 
-/// The changes of one server transaction, or of one reconnection or change of conditions, in all monitored tables.
+/// The changes of one server transaction, of several that the server merged, or of one reconnection, pause or change of
+/// conditions, in all monitored tables.
 #[derive(Default)]
 pub struct Batch {
     tables: Vec<Box<dyn AnyChanges>>,

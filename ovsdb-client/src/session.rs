@@ -4,7 +4,11 @@
 //! resume from there. It is given messages and the time, and asked for messages and events.
 
 mod hangup;
+mod lock;
+mod log;
 mod monitor;
+mod pause;
+mod server;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -38,6 +42,8 @@ pub struct SessionConfig {
     /// How long a server may be silent before it is asked for a sign of life, and then before it is given up;
     /// zero never asks.
     pub probe_interval: Duration,
+    /// How many servers there are, each of which is tried in turn.
+    pub servers: usize,
     /// Whether to refuse servers of a cluster that are not its leader.
     pub leader_only: bool,
 }
@@ -58,7 +64,7 @@ pub struct TableSpec {
 /// What a session has to tell.
 #[derive(Debug)]
 pub enum SessionEvent {
-    /// The server is acceptable and monitoring began. Requests can be made from now on.
+    /// The server is acceptable. Requests can be made from now on.
     Ready,
     /// The answer to a monitor request.
     Contents {
@@ -80,6 +86,8 @@ pub enum SessionEvent {
     },
     /// The conditions of this generation, and all before it, are in force.
     ConditionInForce(u64),
+    /// Nothing is monitored, and no update comes until [`Session::set_paused`] ends that.
+    Paused,
     /// A request was answered.
     Reply {
         /// The request's id, as [`Session::request`] gave it.
@@ -96,22 +104,34 @@ pub enum SessionEvent {
     },
 }
 
+/// A message to send.
+#[derive(Debug)]
+pub struct Transmit {
+    /// The JSON text.
+    pub message: Vec<u8>,
+    /// Whether the server asked for it, as it could do without end: all others are few, or wanted by the user.
+    pub is_answer: bool,
+}
+
 /// The state machine of one client.
 #[derive(Debug)]
 pub struct Session {
     config: SessionConfig,
     resume: monitor::Resume,
-    locks: BTreeMap<String, bool>,
+    locks: BTreeMap<String, lock::Lock>,
     next_id: u64,
-    /// The greatest log index seen in a cluster, by the cluster's id.
-    log_end: Option<(Uuid, u64)>,
+    log_end: log::LogEnd,
+
+    paused: bool,
 
     state: State,
+    /// Whether the server was found good since the connection was made.
+    ready: bool,
     pending: HashMap<u64, Pending>,
-    transmits: VecDeque<Vec<u8>>,
+    transmits: VecDeque<Transmit>,
     events: VecDeque<SessionEvent>,
     deferred: Vec<(Payload, Dialect, Option<Uuid>)>,
-    server: Option<ServerStatus>,
+    server: Option<server::ServerStatus>,
     schema: Option<Schema>,
     last_received: Option<Instant>,
     probed: bool,
@@ -125,6 +145,9 @@ enum State {
     /// Waiting for the contents of the tables.
     Requested,
     Monitoring(Dialect),
+    /// Waiting for the end of the updates.
+    Canceling,
+    Paused,
 }
 
 #[derive(Debug)]
@@ -136,17 +159,10 @@ enum Pending {
     Schema,
     Monitor(Dialect),
     ConditionChange,
+    Cancel,
     Lock(String),
     Unlock,
     User(String),
-}
-
-/// The columns of `_Server`'s `Database` that decide whether a server is of use (ovsdb-server(5)).
-#[derive(Debug)]
-struct ServerStatus {
-    model: String,
-    connected: bool,
-    leader: bool,
 }
 
 impl Session {
@@ -157,8 +173,10 @@ impl Session {
             config,
             locks: BTreeMap::new(),
             next_id: 0,
-            log_end: None,
+            log_end: log::LogEnd::default(),
+            paused: false,
             state: State::Disconnected,
+            ready: false,
             pending: HashMap::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -172,31 +190,20 @@ impl Session {
 
     /// A connection was made.
     pub fn connected(&mut self, now: Instant) {
-        self.disconnected();
+        if self.state != State::Disconnected {
+            self.disconnected();
+        }
         self.state = State::Greeting;
         self.activity(now);
-        let database = self.config.database.clone();
-        let this_database = json!([["name", "==", database]]);
-        self.send("set_db_change_aware", &json!([true]), Pending::ChangeAware);
-        let columns = json!(["name", "model", "connected", "leader"]);
-        self.send(
-            "monitor_cond",
-            &json!(["_Server", SERVER_MONITOR, { "Database": [{ "columns": columns, "where": this_database }] }]),
-            Pending::Server,
-        );
-        // The index is read once: it changes with every transaction of the cluster, and monitoring it would bring a
-        // message for each to clients that are interested in a few rows.
-        let log_end = json!({ "op": "select", "table": "Database", "where": this_database, "columns": ["cid", "index"] });
-        self.send("transact", &json!(["_Server", log_end]), Pending::LogEnd);
-        self.send("get_schema", &json!([database]), Pending::Schema);
-        for name in self.locks.keys().cloned().collect::<Vec<_>>() {
-            self.send("lock", &json!([name]), Pending::Lock(name));
-        }
+        self.greet();
+        self.want_locks();
     }
 
-    /// The connection is gone. Requests without an answer fail.
+    /// The connection is gone, or none was made. Requests without an answer fail.
     pub fn disconnected(&mut self) {
+        self.count_attempt();
         self.state = State::Disconnected;
+        self.ready = false;
         self.resume.disconnected();
         self.transmits.clear();
         self.deferred.clear();
@@ -209,16 +216,12 @@ impl Session {
                 self.events.push_back(SessionEvent::Reply { id, result: Err(Error::Interrupted) });
             }
         }
-        for (name, held) in &mut self.locks {
-            if std::mem::take(held) {
-                self.events.push_back(SessionEvent::Lock { name: name.clone(), held: false });
-            }
-        }
+        self.lose_locks();
     }
 
     /// Whether requests can be made.
-    pub fn is_monitoring(&self) -> bool {
-        matches!(self.state, State::Monitoring(_))
+    pub fn is_ready(&self) -> bool {
+        self.ready
     }
 
     /// Something was received, a complete message or not: the peer lives.
@@ -229,6 +232,10 @@ impl Session {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn timeout(&self) -> Option<Instant> {
+        [self.probe_timeout(), self.log_end.due()].into_iter().flatten().min()
+    }
+
+    fn probe_timeout(&self) -> Option<Instant> {
         let interval = self.config.probe_interval;
         if interval.is_zero() {
             return None;
@@ -238,7 +245,10 @@ impl Session {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Hangup> {
-        if self.timeout().is_none_or(|timeout| timeout > now) {
+        if self.log_end.due().is_some_and(|due| due <= now) {
+            self.ask_log_end();
+        }
+        if self.probe_timeout().is_none_or(|timeout| timeout > now) {
             return Ok(());
         }
         if self.probed {
@@ -255,7 +265,7 @@ impl Session {
     }
 
     /// The next message to send.
-    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
     }
 
@@ -266,37 +276,17 @@ impl Session {
 
     /// Makes a request of the user's; the answer comes as [`SessionEvent::Reply`].
     pub fn request(&mut self, method: &str, params: &serde_json::Value) -> Result<u64, Error> {
-        match self.state {
-            State::Monitoring(_) => Ok(self.send(method, params, Pending::User(method.to_owned()))),
-            _ => Err(Error::NotConnected),
+        if !self.ready {
+            return Err(Error::NotConnected);
         }
-    }
-
-    /// Wants a lock, now and after every reconnection (RFC 7047, section 4.1.8), by force if `steal`.
-    pub fn lock(&mut self, name: &str, steal: bool) {
-        self.locks.entry(name.to_owned()).or_insert(false);
-        if self.state != State::Disconnected {
-            let method = if steal { "steal" } else { "lock" };
-            self.send(method, &json!([name]), Pending::Lock(name.to_owned()));
-        }
-    }
-
-    /// Gives a lock up.
-    pub fn unlock(&mut self, name: &str) {
-        if let Some(held) = self.locks.remove(name) {
-            if held {
-                self.events.push_back(SessionEvent::Lock { name: name.to_owned(), held: false });
-            }
-            if self.state != State::Disconnected {
-                self.send("unlock", &json!([name]), Pending::Unlock);
-            }
-        }
+        Ok(self.send(method, params, Pending::User(method.to_owned())))
     }
 
     fn send(&mut self, method: &str, params: &serde_json::Value, pending: Pending) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.transmits.push_back(message::request(id, method, params));
+        self.transmits
+            .push_back(Transmit { message: message::request(id, method, params), is_answer: false });
         self.pending.insert(id, pending);
         id
     }
@@ -318,10 +308,11 @@ impl Session {
         };
         if let Some(id) = envelope.id {
             // RFC 7047, section 4.1.11: the answer to an echo is what came with it.
-            self.transmits.push_back(match method.as_ref() {
+            let message = match method.as_ref() {
                 "echo" => message::reply(id, envelope.params),
                 _ => message::unknown_method(id),
-            });
+            };
+            self.transmits.push_back(Transmit { message, is_answer: true });
             return Ok(());
         }
         let Some(params) = envelope.params else { return Ok(()) };
@@ -387,78 +378,12 @@ impl Session {
             (Pending::ConditionChange, Err(error)) => {
                 Err(Hangup::Refused { method: "monitor_cond_change", error })
             }
-            (Pending::Lock(name), Ok(result)) => {
-                let held = serde_json::from_slice::<serde_json::Value>(result.as_bytes())?["locked"] == true;
-                self.lock_changed(name, held);
-                Ok(())
-            }
+            (Pending::Cancel, result) => self.cancel_answered(result),
+            (Pending::Lock(name), Ok(result)) => Ok(self.lock_answered(id, name, &result)?),
             (Pending::Lock(_), Err(error)) => Err(Hangup::Refused { method: "lock", error }),
             (Pending::User(method), result) => {
                 let result = result.map_err(|error| Error::Refused { method, error });
                 self.events.push_back(SessionEvent::Reply { id, result });
-                Ok(())
-            }
-        }
-    }
-
-    fn lock_changed(&mut self, name: String, now_held: bool) {
-        if let Some(held) = self.locks.get_mut(&name)
-            && *held != now_held
-        {
-            *held = now_held;
-            self.events.push_back(SessionEvent::Lock { name, held: now_held });
-        }
-    }
-
-    /// Begins to monitor once everything about the server is known.
-    fn greeted(&mut self) -> Result<(), Hangup> {
-        let waiting =
-            self.pending.values().any(|p| matches!(p, Pending::Server | Pending::LogEnd | Pending::Schema));
-        if waiting || self.state != State::Greeting {
-            return Ok(());
-        }
-        self.begin_monitoring()
-    }
-
-    /// Takes an update of `_Server`'s table `Database`, of which only the row of our database is monitored.
-    fn server_changed(&mut self, updates: &str) -> Result<(), Hangup> {
-        let updates: serde_json::Value = serde_json::from_str(updates)?;
-        for update in updates["Database"].as_object().into_iter().flat_map(|rows| rows.values()) {
-            let Some((kind, row)) = update.as_object().and_then(|update| update.iter().next()) else {
-                continue;
-            };
-            if kind == "delete" {
-                return Err(Hangup::Canceled);
-            }
-            // Omitted columns of a new row have their default values.
-            let status = self.server.get_or_insert_with(|| ServerStatus {
-                model: String::new(),
-                connected: false,
-                leader: false,
-            });
-            if let Some(model) = row["model"].as_str() {
-                model.clone_into(&mut status.model);
-            }
-            status.connected = row["connected"].as_bool().unwrap_or(status.connected);
-            status.leader = row["leader"].as_bool().unwrap_or(status.leader);
-        }
-        match &self.server {
-            Some(server) if !server.connected => Err(Hangup::CutOff { model: server.model.clone() }),
-            Some(server) if self.config.leader_only && !server.leader => Err(Hangup::NotLeader),
-            _ => Ok(()),
-        }
-    }
-
-    /// A follower that is far behind would take the replica back in time.
-    fn check_log_end(&mut self, result: &[u8]) -> Result<(), Hangup> {
-        let result: serde_json::Value = serde_json::from_slice(result)?;
-        let row = &result[0]["rows"][0];
-        let cluster = row["cid"][1].as_str().and_then(|cid| cid.parse().ok());
-        let (Some(cluster), Some(index)) = (cluster, row["index"].as_u64()) else { return Ok(()) };
-        match self.log_end {
-            Some((known, seen)) if known == cluster && index < seen => Err(Hangup::Behind { index, seen }),
-            _ => {
-                self.log_end = Some((cluster, index));
                 Ok(())
             }
         }

@@ -5,10 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -60,9 +61,10 @@ impl Connector {
             |role, path: &Path, problem: String| TlsError::File { role, path: path.to_owned(), problem };
 
         let mut roots = RootCertStore::empty();
-        for certificate in certificates("CA certificate", &files.ca_certificates)? {
+        let trusted = certificates("CA certificate", &files.ca_certificates)?;
+        for certificate in &trusted {
             roots
-                .add(certificate)
+                .add(certificate.clone())
                 .map_err(|error| fail("CA certificate", &files.ca_certificates, error.to_string()))?;
         }
         let chain = certificates("client certificate", &files.certificate)?;
@@ -75,7 +77,7 @@ impl Connector {
         let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .build()
             .map_err(|error| fail("CA certificate", &files.ca_certificates, error.to_string()))?;
-        let verifier = Arc::new(Verifier { webpki, hostname: files.verify_hostname });
+        let verifier = Arc::new(Verifier { webpki, trusted, hostname: files.verify_hostname });
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| TlsError::Handshake(io::Error::other(error)))?
@@ -119,6 +121,9 @@ pub(crate) fn explain(error: io::Error, files: &TlsConfig) -> TlsError {
                 CertificateError::UnknownIssuer => {
                     format!("no certificate in {:?} has signed it", files.ca_certificates)
                 }
+                CertificateError::Other(other) if other.to_string() == CA_AS_SERVER => {
+                    format!("it is that of an authority, and not in {:?}", files.ca_certificates)
+                }
                 other => rustls::Error::InvalidCertificate(other.clone()).to_string(),
             };
             TlsError::ServerCertificate(problem)
@@ -150,10 +155,14 @@ fn parse_certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, pem::
     CertificateDer::pem_slice_iter(text).collect()
 }
 
+/// How webpki says that an authority's certificate is no server's; rustls does not have it among its own errors.
+const CA_AS_SERVER: &str = "CaUsedAsEndEntity";
+
 /// Verifies that an authority has signed the server's certificate, and the name in it only on demand.
 #[derive(Debug)]
 struct Verifier {
     webpki: Arc<WebPkiServerVerifier>,
+    trusted: Vec<CertificateDer<'static>>,
     hostname: bool,
 }
 
@@ -171,6 +180,16 @@ impl ServerCertVerifier for Verifier {
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.hostname => Ok(ServerCertVerified::assertion()),
+            // A server may have signed its certificate itself, as an authority does. OpenSSL takes it where it is
+            // trusted; webpki, which has found the dates good before, does not.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(problem)))
+                if problem.to_string() == CA_AS_SERVER && self.trusted.contains(end_entity) =>
+            {
+                if self.hostname {
+                    verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                }
+                Ok(ServerCertVerified::assertion())
+            }
             result => result,
         }
     }

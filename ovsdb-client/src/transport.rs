@@ -1,14 +1,19 @@
 //! Streams of bytes to servers.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinSet;
 
 use crate::config::TlsConfig;
 use crate::remote::{Endpoint, Remote};
 use crate::tls::{self, TlsError};
+
+/// How long one address of a host has to itself (RFC 8305, section 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// A connection to a server, whatever it is made of.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -59,19 +64,78 @@ pub(crate) async fn connect(
     tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError::Timeout(timeout)))
 }
 
-/// Tries each address of the host in turn.
 async fn connect_tcp(endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
     let resolve = |error| ConnectError::Resolve { host: endpoint.host.clone(), error };
-    let mut last = resolve(io::Error::other("the name has no address"));
-    for address in tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await.map_err(resolve)? {
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
-                // Requests are small and each is waited for.
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error.into(),
+    let addresses: Vec<SocketAddr> =
+        tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await.map_err(resolve)?.collect();
+    if addresses.is_empty() {
+        return Err(resolve(io::Error::other("the name has no address")));
+    }
+    let stream = connect_any(addresses).await?;
+    // Requests are small and each is waited for.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Connects to whichever address answers first. Each gets its turn when the one before failed, or has not answered for a
+/// while but still may: an address that swallows everything must not keep a client from the others.
+async fn connect_any(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut addresses = addresses.into_iter();
+    let mut attempts = JoinSet::new();
+    let mut last = io::Error::other("no address");
+    loop {
+        if let Some(address) = addresses.next() {
+            attempts.spawn(TcpStream::connect(address));
+        }
+        match tokio::time::timeout(ATTEMPT_DELAY, attempts.join_next()).await {
+            Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
+            Ok(Some(Ok(Err(error)))) => last = error,
+            Ok(Some(Err(stopped))) => last = stopped.into(),
+            Ok(None) => return Err(last),
+            Err(_) => {}
         }
     }
-    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    /// An address that does not answer, because nobody takes those that connect, as long as the streams are kept.
+    async fn silent() -> (SocketAddr, TcpListener, Vec<TcpStream>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut streams = Vec::new();
+        while let Ok(stream) =
+            tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address)).await
+        {
+            streams.push(stream.unwrap());
+        }
+        (address, listener, streams)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_is_not_waited_for() {
+        let (silent, _listener, _streams) = silent().await;
+        let good = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = (good.local_addr().unwrap(), good);
+        let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+
+        let began = Instant::now();
+        let stream = connect_any(vec![refusing, good.0]).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), good.0);
+        assert!(began.elapsed() < ATTEMPT_DELAY, "nothing is to be waited for: {:?}", began.elapsed());
+        let stream = connect_any(vec![silent, refusing, silent, good.0]).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), good.0);
+
+        let error = connect_any(vec![refusing, refusing]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(tokio::time::timeout(ATTEMPT_DELAY * 3, connect_any(vec![silent])).await.is_err());
+    }
 }

@@ -315,3 +315,35 @@ async fn a_client_that_wants_the_leader_follows_it() {
     // A hung leader is left by the probe, but nobody waits for that here.
     cluster.servers[leader].signal(Signal::SIGCONT);
 }
+
+#[tokio::test]
+async fn a_cluster_that_was_restored_from_a_backup_is_taken_as_it_is() {
+    let mut cluster = Cluster::start(SCHEMA, 1);
+    let mut client = connect(config(&cluster.remotes()));
+    synced(&mut client).await;
+    client.transact(vec![insert("old"), insert("changes")]).await.unwrap();
+    until_names(&mut client, &["changes", "old"]).await;
+    let server = &mut cluster.servers[0];
+    server.stop();
+    let (db, backup) = (server.directory.path("db"), server.directory.path("backup"));
+    std::fs::copy(&db, &backup).unwrap();
+    server.restart();
+    synced(&mut client).await;
+    for i in 0..20 {
+        client.transact(vec![insert(&format!("new{i}")), update("changes", "count", i)]).await.unwrap();
+    }
+    // So that the client has seen how far the log was.
+    server.restart();
+    synced(&mut client).await;
+    assert_eq!(client.table::<Item>().len(), 22);
+
+    server.stop();
+    std::fs::copy(&backup, &db).unwrap();
+    server.restart();
+    let behind = |event: &Event, _: &Client| matches!(event, Event::Disconnected { reason, .. } if reason.to_string().contains("the server is behind"));
+    until(&mut client, behind).await;
+    assert_eq!(client.table::<Item>().len(), 22, "a server that is behind is not believed at once");
+    let batches = synced(&mut client).await;
+    assert_eq!(item_names(&client), ["changes", "old"]);
+    assert_eq!(summaries(&batches).concat().len(), 21, "differences only");
+}

@@ -3,19 +3,25 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::*;
 use ovsdb_client::{
-    Clause, Client, Columns, Conditions, Error, Event, Function, Mutation, Mutator, Operation, Uuid, Value,
+    Clause, Client, Columns, Conditions, Error, Event, Function, Handle, Mutation, Mutator, Operation, Uuid,
+    Value,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-/// How long to go on: each round is as good as any other.
-const DURATION: Duration = Duration::from_secs(6);
+/// How long to go on, in seconds, is in `DIFFERENTIAL_SECONDS`: each round is as good as any other.
+fn duration() -> Duration {
+    let seconds = std::env::var("DIFFERENTIAL_SECONDS").map_or(20, |seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds)
+}
 
 fn name() -> impl Strategy<Value = String> {
     (0..12u8).prop_map(|number| format!("item{number}"))
@@ -70,22 +76,29 @@ fn sample<T>(runner: &mut TestRunner, strategy: &impl Strategy<Value = T>) -> T 
 struct Watcher {
     client: Client,
     fold: Fold<Item>,
+    /// The server of the last connection.
+    remote: String,
 }
 
 impl Watcher {
-    async fn start(remote: &str) -> Self {
-        let tables = Client::builder(config(remote))
+    async fn start(remotes: &str) -> Self {
+        let client = Client::builder(config(remotes))
             .monitor::<Item>(Conditions::All)
-            .monitor::<Global>(Conditions::All);
-        let mut client = tables.connect();
-        synced(&mut client).await;
-        Self { client, fold: Fold(BTreeMap::new()) }
+            .monitor::<Global>(Conditions::All)
+            .connect();
+        let mut watcher = Self { client, fold: Fold(BTreeMap::new()), remote: String::new() };
+        while !matches!(watcher.take().await, Event::Synced) {}
+        watcher
     }
 
-    async fn take(&mut self) {
-        if let Event::Batch(batch) = next(&mut self.client).await {
-            self.fold.apply(&batch);
+    async fn take(&mut self) -> Event {
+        let event = next(&mut self.client).await;
+        match &event {
+            Event::Batch(batch) => self.fold.apply(batch),
+            Event::Connected { remote } => self.remote = remote.to_string(),
+            _ => {}
         }
+        event
     }
 
     /// Takes everything up to the transaction that set the global number to `number`.
@@ -95,6 +108,138 @@ impl Watcher {
         }
         self.fold.check(&self.client);
     }
+
+    /// Compares what it was told, and says only what is different.
+    fn check(&self, truth: &BTreeMap<Uuid, Item>) {
+        let (held, wanted) = (self.fold.0.iter(), truth.iter());
+        let wrong: Vec<_> = held.filter(|(uuid, item)| truth.get(*uuid) != Some(*item)).collect();
+        let missed: Vec<_> = wanted.filter(|(uuid, item)| self.fold.0.get(*uuid) != Some(*item)).collect();
+        assert!(wrong.is_empty() && missed.is_empty(), "{}: {wrong:#?} for {missed:#?}", self.remote);
+    }
+
+    /// Sets conditions, and takes everything until they are in force.
+    async fn follow(&mut self, conditions: Conditions) {
+        let wanted = self.client.set_condition::<Item>(conditions).unwrap();
+        while self.client.in_force() < Some(wanted) {
+            self.take().await;
+        }
+        self.fold.check(&self.client);
+    }
+}
+
+fn above(minimum: i64) -> Conditions {
+    Conditions::any_of([Clause::new("price", Function::Greater, minimum as f64 / 4.0)])
+}
+
+/// What is written, and what came of it.
+struct Writer {
+    handle: Handle,
+    runner: TestRunner,
+    succeeded: usize,
+    number: i64,
+}
+
+impl Writer {
+    async fn start(remotes: &str) -> Self {
+        let mut client = Client::builder(config(remotes)).connect();
+        synced(&mut client).await;
+        let handle = client.handle();
+        tokio::spawn(async move {
+            loop {
+                client.recv().await;
+            }
+        });
+        // A server's history is no larger than its database: ovsdb_txn_history_run() in Open vSwitch's transaction.c.
+        let bulk = (0..2000).map(|i| i.to_string()).collect::<BTreeSet<_>>();
+        let global = Operation::Insert { table: "Global".into(), row: Columns::new(), name: None };
+        handle.transact(vec![global, insert("bulk"), update("bulk", "labels", bulk)]).await.unwrap();
+        Self { handle, runner: TestRunner::default(), succeeded: 0, number: 0 }
+    }
+
+    /// Makes a random transaction, with references to some of the rows `ids` if there are any.
+    async fn write(&mut self, ids: Vec<Uuid>) {
+        let mut operations = sample(&mut self.runner, &prop::collection::vec(operation(), 1..6));
+        if !ids.is_empty() {
+            let few = 0..=ids.len().min(4);
+            let peers = sample(&mut self.runner, &prop::sample::subsequence(ids, few));
+            operations.push(update(&sample(&mut self.runner, &name()), "peer", peers.first().copied()));
+            operations.push(update(&sample(&mut self.runner, &name()), "peers", peers));
+        }
+        match self.handle.transact(operations).await {
+            Ok(_) => self.succeeded += 1,
+            // Two rows of one name, or no leader.
+            Err(Error::Transaction { error, .. }) => {
+                assert!(error.contains("constraint") || error.contains("cluster"), "{error}");
+            }
+            Err(Error::NotConnected | Error::Interrupted) => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Marks the end of what was written so far, and gives what a server holds then.
+    async fn end_round(&mut self) -> BTreeMap<Uuid, Item> {
+        self.number += 1;
+        let row = Columns::from([("number".into(), self.number.into())]);
+        let mark = Operation::Update { table: "Global".into(), condition: vec![], row: row.clone() };
+        while self.handle.transact(vec![mark.clone()]).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Another server than the one that took it may be asked, and not have it yet.
+        let marked = Operation::Wait {
+            timeout: Some(0),
+            table: "Global".into(),
+            condition: vec![],
+            columns: vec!["number".into()],
+            until_equal: true,
+            rows: vec![row],
+        };
+        loop {
+            match select_items_if(&self.handle, vec![marked.clone()]).await {
+                Ok(items) => return items,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+}
+
+/// Writes for a while, and lets `disturb` have its way with the servers before each round. All of the watchers, and one
+/// whose conditions change all the time, have to agree with a server after each.
+async fn compare(remotes: &str, watched: &[&str], references: bool, mut disturb: impl FnMut(&Watcher)) {
+    let mut writer = Writer::start(remotes).await;
+    let mut watchers = Vec::new();
+    for remotes in watched {
+        watchers.push(Watcher::start(remotes).await);
+    }
+    let mut partial = Watcher::start(remotes).await;
+    let mut minimum = 0;
+    let began = Instant::now();
+    while began.elapsed() < duration() {
+        disturb(&watchers[0]);
+        for _ in 0..sample(&mut writer.runner, &(1..20usize)) {
+            let rows = watchers[0].client.table::<Item>().iter().filter(|_| references);
+            writer.write(rows.map(|(id, _)| *id).collect()).await;
+            if sample(&mut writer.runner, &(0..8)) == 0 {
+                minimum = sample(&mut writer.runner, &(-1000..1000i64));
+                partial.client.set_condition::<Item>(above(minimum)).unwrap();
+            }
+        }
+        let truth = writer.end_round().await;
+        for watcher in &mut watchers {
+            watcher.catch_up(writer.number).await;
+            watcher.check(&truth);
+        }
+        // The partial one is done when its last conditions are in force.
+        partial.catch_up(writer.number).await;
+        partial.client.set_condition::<Item>(Conditions::None).unwrap();
+        partial.follow(above(minimum)).await;
+        let matching: BTreeMap<_, _> =
+            truth.into_iter().filter(|(_, item)| item.price > minimum as f64 / 4.0).collect();
+        partial.check(&matching);
+    }
+    assert!(writer.succeeded > 100, "{}", writer.succeeded);
+    println!("{} transactions, {} comparisons", writer.succeeded, writer.number);
 }
 
 #[tokio::test]
@@ -102,82 +247,75 @@ async fn every_wording_leads_to_what_the_server_holds() {
     let mut server = Server::start(SCHEMA);
     let cond = Relay::start(&server, &["monitor_cond_since"]).await;
     let plain = Relay::start(&server, &["monitor_cond_since", "monitor_cond"]).await;
-    let mut watchers = [
-        Watcher::start(&server.tcp()).await,
-        Watcher::start(&cond.remote()).await,
-        Watcher::start(&plain.remote()).await,
-    ];
-    // One whose conditions change all the time.
-    let mut partial = Watcher::start(&server.unix()).await;
-    let mut minimum = 0;
-    let writer = Client::builder(config(&server.unix())).connect();
-    let handle = writer.handle();
-    watchers[0]
-        .client
-        .transact(vec![Operation::Insert { table: "Global".into(), row: Columns::new(), name: None }])
-        .await
-        .unwrap();
-
-    let mut runner = TestRunner::default();
-    let transactions = prop::collection::vec(operation(), 1..6);
-    let began = Instant::now();
-    let (mut number, mut succeeded) = (0, 0);
-    while began.elapsed() < DURATION {
-        for _ in 0..sample(&mut runner, &(1..20usize)) {
-            let mut operations = sample(&mut runner, &transactions);
-            let ids: Vec<Uuid> = watchers[0].client.table::<Item>().iter().map(|(id, _)| *id).collect();
-            if !ids.is_empty() {
-                let peers =
-                    sample(&mut runner, &prop::sample::subsequence(ids.clone(), 0..=ids.len().min(4)));
-                operations.push(update(&sample(&mut runner, &name()), "peer", peers.first().copied()));
-                operations.push(update(&sample(&mut runner, &name()), "peers", peers));
-            }
-            match handle.transact(operations).await {
-                Ok(_) => succeeded += 1,
-                // Two rows of one name.
-                Err(Error::Transaction { error, .. }) => assert!(error.contains("constraint"), "{error}"),
-                Err(Error::NotConnected) => tokio::time::sleep(Duration::from_millis(10)).await,
-                Err(error) => panic!("{error}"),
-            }
-            if sample(&mut runner, &(0..8)) == 0 {
-                minimum = sample(&mut runner, &(-1000..1000i64));
-                let conditions =
-                    Conditions::any_of([Clause::new("price", Function::Greater, minimum as f64 / 4.0)]);
-                partial.client.set_condition::<Item>(conditions).unwrap();
-            }
-        }
-        if number == 10 {
+    let (tcp, mut round) = (server.tcp(), 0);
+    compare(&tcp, &[&tcp, &cond.remote(), &plain.remote()], true, |_| {
+        round += 1;
+        if round % 25 == 10 {
             server.restart();
         }
-        number += 1;
-        let mark = Columns::from([("number".into(), number.into())]);
-        let mark = vec![Operation::Update { table: "Global".into(), condition: vec![], row: mark }];
-        while handle.transact(mark.clone()).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_wording_leads_to_what_a_cluster_holds_that_loses_servers() {
+    const UP: Duration = Duration::from_secs(2);
+    const DOWN: Duration = Duration::from_secs(1);
+    let mut cluster = Cluster::start(SCHEMA, 3);
+    let remotes = cluster.remotes();
+    let mut relays = Vec::new();
+    for renamed in [&[][..], &["monitor_cond_since"], &["monitor_cond_since", "monitor_cond"]] {
+        for server in &cluster.servers {
+            relays.push(Relay::start(server, renamed).await);
         }
-        let truth = select_items(&handle).await;
-        for watcher in &mut watchers {
-            watcher.catch_up(number).await;
-            assert_eq!(watcher.fold.0, truth);
-        }
-        // The partial one is done when its last conditions are in force.
-        partial.catch_up(number).await;
-        let generation = partial.client.set_condition::<Item>(Conditions::None).unwrap();
-        let conditions = Conditions::any_of([Clause::new("price", Function::Greater, minimum as f64 / 4.0)]);
-        let wanted = partial.client.set_condition::<Item>(conditions).unwrap();
-        assert!(wanted > generation);
-        loop {
-            match next(&mut partial.client).await {
-                Event::Batch(batch) => partial.fold.apply(&batch),
-                Event::ConditionInForce(generation) if generation == wanted => break,
-                _ => {}
+    }
+    let lists: Vec<String> = relays
+        .chunks(3)
+        .map(|relays| relays.iter().map(Relay::remote).collect::<Vec<_>>().join(","))
+        .collect();
+    let watched: Vec<&str> = lists.iter().map(String::as_str).collect();
+    // The server that the first of them uses goes away: the answer to what that one missed comes from another.
+    let used = Arc::new(Mutex::new(0));
+    let (failing, done) = (Arc::clone(&used), Arc::new(AtomicBool::new(false)));
+    let ended = Arc::clone(&done);
+    let failures = std::thread::spawn(move || {
+        let (mut down, mut next, mut losses) = (None, Instant::now() + UP, 0);
+        while !ended.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+            for (index, server) in cluster.servers.iter_mut().enumerate() {
+                // Now and then ovsdb-server 3.1.0 crashes on its own.
+                if down != Some(index) && server.has_crashed() {
+                    println!("server {index} crashed");
+                    server.restart();
+                }
+            }
+            if Instant::now() < next {
+                continue;
+            }
+            next = Instant::now() + if down.is_some() { UP } else { DOWN };
+            match down.take() {
+                Some(index) => Server::restart(&mut cluster.servers[index]),
+                None => {
+                    let index = *failing.lock().unwrap();
+                    cluster.servers[index].stop();
+                    (down, losses) = (Some(index), losses + 1);
+                }
             }
         }
-        let matching: BTreeMap<_, _> =
-            truth.into_iter().filter(|(_, item)| item.price > minimum as f64 / 4.0).collect();
-        assert_eq!(partial.fold.0, matching);
-        partial.fold.check(&partial.client);
-    }
-    assert!(succeeded > 100, "{succeeded}");
-    println!("{succeeded} transactions, {number} comparisons");
+        losses
+    });
+    // Weak references to rows that are gone stay on some servers of a cluster of ovsdb-server 3.1.0.
+    compare(&remotes, &watched, false, |watcher| {
+        let index = relays.iter().position(|relay| relay.remote() == watcher.remote).unwrap();
+        *used.lock().unwrap() = index % 3;
+    })
+    .await;
+    done.store(true, Ordering::Relaxed);
+    let losses = failures.join().unwrap();
+    let resumed = |relay: &Relay| {
+        relay.heard.lock().unwrap().iter().filter(|message| message.contains("\"result\":[true,")).count()
+    };
+    let resumptions: usize = relays[..3].iter().map(resumed).sum();
+    println!("{losses} servers lost, {resumptions} resumptions");
+    assert!(losses > 0 && resumptions > 0, "{losses} servers lost, {resumptions} resumptions");
 }

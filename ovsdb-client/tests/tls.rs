@@ -79,6 +79,32 @@ async fn bad_certificates_of_the_server_are_told_apart() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_trusted_itself_will_do() {
+    let pki = Pki::new();
+    pki.issue("client", "controller");
+    pki.issue_own("localhost", false);
+    pki.issue_own("other", false);
+    pki.issue_own("old", true);
+    let trusting = |name: &str, verify_hostname| TlsConfig {
+        ca_certificates: pki.file(&format!("{name}-cert.pem")).into(),
+        verify_hostname,
+        ..pki.tls("client")
+    };
+    let (own, remote) = server(&pki, "localhost", "127.0.0.1");
+    synced(&mut connect(secure(&remote, trusting("localhost", false)))).await;
+    let by_name = format!("ssl:localhost:{}", own.port);
+    synced(&mut connect(secure(&by_name, trusting("localhost", true)))).await;
+
+    let misnamed = reason(secure(&remote, trusting("localhost", true))).await;
+    assert!(misnamed.contains("not valid for"), "{misnamed}");
+    let stranger = reason(secure(&remote, trusting("other", false))).await;
+    assert!(stranger.contains("it is that of an authority, and not in"), "{stranger}");
+    let (_old, remote) = server(&pki, "old", "127.0.0.1");
+    let expired = reason(secure(&remote, trusting("old", false))).await;
+    assert_eq!(expired, "the server's certificate is not acceptable: it has expired");
+}
+
+#[tokio::test]
 async fn a_refused_client_certificate_is_named_and_a_renewed_one_used() {
     let pki = Pki::new();
     pki.issue("sb", "switch");
@@ -133,6 +159,14 @@ async fn mixed_up_remotes_are_explained() {
     let clear = Server::start(SCHEMA);
     let mut config = secure(&format!("ssl:127.0.0.1:{}", clear.port), pki.tls("client"));
     config.connect_timeout = std::time::Duration::from_secs(2);
-    let reason = reason(config).await;
-    assert!(reason.contains("TLS handshake") || reason.contains("no answer within 2 s"), "{reason}");
+    let clear = reason(config).await;
+    assert!(clear.contains("TLS handshake") || clear.contains("no answer within 2 s"), "{clear}");
+
+    // What is configured for others does not matter.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let remote = format!("tcp:{}", listener.local_addr().unwrap());
+    let refusing = tokio::spawn(async move { drop(listener.accept().await) });
+    let refused = reason(secure(&remote, pki.tls("client"))).await;
+    refusing.await.unwrap();
+    assert!(refused.contains("without a word (does it expect ssl: there?)"), "{refused}");
 }

@@ -45,7 +45,7 @@ pub(super) struct Progress {
 }
 
 impl DisconnectReason {
-    /// Finds the cause of a broken connection where it is about certificates.
+    /// Finds the cause of a broken connection; it may be about the certificates if there were any.
     pub(super) fn explain(self, progress: &Progress, tls: Option<&TlsConfig>) -> Self {
         let broken_off = |certificate: &Path, error| {
             Self::from(ConnectError::from(TlsError::BrokenOff { certificate: certificate.to_owned(), error }))

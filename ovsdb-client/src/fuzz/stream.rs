@@ -124,6 +124,7 @@ fn converse(messages: Vec<Vec<u8>>) -> bool {
         database: "db".to_owned(),
         tables: vec![table],
         probe_interval: Duration::from_secs(5),
+        servers: 1,
         leader_only: false,
     });
     let now = Instant::now();
@@ -138,8 +139,8 @@ fn converse(messages: Vec<Vec<u8>>) -> bool {
         assert!(sent <= 2, "{sent} messages in answer to one");
         while session.poll_event().is_some() {}
     }
-    let monitored = session.is_monitoring();
+    let monitored = session.is_ready();
     session.disconnected();
-    assert!(!session.is_monitoring() && session.poll_transmit().is_none());
+    assert!(!session.is_ready() && session.poll_transmit().is_none());
     monitored
 }

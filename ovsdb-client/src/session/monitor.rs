@@ -177,11 +177,12 @@ impl Session {
         };
         self.state = State::Monitoring(dialect);
         let composites = Arc::new(self.composites());
-        self.events.push_back(SessionEvent::Ready);
+        self.be_ready();
         self.events.push_back(SessionEvent::Contents { updates, complete, dialect, composites });
         for (updates, dialect, transaction) in std::mem::take(&mut self.deferred) {
             self.updated(updates, dialect, transaction)?;
         }
+        self.follow_pause();
         self.conditions_answered();
         Ok(())
     }
@@ -207,7 +208,7 @@ impl Session {
         transaction: Option<Uuid>,
     ) -> Result<(), Hangup> {
         match self.state {
-            State::Monitoring(_) => {
+            State::Monitoring(_) | State::Canceling => {
                 if let Some(transaction) = transaction {
                     self.resume.transaction = transaction;
                 }
@@ -218,7 +219,7 @@ impl Session {
                 self.deferred.push((updates, dialect, transaction));
             }
             State::Requested => return Err(Hangup::Flooded),
-            State::Disconnected | State::Greeting => {}
+            State::Disconnected | State::Greeting | State::Paused => {}
         }
         Ok(())
     }

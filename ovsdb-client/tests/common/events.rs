@@ -8,7 +8,7 @@ use super::{Item, WAIT};
 
 pub fn config(remotes: &str) -> Config {
     let mut config = Config::new(remotes.parse().unwrap(), "Inventory");
-    config.backoff_max = Duration::from_millis(400);
+    config.backoff_max = Duration::from_secs(1);
     config
 }
 

@@ -1,7 +1,7 @@
 //! The database that tests fill: its schema, its rows, and what is done to them.
 use std::collections::{BTreeMap, BTreeSet};
 
-use ovsdb_client::{Atom, Clause, Columns, Handle, Operation, Uuid, Value};
+use ovsdb_client::{Atom, Clause, Columns, Error, Handle, Operation, Uuid, Value};
 
 /// A database for tests: every kind of column, and two that a "newer" schema would have.
 pub const SCHEMA: &str = r#"{
@@ -69,9 +69,17 @@ pub fn named(name: &str) -> Vec<Clause> {
 
 /// The rows of `Item` as the server of `handle` holds them, read without any monitor.
 pub async fn select_items(handle: &Handle) -> BTreeMap<Uuid, Item> {
+    select_items_if(handle, vec![]).await.unwrap()
+}
+
+/// The same in one transaction with `conditions` that have to hold.
+pub async fn select_items_if(
+    handle: &Handle,
+    conditions: Vec<Operation>,
+) -> Result<BTreeMap<Uuid, Item>, Error> {
     let select = Operation::Select { table: "Item".into(), condition: vec![], columns: None };
-    let results = handle.transact(vec![select]).await.unwrap();
-    results[0].rows.iter().map(item_of).collect()
+    let results = handle.transact([conditions, vec![select]].concat()).await?;
+    Ok(results.last().unwrap().rows.iter().map(item_of).collect())
 }
 
 fn item_of(row: &Columns) -> (Uuid, Item) {

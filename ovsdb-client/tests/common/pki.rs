@@ -1,4 +1,6 @@
 //! Certificates, made by the tool that deployments make theirs with.
+use std::fs;
+
 use ovsdb_client::TlsConfig;
 
 use super::{TempDir, run};
@@ -37,6 +39,21 @@ impl Pki {
         let arguments: Vec<&str> =
             ["ca", "-config", "ca.cnf", "-batch"].into_iter().chain(files).chain(dates).collect();
         run("openssl", &arguments, &self.0.0.join(format!("pki/{authority}ca")));
+    }
+
+    /// A key and a certificate `<name>` that the key has signed itself, as an authority does.
+    pub fn issue_own(&self, name: &str, expired: bool) {
+        self.run(&["req", name]);
+        let file = |suffix: &str| self.file(&format!("{name}-{suffix}"));
+        let (request, key, certificate, extensions) =
+            (file("req.pem"), file("privkey.pem"), file("cert.pem"), file("extensions"));
+        fs::write(&extensions, format!("basicConstraints=CA:TRUE\nsubjectAltName=DNS:{name}\n")).unwrap();
+        let mut arguments = vec!["ca", "-config", "ca.cnf", "-batch", "-selfsign", "-keyfile", &key];
+        arguments.extend(["-in", &request, "-out", &certificate, "-extfile", &extensions]);
+        if expired {
+            arguments.extend(["-startdate", "20200101000000Z", "-enddate", "20200102000000Z"]);
+        }
+        run("openssl", &arguments, &self.0.0.join("pki/switchca"));
     }
 
     pub fn authority(&self, authority: &str) -> String {

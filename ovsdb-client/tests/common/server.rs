@@ -88,6 +88,11 @@ impl Server {
         }
     }
 
+    /// Whether the server ended although nobody stopped it.
+    pub fn has_crashed(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
+    }
+
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }

@@ -1,0 +1,63 @@
+//! What waits to be written to a server, and how much of it is too much.
+
+use std::collections::VecDeque;
+use std::io;
+
+use tokio::io::AsyncWriteExt;
+
+use crate::session::Transmit;
+
+/// Requests that are not written yet, beyond which no more are taken; and answers, beyond which a server that asks
+/// without reading is not read either.
+///
+/// Reading must not depend on requests: a server takes none while it has something to say that the client does not read
+/// (ovsdb_jsonrpc_session_run() in Open vSwitch's jsonrpc-server.c), and both would wait for each other.
+const MAX_OUTGOING: usize = 64;
+
+/// What waits to be written.
+#[derive(Default)]
+pub(super) struct Outgoing {
+    messages: VecDeque<Transmit>,
+    /// How many of them are answers.
+    answers: usize,
+    /// How much of the first message was written.
+    written: usize,
+    unflushed: bool,
+}
+
+impl Outgoing {
+    pub(super) fn push(&mut self, message: Transmit) {
+        self.answers += usize::from(message.is_answer);
+        self.messages.push_back(message);
+    }
+
+    /// Whether no more requests can be taken.
+    pub(super) fn is_full(&self) -> bool {
+        self.messages.len() - self.answers >= MAX_OUTGOING
+    }
+
+    /// Whether the server wants more answers than it reads.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.answers >= MAX_OUTGOING
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.messages.is_empty() && !self.unflushed
+    }
+
+    /// Writes everything. Dropped half done, it goes on from there the next time.
+    pub(super) async fn write(&mut self, writer: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
+        while let Some(Transmit { message, is_answer }) = self.messages.front() {
+            self.unflushed = true;
+            self.written += writer.write(&message[self.written..]).await?;
+            if self.written == message.len() {
+                self.answers -= usize::from(*is_answer);
+                self.messages.pop_front();
+                self.written = 0;
+            }
+        }
+        writer.flush().await?;
+        self.unflushed = false;
+        Ok(())
+    }
+}
