@@ -301,7 +301,7 @@ impl Database {
                 true
             }
             Event::Batch(_) => true,
-            Event::Lock { .. } => false,
+            Event::Lock { .. } | Event::Paused => false,
         }
     }
 
