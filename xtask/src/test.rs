@@ -26,6 +26,9 @@ pub(crate) struct TestOptions {
     /// For how long each fuzzing target is given broken inputs; 20 if not told.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) fuzz: Option<u64>,
+    /// For how long random transactions are compared with what OVSDB clients hold; 20 if not told.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) compare: Option<u64>,
 }
 
 /// Suites that are run once more with the other way to attach programs, which older kernels have.
@@ -51,6 +54,7 @@ pub(crate) fn test(options: &TestOptions) -> anyhow::Result<Counts> {
     command.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
     command.args(options.filter.as_slice());
     command.envs(options.fuzz.map(|seconds| ("FUZZ_SECONDS", seconds.to_string())));
+    command.envs(options.compare.map(|seconds| ("DIFFERENTIAL_SECONDS", seconds.to_string())));
     let mut counts = run_tests(command.env("METADATA_AGENT_BIN", &agent))?;
     if options.filter.is_some() {
         return Ok(counts);
