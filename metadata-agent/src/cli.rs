@@ -123,7 +123,6 @@ fn serve(config: &Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the service namespace {}", config.netns))?;
     let service = ServiceDevice::set_up(&netns)?;
     let mut datapath = Datapath::open(&config.run_dir, &service.host_end, config.attach, limits(config))?;
-    let listeners = service.listen(&netns, config.workers)?;
     let sources = datapath.source_table()?;
     let datapath_log = datapath.logger().context("log records of the datapath are not available")?;
 
@@ -135,15 +134,18 @@ fn serve(config: &Config) -> anyhow::Result<()> {
     let nova = Arc::new(Nova::new(&config.nova, Arc::new(proxy_metrics.clone()))?);
     let proxy = Arc::new(Proxy::new(directory, Arc::new(sources), config.limits.clone(), proxy_metrics));
     let (serving, stop) = (CancellationToken::new(), CancellationToken::new());
-    let workers = Workers::start(listeners, &proxy, &nova, &serving, &stop)?;
 
     // The control plane has a thread of its own: however busy the guests are, it goes on.
     let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = control_plane.block_on(async {
+    let mut control = control_plane.block_on(async {
         tokio::spawn(logging::follow_datapath(datapath_log));
-        let mut control = Control::start(config, reconciler, log, nova, metrics, serving).await?;
-        control.run().await
-    });
+        Control::start(config, reconciler, log, nova.clone(), metrics, serving.clone()).await
+    })?;
+    // Not before everything that can be wrong was found good: a connection that was made is reset if we end, and while
+    // nobody listens guests try again.
+    let listeners = service.listen(&netns, config.workers)?;
+    let workers = Workers::start(listeners, &proxy, &nova, &serving, &stop)?;
+    let result = control_plane.block_on(control.run());
     // A name that is being looked up is not waited for.
     control_plane.shutdown_background();
     info!("stopping");

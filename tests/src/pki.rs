@@ -26,6 +26,7 @@ impl Authority {
         fs::create_dir_all(&folder)?;
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.subject_alt_names = local();
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         fs::write(folder.join("ca.pem"), issuer.pem())?;
         Ok(Self { issuer, folder })
@@ -60,14 +61,30 @@ impl Authority {
             }
         };
         let (certificate, key) = self.certificate()?;
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        Ok(Arc::new(builder.with_single_cert(vec![certificate.der().clone()], key)?))
+        Ok(Arc::new(builder.with_single_cert(vec![certificate.der().clone()], der(&key))?))
+    }
+
+    /// A server with the authority's own certificate.
+    pub fn itself(&self) -> Result<Arc<ServerConfig>> {
+        let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth();
+        let certificate = self.issuer.der().clone();
+        Ok(Arc::new(builder.with_single_cert(vec![certificate], der(self.issuer.key()))?))
     }
 
     fn certificate(&self) -> Result<(rcgen::Certificate, KeyPair)> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
-        params.subject_alt_names = vec![SanType::IpAddress(Ipv4Addr::LOCALHOST.into())];
+        params.subject_alt_names = local();
         Ok((params.signed_by(&key, &self.issuer).context("cannot sign a certificate")?, key))
     }
+}
+
+fn local() -> Vec<SanType> {
+    vec![SanType::IpAddress(Ipv4Addr::LOCALHOST.into())]
+}
+
+fn der(key: &KeyPair) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()))
 }

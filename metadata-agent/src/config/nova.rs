@@ -21,7 +21,7 @@ pub struct Nova {
     pub secret: Secret,
     /// `[metadata_haproxy] timeout_connect`.
     pub connect_timeout: Duration,
-    /// `[metadata_haproxy] timeout_server`: until the head of the answer is there, and between parts of its body.
+    /// `[metadata_haproxy] timeout_server`: until the answer has begun, and between parts of its body.
     pub response_timeout: Duration,
 }
 

@@ -292,8 +292,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         }
     }
 
-    /// Nova's answer, piece by piece. Its head waits for the first piece: with it most answers are complete, and one
-    /// that breaks off before can still become an answer of ours.
+    /// Nova's answer, piece by piece. Its head goes with the first: most answers are complete with it.
     async fn pass_on(
         &mut self,
         mut answer: Answer,
@@ -302,14 +301,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         mut form: Form,
         outcome: &mut Outcome,
     ) -> io::Result<Option<End>> {
-        let (mut out, mut piece) = (Vec::new(), Vec::new());
-        let mut more = match answer.read(&mut piece).await {
-            Ok(more) => more,
-            Err(error) => {
-                debug!(%error, "nova broke off");
-                return self.refuse(Refusal::Broken, form, outcome).await;
-            }
-        };
+        let mut out = Vec::new();
+        let (mut piece, mut more) = answer.first();
         outcome.status = Some(answer.head.status);
         let framing = answer.head.write_for(request, form.keep_alive, &mut out);
         form.keep_alive &= framing != Framing::Close;
@@ -322,7 +315,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             more = match answer.read(&mut piece).await {
                 Ok(more) => more,
                 Err(error) => {
-                    debug!(%error, "nova broke off");
+                    self.upstream.broke_off(&answer, &error);
                     return Ok(Some(End::Broken));
                 }
             };

@@ -23,7 +23,7 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// For what takes so long at least, on a machine that is busy.
 const MARGIN: Duration = Duration::from_secs(3);
 
-/// A server on each of two machines, and an agent with one worker, so that it is known what its pool holds.
+/// A server on each of two machines, and an agent that knows one or both, with one worker, so that it is known what its pool holds.
 struct Pair {
     cloud: Cloud<Stage>,
     guests: [Guest; 2],
@@ -33,14 +33,18 @@ struct Pair {
 
 impl Pair {
     fn start() -> Result<Self> {
+        Self::with_known(2)
+    }
+
+    fn with_known(known: usize) -> Result<Self> {
         let stage = Stage::start()?;
         let machine = |number| Machine::attach(stage.sandbox(), stage.host(), number);
         let machines = [machine(1)?, machine(2)?];
         let server = |at: &Machine| Upstream::start(&at.netns, at.address, answer());
         let servers = [server(&machines[0])?, server(&machines[1])?];
-        let [first, second] = machines.each_ref().map(|machine| machine.address);
+        let hosts: Vec<_> = machines[..known].iter().map(|machine| machine.address.to_string()).collect();
         let more = vec![
-            ("DEFAULT", format!("nova_metadata_host = {first}, {second}")),
+            ("DEFAULT", format!("nova_metadata_host = {}", hosts.join(", "))),
             ("metadata_haproxy", format!("timeout_connect = {}", CONNECT.as_secs())),
             ("metadata_ebpf", "workers = 1".to_owned()),
             ("metadata_ebpf", "connection_rate = 0".to_owned()),
@@ -101,6 +105,25 @@ fn a_machine_that_dies_with_a_request_in_hand_is_found_out_by_probes() -> Result
     assert_eq!(connection.response("GET")?.text(), "ok");
     println!("answered after {:?}", vanished.elapsed());
     assert!(vanished.elapsed() < CONNECT + MARGIN, "answered after {:?}", vanished.elapsed());
+    Ok(())
+}
+
+/// As an address does that moves to another machine: nothing of the old connections is known there.
+#[test]
+fn a_machine_that_is_back_in_time_is_asked_anew() -> Result<()> {
+    let pair = Pair::with_known(1)?;
+    assert_eq!(pair.guests[0].get("/pooled")?.text(), "ok");
+    pair.machines[0].vanish()?;
+    let asked = Instant::now();
+    let answer = thread::scope(|scope| -> Result<_> {
+        let asking = scope.spawn(|| pair.guests[0].get("/a"));
+        thread::sleep(CONNECT + CONNECT / 4);
+        pair.machines[0].reappear()?;
+        Ok(asking.join().ok().context("the guest panicked")??)
+    })?;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    println!("answered after {:?}", asked.elapsed());
+    assert_eq!(pair.servers[0].connections(), 2);
     Ok(())
 }
 

@@ -112,3 +112,26 @@ fn certificates_are_verified_unless_told_otherwise() -> Result<()> {
     }
     Ok(())
 }
+
+/// `openssl req -x509` makes such ones, and OpenSSL takes them.
+#[test]
+fn a_certificate_that_is_trusted_itself_is_good() -> Result<()> {
+    for (host, is_trusted, status) in
+        [("127.0.0.1", true, 200), ("127.0.0.1", false, 502), ("localhost", true, 502)]
+    {
+        let stage = Stage::start()?;
+        let (nova, unrelated) =
+            (Authority::new(stage.sandbox(), "nova")?, Authority::new(stage.sandbox(), "unrelated")?);
+        let _upstream = Upstream::start_with(stage.host(), address(8801), answer(), Some(nova.itself()?))?;
+        let trusted = if is_trusted { nova } else { unrelated };
+        let more = vec![
+            ("DEFAULT", "nova_metadata_protocol = https".to_owned()),
+            ("DEFAULT", format!("nova_metadata_host = {host}:8801")),
+            ("DEFAULT", format!("auth_ca_cert = {}", trusted.file("ca.pem"))),
+        ];
+        let cloud = Cloud::on(stage, &Options { more, ..Options::default() })?;
+        let [guest, _] = cloud.overlapping_guests()?;
+        assert_eq!(guest.get(META_DATA)?.status, status, "{host}, trusted: {is_trusted}");
+    }
+    Ok(())
+}

@@ -36,11 +36,16 @@ pub(in crate::proxy) enum Broken {
     Unanswered,
     #[error("the answer does not go on")]
     Stalled,
-    #[error("no answer within {} s", .0.as_secs_f64())]
+    #[error("no answer within {:.1} s", .0.as_secs_f64())]
     Late(Duration),
 }
 
 impl Broken {
+    /// Whether only the connection is known to have failed, and another one may not.
+    pub(super) fn is_loss(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::Unanswered | Self::Closed)
+    }
+
     /// What an error means before anything of the answer is there. TLS calls it unexpected when a connection ends without
     /// a farewell.
     fn before_answer(error: io::Error) -> Self {
@@ -81,7 +86,8 @@ impl Connection {
         Pin::new(&mut self.stream).poll_read(&mut context, &mut buffer).is_pending()
     }
 
-    /// Sends a request and waits for the answer's head.
+    /// Sends a request and waits for the answer's head, and for the first of its body: one that breaks off before can
+    /// still be had from somebody else.
     pub(super) async fn exchange(mut self, request: &[u8], method: &[u8]) -> Result<Answer, Broken> {
         self.send(request).await.map_err(Broken::before_answer)?;
         loop {
@@ -96,7 +102,7 @@ impl Connection {
                     Framing::Chunked => Left::Chunks(Chunks::default()),
                     Framing::Close => Left::Close,
                 };
-                return Ok(Answer { head, connection: self, left });
+                return Answer { head, connection: self, left, first: Vec::new(), more: true }.begin().await;
             }
         }
     }
@@ -126,12 +132,15 @@ impl Connection {
     }
 }
 
-/// An answer whose body is still to be read.
+/// An answer whose body has begun.
 #[derive(Debug)]
 pub(in crate::proxy) struct Answer {
     pub(in crate::proxy) head: Response,
     connection: Connection,
     left: Left,
+    first: Vec<u8>,
+    /// Whether something comes after the first.
+    more: bool,
 }
 
 /// What of the body is still to come.
@@ -145,8 +154,30 @@ enum Left {
 }
 
 impl Answer {
+    async fn begin(mut self) -> Result<Self, Broken> {
+        let mut first = Vec::new();
+        self.more = self.next(&mut first).await?;
+        self.first = first;
+        Ok(self)
+    }
+
+    /// What is there already of the body, and whether there is more.
+    pub(in crate::proxy) fn first(&mut self) -> (Vec<u8>, bool) {
+        (std::mem::take(&mut self.first), self.more)
+    }
+
+    /// Index of the endpoint that gives it.
+    pub(super) fn endpoint(&self) -> usize {
+        self.connection.endpoint
+    }
+
     /// Appends what comes next of the body, and waits for it if need be; false when that was the last of it.
     pub(in crate::proxy) async fn read(&mut self, body: &mut Vec<u8>) -> Result<bool, Broken> {
+        let pause = self.connection.pause;
+        timeout(pause, self.next(body)).await.unwrap_or(Err(Broken::Stalled))
+    }
+
+    async fn next(&mut self, body: &mut Vec<u8>) -> Result<bool, Broken> {
         let before = body.len();
         loop {
             if self.take(body)? {
@@ -155,14 +186,11 @@ impl Answer {
             if body.len() > before {
                 return Ok(true);
             }
-            let Connection { stream, received, pause, .. } = &mut self.connection;
-            match timeout(*pause, receive(stream, received)).await {
-                Err(_) => return Err(Broken::Stalled),
-                Ok(received) => match (received?, &self.left) {
-                    (0, Left::Close) => self.left = Left::Nothing,
-                    (0, _) => return Err(Broken::Closed),
-                    _ => {}
-                },
+            let Connection { stream, received, .. } = &mut self.connection;
+            match (receive(stream, received).await?, &self.left) {
+                (0, Left::Close) => self.left = Left::Nothing,
+                (0, _) => return Err(Broken::Closed),
+                _ => {}
             }
         }
     }

@@ -3,7 +3,7 @@ use std::{
     error::Error,
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -29,8 +29,11 @@ pub(super) struct Endpoint {
     name: String,
     host: Name,
     health: Mutex<Health>,
+    /// When somebody last saw that nobody serves there, or went to see.
+    away: Mutex<Option<Instant>>,
     mute: Notice,
     forbidden: Notice,
+    broken_off: Notice,
     observer: Arc<dyn Observer>,
 }
 
@@ -39,8 +42,17 @@ impl Endpoint {
         let name = address.authority();
         observer.up(&name, true);
         let host = Name::new(&address.host, address.port);
-        let (mute, forbidden) = (Notice::default(), Notice::default());
-        Self { address, name, host, health: Mutex::default(), mute, forbidden, observer }
+        Self {
+            address,
+            name,
+            host,
+            health: Mutex::default(),
+            away: Mutex::default(),
+            mute: Notice::default(),
+            forbidden: Notice::default(),
+            broken_off: Notice::default(),
+            observer,
+        }
     }
 
     pub(super) fn address(&self) -> &config::Endpoint {
@@ -61,8 +73,36 @@ impl Endpoint {
         self.health().try_again(now, time)
     }
 
+    /// See [`Health::undecided`].
+    pub(super) fn undecided(&self, now: Instant) {
+        self.health().undecided(now);
+    }
+
     pub(super) fn connected(&self) {
+        *self.away() = None;
         self.observer.connected(&self.name);
+    }
+
+    /// It refused a connection, or dropped one.
+    pub(super) fn is_away(&self, now: Instant) {
+        *self.away() = Some(now);
+    }
+
+    /// Whether to go and see if it is back: of all who wait for it, one does in each `interval`.
+    pub(super) fn shall_look(&self, now: Instant, interval: Duration) -> bool {
+        let mut away = self.away();
+        match *away {
+            Some(at) if now.saturating_duration_since(at) < interval => false,
+            Some(_) => {
+                *away = Some(now);
+                true
+            }
+            None => true,
+        }
+    }
+
+    fn away(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An answer, whatever its status: Nova's errors are Nova's.
@@ -92,8 +132,17 @@ impl Endpoint {
     /// It closed a new connection without an answer, which may be the request's fault.
     pub(super) fn kept_mute(&self, now: Instant) {
         self.observer.failed(&self.name);
+        self.undecided(now);
         if let Some(times) = self.mute.times(now) {
             warn!(nova = %self, times, "nova closed connections without an answer");
+        }
+    }
+
+    /// It did not finish an answer, which may be the fault of a guest that was slow to take it.
+    pub(super) fn broke_off(&self, error: &dyn Error, now: Instant) {
+        self.observer.failed(&self.name);
+        if let Some(times) = self.broken_off.times(now) {
+            warn!(nova = %self, times, error = chain(error), "nova broke off an answer");
         }
     }
 
@@ -112,7 +161,7 @@ impl Endpoint {
         }
     }
 
-    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
+    fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -38,6 +38,14 @@ impl Health {
         }
     }
 
+    /// The trial ended and proved nothing: it is avoided as long as after the last failure.
+    pub(super) fn undecided(&mut self, now: Instant) {
+        if let Some(down) = self.down.as_mut().filter(|down| down.on_trial) {
+            down.on_trial = false;
+            down.avoided_until = now + backoff(down.failures);
+        }
+    }
+
     /// Whether it was down until now.
     pub(super) fn succeed(&mut self) -> bool {
         self.down.take().is_some()
@@ -50,10 +58,15 @@ impl Health {
             Some(down) if down.on_trial || down.avoided_until <= now => down.failures.saturating_add(1),
             Some(down) => down.failures,
         };
-        let backoff = BACKOFF.saturating_mul(1 << (failures.min(16) - 1)).min(LONGEST_BACKOFF);
+        let backoff = backoff(failures);
         self.down = Some(Down { failures, avoided_until: now + backoff, on_trial: false });
         backoff
     }
+}
+
+/// After so many failures, of which there was one at least.
+fn backoff(failures: u32) -> Duration {
+    BACKOFF.saturating_mul(1 << (failures.min(16) - 1)).min(LONGEST_BACKOFF)
 }
 
 #[cfg(test)]
@@ -98,5 +111,20 @@ mod tests {
         now += TRIAL;
         assert!(health.try_again(now, TRIAL));
         assert!(health.succeed() && health.is_up());
+    }
+
+    #[test]
+    fn a_trial_that_proves_nothing_is_followed_by_another() {
+        let mut now = Instant::now();
+        let mut health = Health::default();
+        health.undecided(now);
+        assert!(health.is_up());
+        now += health.fail(now);
+        health.undecided(now);
+        assert!(health.try_again(now, TRIAL), "there was none to end");
+        health.undecided(now);
+        assert!(!health.try_again(now, TRIAL));
+        now += BACKOFF;
+        assert!(health.try_again(now, TRIAL));
     }
 }

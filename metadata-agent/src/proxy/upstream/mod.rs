@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 pub(super) use self::connection::Answer;
@@ -37,7 +37,7 @@ use self::{
     endpoint::Endpoint,
     notice::Notice,
     pool::Pool,
-    race::{STAGGER, race},
+    race::race,
     tls::Tls,
 };
 pub use self::{endpoint::Observer, tls::TlsError};
@@ -76,10 +76,9 @@ impl Nova {
         })
     }
 
-    /// Whom to ask, one after another: those that are up, in turn. And whom else, if nobody of them answers.
-    ///
-    /// One that was avoided long enough comes first, for one request that may also go to the next.
-    fn order(&self, now: Instant, repeatable: bool) -> (Vec<usize>, Vec<usize>) {
+    /// Whom to ask. One that was avoided long enough is given to one request that can also go to the next, of which there
+    /// must be one: for all that are down there is a faster way.
+    fn order(&self, now: Instant, repeatable: bool) -> Order {
         let (mut up, mut down): (Vec<_>, Vec<_>) =
             (0..self.endpoints.len()).partition(|index| self.endpoints[*index].is_up());
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
@@ -87,43 +86,50 @@ impl Nova {
             let length = list.len().max(1);
             list.rotate_left(turn % length);
         }
-        let tried = |index: &usize| self.endpoints[*index].try_again(now, self.connect_timeout);
-        if repeatable && let Some(at) = down.iter().position(tried) {
-            up.insert(0, down.remove(at));
-        }
-        (up, down)
+        // A connection and an answer, each within that time.
+        let time = 2 * self.connect_timeout;
+        let tried = |index: &usize| self.endpoints[*index].try_again(now, time);
+        let on_trial = if repeatable && !up.is_empty() { down.iter().position(tried) } else { None };
+        Order { on_trial: on_trial.map(|at| down.remove(at)), up, down }
     }
 
     /// Makes a connection to any endpoint, only to see that it can be made.
     pub async fn reach(&self) -> Result<(), String> {
         let attempts = (0..self.endpoints.len()).map(async |index| {
             let failure = |error| format!("nova at {}: {}", self.endpoints[index], chain(&error));
-            self.connect(index, Instant::now() + self.connect_timeout).await.map(drop).map_err(failure)
+            self.connect(index, Instant::now() + 2 * self.connect_timeout).await.map(drop).map_err(failure)
         });
         race(attempts.collect(), Duration::ZERO).await.map_err(|failures| failures.join("; "))
     }
 
     /// Makes a connection to an endpoint that is down. While it refuses, nobody listens there yet: it is waited for until
-    /// `patience` ends.
+    /// `patience` ends, together with all other requests that do.
     async fn connect_patiently(
         &self,
         index: usize,
         patience: Instant,
         deadline: Instant,
     ) -> Result<Connection, ConnectError> {
-        loop {
-            match self.connect(index, deadline).await {
-                Err(error) if error.is_refused() && Instant::now() + LOOK < patience => sleep(LOOK).await,
-                connected => return connected,
+        while Instant::now() + LOOK < patience {
+            if self.endpoints[index].shall_look(Instant::now(), LOOK) {
+                match self.connect(index, deadline).await {
+                    Err(error) if error.is_refused() => {}
+                    connected => return connected,
+                }
             }
+            sleep(LOOK).await;
         }
+        self.connect(index, deadline).await
     }
 
     /// Makes a connection to one endpoint, before `deadline`, and tells it how that went.
     async fn connect(&self, index: usize, deadline: Instant) -> Result<Connection, ConnectError> {
         let endpoint = &self.endpoints[index];
         let begun = Instant::now();
-        let time = self.connect_timeout.min(deadline.saturating_duration_since(begun));
+        let left = deadline.saturating_duration_since(begun);
+        // One that is silent leaves time for another.
+        let share = if self.endpoints.len() > 1 { left / 2 } else { left };
+        let time = self.connect_timeout.min(share);
         match dial(endpoint, self.tls.as_ref(), time, self.connect_timeout).await {
             Ok(stream) => {
                 endpoint.connected();
@@ -131,15 +137,32 @@ impl Nova {
             }
             Err(error) => {
                 let now = Instant::now();
-                if !error.is_local() {
-                    endpoint.failed(&error, now);
-                } else if let Some(times) = self.exhausted.times(now) {
-                    warn!(times, error = chain(&error), "no connections to nova can be made");
+                if error.is_local() {
+                    endpoint.undecided(now);
+                    if let Some(times) = self.exhausted.times(now) {
+                        warn!(times, error = chain(&error), "no connections to nova can be made");
+                    }
+                    return Err(error);
                 }
+                if error.is_refused() {
+                    endpoint.is_away(now);
+                }
+                endpoint.failed(&error, now);
                 Err(error)
             }
         }
     }
+}
+
+/// Indexes of endpoints.
+#[derive(Debug)]
+struct Order {
+    /// One that was down, to be asked first.
+    on_trial: Option<usize>,
+    /// Then these, one after another.
+    up: Vec<usize>,
+    /// And these all at once if nobody of them answers.
+    down: Vec<usize>,
 }
 
 /// One worker's way to Nova: connections stay with the worker that made them.
@@ -156,7 +179,7 @@ impl Upstream {
         Self { nova, pools }
     }
 
-    /// Sends what `build` makes for a host; returns when the head of the answer is there.
+    /// Sends what `build` makes for a host; returns when the answer has begun.
     ///
     /// A request that may be repeated, which has no body, goes over a pooled connection, and when that or its endpoint
     /// fails, to the next endpoint. Any other gets a new connection, since a pooled one may be dying, and is sent once.
@@ -170,19 +193,23 @@ impl Upstream {
         let started = Instant::now();
         let deadline = started + self.nova.response_timeout;
         let mut errand = Errand { nova: &self.nova, method, repeatable, build, deadline, mute: Vec::new() };
-        let (up, mut down) = self.nova.order(started, repeatable);
+        let Order { on_trial, up, mut down } = self.nova.order(started, repeatable);
         let mut refusal = Refusal::Unreachable;
-        for index in up.into_iter().take_while(|_| Instant::now() < deadline) {
+        for index in on_trial.into_iter().chain(up).take_while(|_| Instant::now() < deadline) {
+            let time =
+                if on_trial == Some(index) { self.nova.connect_timeout } else { self.nova.response_timeout };
             if repeatable
                 && let Some(connection) = self.pools[index].take(self.nova.tls.as_ref(), Instant::now())
             {
-                match errand.run(connection).await {
+                match errand.run(connection, time).await {
                     // It was closed while it was idle, as the request went out: that says nothing of its endpoint.
                     Err(Broken::Unanswered) => {
                         debug!(nova = %self.nova.endpoints[index], "a pooled connection was closed")
                     }
                     Err(error) => {
                         refusal = errand.broke(index, &error)?;
+                        // Its machine died meanwhile; a new connection may lead to another.
+                        down.extend(error.is_loss().then_some(index));
                         continue;
                     }
                     Ok(answer) => return Ok(answer),
@@ -195,24 +222,37 @@ impl Upstream {
                     continue;
                 }
             };
-            match errand.run(connection).await {
+            match errand.run(connection, time).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) => refusal = errand.broke(index, &error)?,
+                Err(error) => {
+                    refusal = errand.broke(index, &error)?;
+                    // A Nova that is stopped loses what it has in hand. Without another to ask it is asked once more, a
+                    // little later.
+                    if error.is_loss() && self.nova.endpoints.len() == 1 {
+                        self.nova.endpoints[index].is_away(Instant::now());
+                        down.push(index);
+                    }
+                }
             }
         }
         // Nobody knows which of those that failed lately will be back first: whoever takes a connection.
         let patience = deadline.min(Instant::now() + RESTART);
         while !down.is_empty() && Instant::now() < deadline {
             let attempts = down.iter().map(|index| self.nova.connect_patiently(*index, patience, deadline));
-            let Ok(connection) = race(attempts.collect(), STAGGER).await else { break };
+            let Ok(connection) = race(attempts.collect(), Duration::ZERO).await else { break };
             let index = connection.endpoint;
             down.retain(|other| *other != index);
-            match errand.run(connection).await {
+            match errand.run(connection, self.nova.response_timeout).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => refusal = errand.broke(index, &error)?,
             }
         }
         Err(refusal)
+    }
+
+    /// An answer whose body did not come to its end.
+    pub(super) fn broke_off(&self, answer: &Answer, error: &Broken) {
+        self.nova.endpoints[answer.endpoint()].broke_off(error, Instant::now());
     }
 
     /// Takes the connection of an answer that was read to its end.
@@ -253,12 +293,13 @@ struct Errand<'a, B> {
 }
 
 impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
-    async fn run(&mut self, connection: Connection) -> Result<Answer, Broken> {
+    /// Has it answered over that connection, within `time` and before the deadline.
+    async fn run(&mut self, connection: Connection, time: Duration) -> Result<Answer, Broken> {
         let endpoint = &self.nova.endpoints[connection.endpoint];
         let request = (self.build)(&endpoint.address().authority());
-        let late = Err(Broken::Late(self.nova.response_timeout));
+        let time = time.min(self.deadline.saturating_duration_since(Instant::now()));
         let exchange = connection.exchange(&request, self.method);
-        let answer = timeout_at(self.deadline.into(), exchange).await.unwrap_or(late)?;
+        let answer = timeout(time, exchange).await.unwrap_or(Err(Broken::Late(time)))?;
         endpoint.answered();
         if answer.head.status == 403 {
             endpoint.forbade(Instant::now());
@@ -271,15 +312,20 @@ impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
 
     /// What is to be said if nobody else answers, or that nobody else shall be asked.
     fn broke(&mut self, index: usize, error: &Broken) -> Result<Refusal, Refusal> {
-        let endpoint = &self.nova.endpoints[index];
-        if let Broken::Unanswered = error {
-            endpoint.kept_mute(Instant::now());
-            self.mute.push(index);
-        } else {
-            endpoint.failed(error, Instant::now());
+        let (endpoint, now) = (&self.nova.endpoints[index], Instant::now());
+        match error {
+            Broken::Unanswered => {
+                endpoint.kept_mute(now);
+                self.mute.push(index);
+            }
+            // Those before it left it little.
+            Broken::Late(time) if *time < self.nova.connect_timeout.min(self.nova.response_timeout) / 2 => {
+                endpoint.undecided(now);
+            }
+            _ => endpoint.failed(error, now),
         }
         match error {
-            Broken::Late(_) => Err(Refusal::Timeout),
+            Broken::Late(_) if now >= self.deadline => Err(Refusal::Timeout),
             _ if self.repeatable => Ok(Refusal::Broken),
             _ => Err(Refusal::Broken),
         }
@@ -313,11 +359,12 @@ mod tests {
         let failure = std::io::Error::other("a failure");
         nova.endpoints[1].failed(&failure, now);
         let up = |now, repeatable| {
-            let (mut up, down) = nova.order(now, repeatable);
-            assert_eq!(up.len() + down.len(), 3);
-            let first = up[0];
-            up.sort();
-            (first, up)
+            let Order { on_trial, up, down } = nova.order(now, repeatable);
+            let mut asked: Vec<_> = on_trial.into_iter().chain(up).collect();
+            assert_eq!(asked.len() + down.len(), 3);
+            let first = asked[0];
+            asked.sort();
+            (first, asked)
         };
         let firsts: Vec<_> = (0..4).map(|_| up(now, true).0).collect();
         assert!(firsts == [0, 2, 0, 2] || firsts == [2, 0, 2, 0], "{firsts:?}");
@@ -330,6 +377,10 @@ mod tests {
         for endpoint in &nova.endpoints {
             endpoint.failed(&failure, now);
         }
-        assert_eq!(nova.order(now, false).1.len(), 3, "nobody is given up");
+        now += Duration::from_secs(60);
+        for repeatable in [false, true] {
+            let order = nova.order(now, repeatable);
+            assert_eq!((order.on_trial, order.down.len()), (None, 3), "nobody is given up, or preferred");
+        }
     }
 }

@@ -1,4 +1,6 @@
 //! TLS to Nova, with files that are read again when they change.
+mod verifier;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -7,15 +9,15 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+    ClientConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tracing::{info, warn};
 
+use self::verifier::Verifier;
+use super::notice::Notice;
 use crate::config;
 
 /// Files that cannot be used.
@@ -25,11 +27,13 @@ pub struct TlsError {
     option: &'static str,
     path: PathBuf,
     problem: String,
+    /// The file could not be read, which may be for want of something on this machine, and pass.
+    unread: bool,
 }
 
 impl TlsError {
     fn new(option: &'static str, path: &Path, problem: impl ToString) -> Self {
-        Self { option, path: path.to_owned(), problem: problem.to_string() }
+        Self { option, path: path.to_owned(), problem: problem.to_string(), unread: false }
     }
 }
 
@@ -38,6 +42,7 @@ impl TlsError {
 pub(super) struct Tls {
     files: config::NovaTls,
     loaded: Mutex<Loaded>,
+    unusable: Notice,
 }
 
 #[derive(Debug)]
@@ -53,7 +58,7 @@ type Stamp = Option<(u64, u64, SystemTime)>;
 impl Tls {
     pub(super) fn load(files: &config::NovaTls) -> Result<Self, TlsError> {
         let loaded = Loaded { stamps: stamps(files), client: client(files)?, at: Instant::now() };
-        Ok(Self { files: files.clone(), loaded: Mutex::new(loaded) })
+        Ok(Self { files: files.clone(), loaded: Mutex::new(loaded), unusable: Notice::default() })
     }
 
     pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
@@ -92,19 +97,23 @@ impl Tls {
     fn current(&self) -> Arc<ClientConfig> {
         let mut loaded = self.lock();
         let stamps = stamps(&self.files);
-        if stamps != loaded.stamps {
-            match client(&self.files) {
-                Ok(client) => {
-                    info!("certificates for nova were read again");
-                    loaded.client = client;
-                    loaded.at = Instant::now();
+        if stamps == loaded.stamps {
+            return loaded.client.clone();
+        }
+        match client(&self.files) {
+            Ok(client) => {
+                info!("certificates for nova were read again");
+                *loaded = Loaded { stamps, client, at: Instant::now() };
+            }
+            // One file was replaced and its partner will be, or it can be read the next time.
+            Err(error) => {
+                if !error.unread {
+                    loaded.stamps = stamps;
                 }
-                // One file was replaced and its partner will be.
-                Err(error) => {
-                    warn!(%error, "certificates for nova have changed and cannot be used, keeping the former")
+                if let Some(times) = self.unusable.times(Instant::now()) {
+                    warn!(times, %error, "certificates for nova have changed and cannot be used, keeping the former");
                 }
             }
-            loaded.stamps = stamps;
         }
         loaded.client.clone()
     }
@@ -125,11 +134,14 @@ fn client(files: &config::NovaTls) -> Result<Arc<ClientConfig>, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::new("nova_metadata_protocol", Path::new("https"), error))?;
-    let builder = if files.insecure {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+    let verifier = if files.insecure {
+        Verifier::of_any(&provider)
     } else {
-        builder.with_root_certificates(roots(files)?)
+        let (path, trusted) = trusted(files)?;
+        Verifier::of_trusted(&provider, trusted)
+            .map_err(|error| TlsError::new("auth_ca_cert", path, error))?
     };
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let client = match &files.client {
         None => builder.with_no_client_auth(),
         Some(client) => {
@@ -149,30 +161,24 @@ fn client(files: &config::NovaTls) -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(client))
 }
 
-fn roots(files: &config::NovaTls) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
+/// Whom to trust, and what says so.
+fn trusted(files: &config::NovaTls) -> Result<(&Path, Vec<CertificateDer<'static>>), TlsError> {
     match &files.ca {
-        Some(path) => {
-            for certificate in certificates("auth_ca_cert", path)? {
-                roots.add(certificate).map_err(|error| TlsError::new("auth_ca_cert", path, error))?;
-            }
-        }
+        Some(path) => Ok((path, certificates("auth_ca_cert", path)?)),
         None => {
-            let system = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(system.certs);
-            if roots.is_empty() {
-                let path = Path::new("/etc/ssl/certs");
+            let (path, system) = (Path::new("/etc/ssl/certs"), rustls_native_certs::load_native_certs());
+            if system.certs.is_empty() {
                 let problem =
                     "the system has no certificate authorities: install ca-certificates, or set auth_ca_cert";
                 return Err(TlsError::new("auth_ca_cert is not set;", path, problem));
             }
+            Ok((path, system.certs))
         }
     }
-    Ok(roots)
 }
 
 fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|error| TlsError::new(option, path, error))
+    fs::read(path).map_err(|error| TlsError { unread: true, ..TlsError::new(option, path, error) })
 }
 
 fn certificates(option: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -183,47 +189,6 @@ fn certificates(option: &'static str, path: &Path) -> Result<Vec<CertificateDer<
         }
         Ok(certificates) => Ok(certificates),
         Err(error) => Err(TlsError::new(option, path, format!("is not PEM: {error}"))),
-    }
-}
-
-/// What `nova_metadata_insecure` asks for: whoever has the key of whatever certificate.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
