@@ -4,6 +4,7 @@ mod conditions;
 mod lock;
 mod log;
 mod pause;
+mod probe;
 
 use serde_json::{Value, json};
 
@@ -286,48 +287,6 @@ fn a_schema_with_new_columns_begins_anew() {
     let monitor = peer.asked("monitor_cond_since");
     assert_eq!(monitor["params"][2]["Port"][0]["columns"], json!(["name", "tags", "up"]));
     assert_eq!(monitor["params"][3], NIL);
-}
-
-#[test]
-fn silence_is_probed_and_then_ended() {
-    let mut peer = Peer::new(Conditions::All);
-    peer.greet_well();
-    peer.requests.clear();
-    let start = peer.now;
-    assert_eq!(peer.session.timeout(), Some(start + PROBE));
-    peer.session.handle_timeout(start + PROBE / 2).unwrap();
-    peer.collect();
-    assert!(peer.requests.is_empty());
-    peer.session.handle_timeout(start + PROBE).unwrap();
-    peer.collect();
-    let echo = peer.asked("echo");
-    peer.now = start + PROBE + PROBE / 2;
-    peer.answer(&echo, json!([])).unwrap();
-    assert_eq!(peer.session.timeout(), Some(peer.now + PROBE));
-
-    peer.session.handle_timeout(peer.now + PROBE).unwrap();
-    let error = peer.session.handle_timeout(peer.now + PROBE * 2).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the server has been silent for 120 s and did not answer the inactivity probe"
-    );
-
-    let mut off = Peer::new(Conditions::All);
-    off.session.config.probe_interval = Duration::ZERO;
-    off.greet_well();
-    assert_eq!(off.session.timeout(), None);
-}
-
-#[test]
-fn echo_is_answered_with_what_came() {
-    let mut peer = Peer::new(Conditions::All);
-    peer.say(json!({ "id": "echo", "method": "echo", "params": [1, { "a": 2 }] })).unwrap();
-    assert_eq!(
-        peer.requests.pop_front().unwrap(),
-        json!({ "id": "echo", "result": [1, { "a": 2 }], "error": null })
-    );
-    peer.say(json!({ "id": 7, "method": "what", "params": [] })).unwrap();
-    assert_eq!(peer.requests.pop_front().unwrap()["error"], "unknown method");
 }
 
 #[test]
