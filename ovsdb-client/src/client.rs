@@ -282,13 +282,15 @@ impl Handle {
 
     /// Wants a lock from now on, across reconnections; [`Event::Lock`] tells when it is held.
     ///
-    /// Whoever it is stolen from has to ask again to get it before the next connection. To ask again while another holds
-    /// it is to wait behind all others.
+    /// If it is stolen, a client that had it by this waits on, next after the thief. One that had stolen it itself has to
+    /// ask again to get it before the next connection. To ask again while another holds it is to wait behind all others.
+    /// A server that gives no locks, as a read-only one, is not asked again before the next call.
     pub async fn lock(&self, name: impl Into<String>) -> Result<(), Error> {
         self.command(Command::Lock { name: name.into(), steal: false }).await
     }
 
-    /// Wants a lock likewise, and takes it from whoever holds it.
+    /// Wants a lock likewise, and takes it from whoever holds it: once, on the next connection if there is none. After a
+    /// later reconnection it is waited for.
     pub async fn steal(&self, name: impl Into<String>) -> Result<(), Error> {
         self.command(Command::Lock { name: name.into(), steal: true }).await
     }

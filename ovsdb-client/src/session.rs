@@ -340,7 +340,10 @@ impl Session {
             }
             (Pending::Cancel, result) => self.cancel_answered(result),
             (Pending::Lock(name), Ok(result)) => Ok(self.lock_answered(id, name, &result)?),
-            (Pending::Lock(_), Err(error)) => Err(Hangup::Refused { method: "lock", error }),
+            (Pending::Lock(name), Err(error)) => {
+                self.lock_refused(id, &name, &error);
+                Ok(())
+            }
             (Pending::User(method), result) => {
                 let result = result.map_err(|error| Error::Refused { method, error });
                 self.events.push_back(SessionEvent::Reply { id, result });

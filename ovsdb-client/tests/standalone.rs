@@ -307,7 +307,14 @@ async fn locks_are_obtained_lost_and_obtained_again() {
     first.handle().steal("leader").await.unwrap();
     until(&mut first, lock(true)).await;
     until(&mut second, lock(false)).await;
-    // Whoever it was stolen from does not wait for it any more, and can ask again.
+    // Whoever it was stolen from is next, if it did not steal it itself.
+    first.handle().unlock("leader").await.unwrap();
+    until(&mut first, lock(false)).await;
+    until(&mut second, lock(true)).await;
+    first.handle().steal("leader").await.unwrap();
+    until(&mut first, lock(true)).await;
+    until(&mut second, lock(false)).await;
+    // A thief that it was stolen from does not wait for it any more, and can ask again.
     second.handle().steal("leader").await.unwrap();
     until(&mut second, lock(true)).await;
     until(&mut first, lock(false)).await;
