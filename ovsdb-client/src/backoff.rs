@@ -4,8 +4,8 @@ use std::time::Duration;
 
 const INITIAL: Duration = Duration::from_secs(1);
 
-/// The delays of Open vSwitch's clients (reconnect.c): each server once without delay, then 1 s doubling up to a maximum,
-/// and from the start again after a connection that lasted.
+/// The delays of Open vSwitch's clients (reconnect.c): 1 s, doubling up to a maximum, and from the start again after a
+/// connection that lasted. Each other server is tried once before, without delay.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     max: Duration,
@@ -26,9 +26,11 @@ impl Backoff {
     /// To have lasted is to have outlasted the delay before. `jitter`, from 0 to 1, takes up to a quarter off the delay, so
     /// that the clients of a server that restarts do not all come back at once.
     pub(crate) fn after(&mut self, lasted: Duration, jitter: f64) -> Duration {
-        let stable = lasted >= self.delay.max(INITIAL);
-        self.failures = if stable { 1 } else { self.failures + 1 };
-        self.delay = if self.failures < self.servers || stable {
+        if lasted >= self.delay.max(INITIAL) {
+            (self.failures, self.delay) = (0, Duration::ZERO);
+        }
+        self.failures += 1;
+        self.delay = if self.failures < self.servers {
             Duration::ZERO
         } else {
             (self.delay * 2).clamp(INITIAL, self.max)
@@ -59,12 +61,19 @@ mod tests {
     fn a_stable_connection_starts_anew() {
         let mut one = Backoff::new(Duration::from_secs(8), 1);
         let lasted = [0, 0, 1, 4, 0, 0, 0, 8].map(Duration::from_secs);
-        assert_eq!(delays(&mut one, &lasted), [1, 2, 4, 0, 1, 2, 4, 0]);
-        // Less than the first delay is not lasting, whatever it was before.
+        assert_eq!(delays(&mut one, &lasted), [1, 2, 4, 1, 2, 4, 8, 1]);
+        // Less than the first delay is not lasting, although there was none before.
         let mut one = Backoff::new(Duration::from_secs(8), 1);
-        let lasted = [0, 1, 0, 1].map(Duration::from_secs);
-        assert_eq!(delays(&mut one, &lasted), [1, 0, 1, 0]);
         assert_eq!(delays(&mut one, &[Duration::from_millis(999); 3]), [1, 2, 4]);
+    }
+
+    #[test]
+    fn other_servers_are_tried_at_once_and_the_same_one_is_not() {
+        let lasted = [0, 0, 0, 9, 0, 0, 0].map(Duration::from_secs);
+        let mut three = Backoff::new(Duration::from_secs(8), 3);
+        assert_eq!(delays(&mut three, &lasted), [0, 0, 1, 0, 0, 1, 2]);
+        let mut one = Backoff::new(Duration::from_secs(8), 1);
+        assert_eq!(delays(&mut one, &[Duration::from_secs(9); 3]), [1; 3]);
     }
 
     #[test]

@@ -40,11 +40,11 @@ pub enum Event {
     },
     /// Rows changed, and the tables hold the new ones.
     Batch(Batch),
-    /// The tables hold what the server holds. Comes once after each `Connected` and each pause, behind the batch of
-    /// differences.
+    /// The tables hold what the server holds. Comes once after each `Connected` and each `Paused` that is ended, behind
+    /// the batch of differences.
     Synced,
     /// Nothing is monitored any more, and the tables stay as they are until [`Client::resume`]. Comes in the place of
-    /// `Synced` after each `Connected` meanwhile.
+    /// `Synced` after each `Connected` meanwhile. A pause that ends before anything was done about it brings no event.
     Paused,
     /// A change of conditions is in force, and the tables hold the rows that it brought.
     ConditionInForce(Generation),
@@ -72,6 +72,8 @@ pub struct Client {
     unannounced: Option<Generation>,
     /// The conditions that the last events left in force.
     in_force: Option<Generation>,
+    /// Whether the last of `Paused` and `Synced` was the former.
+    paused: bool,
     ready: VecDeque<Event>,
     notices: mpsc::Receiver<Notice>,
     wanted: watch::Sender<Wanted>,
@@ -92,6 +94,7 @@ impl Client {
             composites: Arc::default(),
             stale: false,
             in_force: None,
+            paused: false,
             unannounced: None,
             ready: VecDeque::new(),
             notices,
@@ -114,7 +117,11 @@ impl Client {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 match event {
-                    Event::Synced => self.in_force = self.in_force.or(Some(Generation(0))),
+                    Event::Synced => {
+                        self.in_force = self.in_force.or(Some(Generation(0)));
+                        self.paused = false;
+                    }
+                    Event::Paused => self.paused = true,
                     Event::ConditionInForce(generation) => self.in_force = Some(generation),
                     _ => {}
                 }
@@ -166,14 +173,24 @@ impl Client {
     /// [`Event::Paused`] tells when no server sends anything more of the database; what was under way arrives before it.
     /// From then on the tables stay as they are. Requests and locks go on, and the server is left, as always, when it is
     /// of no use.
+    ///
+    /// Only the last of several calls of this and of [`Self::resume`] counts if they follow each other at once, and there
+    /// is no event if it asks for what is so already: [`Self::is_paused`] tells.
     pub fn pause(&mut self) {
         self.set_paused(true);
     }
 
     /// Monitors again, after [`Self::pause`]. All that happened meanwhile arrives as differences, and then
-    /// [`Event::Synced`]; conditions that were set meanwhile come into force.
+    /// [`Event::Synced`]; conditions that were set meanwhile come into force. If the pause had not begun, there may be
+    /// neither [`Event::Paused`] nor [`Event::Synced`]: the tables go on as if nothing had been said.
     pub fn resume(&mut self) {
         self.set_paused(false);
+    }
+
+    /// Whether the last events left the monitoring ended, so that the tables stay as they are. It stays so while there is
+    /// no server. What [`Self::pause`] or [`Self::resume`] asked for since may be under way.
+    pub fn is_paused(&self) -> bool {
+        self.paused
     }
 
     fn set_paused(&mut self, paused: bool) {
@@ -282,13 +299,15 @@ impl Handle {
 
     /// Wants a lock from now on, across reconnections; [`Event::Lock`] tells when it is held.
     ///
-    /// Whoever it is stolen from has to ask again to get it before the next connection. To ask again while another holds
-    /// it is to wait behind all others.
+    /// If it is stolen, a client that had it by this waits on, next after the thief. One that had stolen it itself has to
+    /// ask again to get it before the next connection. To ask again while another holds it is to wait behind all others.
+    /// A server that gives no locks, as a read-only one, is not asked again before the next call.
     pub async fn lock(&self, name: impl Into<String>) -> Result<(), Error> {
         self.command(Command::Lock { name: name.into(), steal: false }).await
     }
 
-    /// Wants a lock likewise, and takes it from whoever holds it.
+    /// Wants a lock likewise, and takes it from whoever holds it: once, on the next connection if there is none. After a
+    /// later reconnection it is waited for.
     pub async fn steal(&self, name: impl Into<String>) -> Result<(), Error> {
         self.command(Command::Lock { name: name.into(), steal: true }).await
     }

@@ -16,8 +16,8 @@ pub struct Config {
     /// How long a server may be silent before it is probed, and then before the connection is given up (60 s). Zero
     /// never probes: a server that hangs is then waited for without end.
     pub probe_interval: Duration,
-    /// The greatest delay between attempts to connect (8 s). The first is 1 s, and each is twice the one before, until a
-    /// connection outlasts its delay. Less than 1 s is taken for 1 s.
+    /// The greatest delay between attempts to connect (8 s). The first is 1 s, once all other servers were tried, and each
+    /// is twice the one before, until a connection outlasts its delay. Less than 1 s is taken for 1 s.
     pub backoff_max: Duration,
     /// How long making a connection may take, TLS included (10 s).
     pub connect_timeout: Duration,

@@ -172,7 +172,8 @@ impl Driver {
                 reason.explain(&progress, tls.as_ref().filter(|_| matches!(remote, Remote::Ssl(_))))
             }
         };
-        (reason, progress.ready.map_or(Duration::ZERO, |ready| ready.elapsed()))
+        let lasted = progress.lasted(&reason);
+        (reason, lasted)
     }
 
     /// Speaks with a server until that fails. Every branch can be dropped half done without losing anything.

@@ -68,8 +68,8 @@
 //! - A client that is paused ([`Client::pause`]) keeps its tables and its connection, and nothing is sent to it; what
 //!   happened meanwhile comes as differences when it resumes.
 //! - A server is left for another one when it does not answer probes, is cut off from its cluster, lost the database, or
-//!   lacks what an earlier one had a minute before it was left. When all do, as after the restoration of a backup, they
-//!   are taken as they are.
+//!   lacks what an earlier one had a minute before it was left. When for half a minute all that can be reached do, as
+//!   after the restoration of a backup, they are taken as they are.
 //! - A consumer that takes no events stops the socket from being read, except while somebody waits for the answer to a
 //!   request. Updates that come before it are kept up to [`Config::message_limit`]; beyond that the request fails with
 //!   [`Error::Overrun`], so that a consumer that waits for it itself goes on. The connection survives a consumer that

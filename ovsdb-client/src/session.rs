@@ -8,12 +8,12 @@ mod lock;
 mod log;
 mod monitor;
 mod pause;
+mod probe;
 mod server;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use uuid::Uuid;
 
 use crate::condition::Conditions;
@@ -224,46 +224,6 @@ impl Session {
         self.ready
     }
 
-    /// Something was received, a complete message or not: the peer lives.
-    pub fn activity(&mut self, now: Instant) {
-        self.last_received = Some(now);
-        self.probed = false;
-    }
-
-    /// When [`Self::handle_timeout`] wants to be called.
-    pub fn timeout(&self) -> Option<Instant> {
-        [self.probe_timeout(), self.log_end.due()].into_iter().flatten().min()
-    }
-
-    fn probe_timeout(&self) -> Option<Instant> {
-        let interval = self.config.probe_interval;
-        if interval.is_zero() {
-            return None;
-        }
-        self.last_received.map(|last| last + if self.probed { interval * 2 } else { interval })
-    }
-
-    /// Time has passed.
-    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Hangup> {
-        if self.log_end.due().is_some_and(|due| due <= now) {
-            self.ask_log_end();
-        }
-        if self.probe_timeout().is_none_or(|timeout| timeout > now) {
-            return Ok(());
-        }
-        if self.probed {
-            return Err(Hangup::Silent(self.config.probe_interval * 2));
-        }
-        self.probed = true;
-        self.probe();
-        Ok(())
-    }
-
-    /// Sends an `echo`, so that the server hears from a client that does not read at the moment.
-    pub fn probe(&mut self) {
-        self.send("echo", &json!([]), Pending::Probe);
-    }
-
     /// The next message to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
@@ -380,7 +340,10 @@ impl Session {
             }
             (Pending::Cancel, result) => self.cancel_answered(result),
             (Pending::Lock(name), Ok(result)) => Ok(self.lock_answered(id, name, &result)?),
-            (Pending::Lock(_), Err(error)) => Err(Hangup::Refused { method: "lock", error }),
+            (Pending::Lock(name), Err(error)) => {
+                self.lock_refused(id, &name, &error);
+                Ok(())
+            }
             (Pending::User(method), result) => {
                 let result = result.map_err(|error| Error::Refused { method, error });
                 self.events.push_back(SessionEvent::Reply { id, result });

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -44,6 +45,17 @@ pub(super) struct Progress {
     pub(super) ready: Option<Instant>,
 }
 
+impl Progress {
+    /// How long a connection was of use that ended for `reason`. One whose contents could not be applied was of none: the
+    /// next may bring the same again, which must not be asked for without end and without delay.
+    pub(super) fn lasted(&self, reason: &DisconnectReason) -> Duration {
+        match (reason, self.ready) {
+            (DisconnectReason::Session(Hangup::Inconsistent(_)), _) | (_, None) => Duration::ZERO,
+            (_, Some(ready)) => ready.elapsed(),
+        }
+    }
+}
+
 impl DisconnectReason {
     /// Finds the cause of a broken connection; it may be about the certificates if there were any.
     pub(super) fn explain(self, progress: &Progress, tls: Option<&TlsConfig>) -> Self {
@@ -62,5 +74,20 @@ impl DisconnectReason {
             (Self::Closed | Self::Io(_), None) if !progress.heard => Self::Rejected,
             (reason, _) => reason,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_whose_contents_cannot_be_applied_was_of_no_use() {
+        let progress = Progress { heard: true, ready: Some(Instant::now()) };
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(progress.lasted(&DisconnectReason::Closed) > Duration::ZERO);
+        let inconsistent = Hangup::Inconsistent("column x".to_owned()).into();
+        assert_eq!(progress.lasted(&inconsistent), Duration::ZERO);
+        assert_eq!(Progress::default().lasted(&DisconnectReason::Closed), Duration::ZERO);
     }
 }

@@ -11,6 +11,12 @@ use super::{Hangup, Pending, Session};
 /// each to clients that are interested in a few rows.
 const INTERVAL: Duration = Duration::from_secs(60);
 
+/// How long no server has to be of use, and some only because they are behind, until that is taken for what the cluster
+/// has. An election takes seconds, ten or more where slow disks need a long timer, and a follower that comes back has to
+/// catch up: to take it meanwhile is to go back in time. The number of attempts alone says little, as there may be
+/// several servers behind one address.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What is known of the log of the cluster.
 #[derive(Debug, Default)]
 pub(super) struct LogEnd {
@@ -18,8 +24,15 @@ pub(super) struct LogEnd {
     seen: Option<(Uuid, u64)>,
     /// When to read the index again on this connection.
     due: Option<Instant>,
-    /// The attempts in a row that led to no server of use, from the first one on that was behind.
-    useless: Option<usize>,
+    useless: Option<Useless>,
+}
+
+/// The attempts in a row that led to no server of use, from the first one on that was behind.
+#[derive(Debug)]
+struct Useless {
+    since: Instant,
+    /// How many of them are over.
+    count: usize,
 }
 
 impl LogEnd {
@@ -43,35 +56,37 @@ impl Session {
         let row = &result[0]["rows"][0];
         let cluster = row["cid"][1].as_str().and_then(|cid| cid.parse().ok());
         let (Some(cluster), Some(index)) = (cluster, row["index"].as_u64()) else { return Ok(()) };
-        match self.log_end.seen {
-            Some((known, seen)) if known == cluster && index < seen => {
-                self.log_end.useless.get_or_insert(0);
-                Err(Hangup::Behind { index, seen })
+        let Some(now) = self.last_received else { return Ok(()) };
+        if let Some((known, seen)) = self.log_end.seen
+            && known == cluster
+            && index < seen
+        {
+            let useless = self.log_end.useless.get_or_insert(Useless { since: now, count: 0 });
+            if useless.count < self.config.servers || now.duration_since(useless.since) < PATIENCE {
+                return Err(Hangup::Behind { index, seen });
             }
-            _ => {
-                self.log_end.seen = Some((cluster, index));
-                self.log_end.due = self.last_received.map(|now| now + INTERVAL);
-                Ok(())
-            }
+            tracing::warn!(
+                database = self.config.database,
+                index,
+                seen,
+                "all servers that can be reached are behind: this one is taken as it is, as after the restoration of a \
+                 backup"
+            );
+            self.log_end.useless = None;
         }
+        self.log_end.seen = Some((cluster, index));
+        self.log_end.due = Some(now + INTERVAL);
+        Ok(())
     }
 
-    /// An attempt is over. When no server of all is of use, and some are only because they are behind, then this is what
-    /// the cluster has: it was restored from a backup.
+    /// An attempt is over. One that led to a server of use ends the round.
     pub(super) fn count_attempt(&mut self) {
         self.log_end.due = None;
         if self.ready {
             self.log_end.useless = None;
         }
-        let Some(useless) = &mut self.log_end.useless else { return };
-        *useless += 1;
-        if *useless >= self.config.servers {
-            tracing::warn!(
-                database = self.config.database,
-                "no server has what was seen before, and all that can be reached are behind: the next one is taken as it \
-                 is, as after the restoration of a backup"
-            );
-            self.log_end = LogEnd::default();
+        if let Some(useless) = &mut self.log_end.useless {
+            useless.count += 1;
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Conversations with a server, message by message.
 
+mod conditions;
 mod lock;
 mod log;
 mod pause;
+mod probe;
 
 use serde_json::{Value, json};
 
@@ -274,63 +276,6 @@ fn a_server_that_falls_out_of_use_is_left() {
 }
 
 #[test]
-fn changes_of_conditions_go_one_at_a_time() {
-    let mut peer = Peer::new(named("a"));
-    peer.session.set_conditions(1, vec![named("b")]);
-    peer.greet_well();
-    let monitor = peer.asked("monitor_cond_since");
-    assert_eq!(monitor["params"][2]["Port"][0]["where"], json!([["name", "==", "b"]]));
-    peer.answer(&monitor, json!([false, ID, {}])).unwrap();
-    assert_eq!(peer.generations(), [1], "what was wanted before is in force from the beginning");
-
-    peer.session.set_conditions(2, vec![named("c")]);
-    peer.session.set_conditions(3, vec![named("d")]);
-    peer.session.set_conditions(4, vec![named("e")]);
-    peer.collect();
-    let first = peer.asked("monitor_cond_change");
-    assert_eq!(first["params"], json!(["data", "data", { "Port": [{ "where": [["name", "==", "c"]] }] }]));
-    assert!(peer.requests.is_empty());
-    peer.answer(&first, json!({})).unwrap();
-    let second = peer.asked("monitor_cond_change");
-    assert_eq!(second["params"][2]["Port"][0]["where"], json!([["name", "==", "e"]]));
-    peer.answer(&second, json!({})).unwrap();
-    assert_eq!(peer.generations(), [1, 2, 4]);
-
-    // There and back while nothing is on its way needs no request.
-    peer.session.set_conditions(6, vec![named("e")]);
-    peer.collect();
-    assert!(peer.requests.is_empty());
-    assert_eq!(peer.generations(), [1, 2, 4, 6]);
-}
-
-#[test]
-fn a_change_of_conditions_half_done_is_not_resumed() {
-    let mut peer = Peer::new(named("a"));
-    peer.greet_well();
-    let monitor = peer.asked("monitor_cond_since");
-    peer.answer(&monitor, json!([false, ID, {}])).unwrap();
-    peer.session.set_conditions(1, vec![named("b")]);
-    peer.greet_well();
-    let monitor = peer.asked("monitor_cond_since");
-    assert_eq!(monitor["params"][3], NIL);
-    assert_eq!(monitor["params"][2]["Port"][0]["where"], json!([["name", "==", "b"]]));
-    peer.answer(&monitor, json!([false, LATER, {}])).unwrap();
-    assert_eq!(peer.generations(), [1]);
-
-    // One that was not begun is: first from where the replica is, with what it was made of, then the change.
-    peer.session.disconnected();
-    peer.session.set_conditions(2, vec![named("c")]);
-    peer.greet_well();
-    let monitor = peer.asked("monitor_cond_since");
-    assert_eq!(monitor["params"][3], LATER);
-    assert_eq!(monitor["params"][2]["Port"][0]["where"], json!([["name", "==", "b"]]));
-    peer.answer(&monitor, json!([true, LATER, {}])).unwrap();
-    let change = peer.asked("monitor_cond_change");
-    peer.answer(&change, json!({})).unwrap();
-    assert_eq!(peer.generations(), [2]);
-}
-
-#[test]
 fn a_schema_with_new_columns_begins_anew() {
     let mut peer = Peer::new(Conditions::All);
     peer.greet_well();
@@ -342,48 +287,6 @@ fn a_schema_with_new_columns_begins_anew() {
     let monitor = peer.asked("monitor_cond_since");
     assert_eq!(monitor["params"][2]["Port"][0]["columns"], json!(["name", "tags", "up"]));
     assert_eq!(monitor["params"][3], NIL);
-}
-
-#[test]
-fn silence_is_probed_and_then_ended() {
-    let mut peer = Peer::new(Conditions::All);
-    peer.greet_well();
-    peer.requests.clear();
-    let start = peer.now;
-    assert_eq!(peer.session.timeout(), Some(start + PROBE));
-    peer.session.handle_timeout(start + PROBE / 2).unwrap();
-    peer.collect();
-    assert!(peer.requests.is_empty());
-    peer.session.handle_timeout(start + PROBE).unwrap();
-    peer.collect();
-    let echo = peer.asked("echo");
-    peer.now = start + PROBE + PROBE / 2;
-    peer.answer(&echo, json!([])).unwrap();
-    assert_eq!(peer.session.timeout(), Some(peer.now + PROBE));
-
-    peer.session.handle_timeout(peer.now + PROBE).unwrap();
-    let error = peer.session.handle_timeout(peer.now + PROBE * 2).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the server has been silent for 120 s and did not answer the inactivity probe"
-    );
-
-    let mut off = Peer::new(Conditions::All);
-    off.session.config.probe_interval = Duration::ZERO;
-    off.greet_well();
-    assert_eq!(off.session.timeout(), None);
-}
-
-#[test]
-fn echo_is_answered_with_what_came() {
-    let mut peer = Peer::new(Conditions::All);
-    peer.say(json!({ "id": "echo", "method": "echo", "params": [1, { "a": 2 }] })).unwrap();
-    assert_eq!(
-        peer.requests.pop_front().unwrap(),
-        json!({ "id": "echo", "result": [1, { "a": 2 }], "error": null })
-    );
-    peer.say(json!({ "id": 7, "method": "what", "params": [] })).unwrap();
-    assert_eq!(peer.requests.pop_front().unwrap()["error"], "unknown method");
 }
 
 #[test]

@@ -89,3 +89,56 @@ fn what_is_not_held_is_given_up_before_it_is_asked_for_again() {
     assert!(peer.requests.is_empty());
     assert_eq!(told(&mut peer), [true]);
 }
+
+/// Connects, and gives the method by which the lock is asked for.
+fn asked_on_connection(peer: &mut Peer) -> Value {
+    peer.session.connected(peer.now);
+    peer.requests.clear();
+    peer.collect();
+    let is_for_lock = |request: &&Value| request["params"] == json!(["l"]);
+    peer.requests.iter().find(is_for_lock).unwrap().clone()
+}
+
+#[test]
+fn force_is_used_until_it_was_once() {
+    let mut peer = Peer::new(Conditions::All);
+    peer.session.lock("l", true);
+    // Neither a connection that breaks before the answer nor a server that refuses has used it.
+    let first = asked_on_connection(&mut peer);
+    assert_eq!(first["method"], "steal");
+    let second = asked_on_connection(&mut peer);
+    assert_eq!(second["method"], "steal");
+    peer.refuse(&second, json!("not allowed")).unwrap();
+    let third = asked_on_connection(&mut peer);
+    assert_eq!(third["method"], "steal");
+    peer.answer(&third, json!({ "locked": true })).unwrap();
+    assert_eq!(told(&mut peer), [true]);
+    assert_eq!(asked_on_connection(&mut peer)["method"], "lock");
+    assert_eq!(told(&mut peer), [false]);
+
+    // The last call counts.
+    peer.session.disconnected();
+    peer.session.lock("l", true);
+    peer.session.lock("l", false);
+    assert_eq!(asked_on_connection(&mut peer)["method"], "lock");
+}
+
+#[test]
+fn a_server_that_gives_no_locks_is_of_use_otherwise() {
+    let mut peer = ready();
+    peer.session.lock("l", false);
+    peer.collect();
+    let lock = peer.asked("lock");
+    peer.refuse(&lock, json!({ "error": "not allowed", "details": "read-only" })).unwrap();
+    assert!(peer.requests.is_empty() && told(&mut peer).is_empty());
+
+    // It is asked again by the next call, and so is the next server.
+    peer.session.lock("l", false);
+    peer.collect();
+    peer.asked("unlock");
+    let lock = peer.asked("lock");
+    peer.refuse(&lock, json!("not allowed")).unwrap();
+    let lock = asked_on_connection(&mut peer);
+    peer.answer(&lock, json!({ "locked": true })).unwrap();
+    assert_eq!(told(&mut peer), [true]);
+}

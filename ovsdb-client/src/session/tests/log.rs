@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Longer than any election.
+const LONG: Duration = Duration::from_secs(30);
+
 /// The answer of a server of `cluster` whose log ends at `index`.
 fn end(cluster: &str, index: u64) -> Value {
     json!([{ "rows": [{ "cid": ["uuid", cluster], "index": index }] }])
@@ -65,27 +68,53 @@ fn the_index_is_read_every_minute_whatever_else_is_said() {
     }
 }
 
+/// Connects to a server that has to be behind, and leaves it.
+fn find_behind(peer: &mut Peer, index: u64) {
+    assert!(is_behind(connect(peer, end(ID, index))));
+    leave(peer);
+}
+
 #[test]
-fn a_cluster_that_is_behind_as_a_whole_was_restored() {
+fn a_cluster_that_is_behind_as_a_whole_for_long_was_restored() {
     let mut peer = Peer::new(Conditions::All);
     connect(&mut peer, end(ID, 10)).unwrap();
     leave(&mut peer);
     // Those that were out of reach before the first is behind are not in its round.
     leave(&mut peer);
     leave(&mut peer);
-    for _ in 0..2 {
-        assert!(is_behind(connect(&mut peer, end(ID, 5))));
-        leave(&mut peer);
-    }
+    peer.now += LONG;
+    find_behind(&mut peer, 5);
+    peer.now += LONG;
+    find_behind(&mut peer, 5);
     // One that is as far ends it.
     connect(&mut peer, end(ID, 10)).unwrap();
     leave(&mut peer);
-    assert!(is_behind(connect(&mut peer, end(ID, 5))));
+    find_behind(&mut peer, 5);
     leave(&mut peer);
-    leave(&mut peer);
-    assert!(is_behind(connect(&mut peer, end(ID, 6))));
-    leave(&mut peer);
+    peer.now += LONG;
+    find_behind(&mut peer, 6);
     connect(&mut peer, end(ID, 5)).unwrap();
     leave(&mut peer);
-    assert!(is_behind(connect(&mut peer, end(ID, 4))), "from there on as before");
+    find_behind(&mut peer, 4);
+    connect(&mut peer, end(ID, 5)).unwrap();
+}
+
+#[test]
+fn followers_that_lag_for_a_while_are_not_taken_however_often_they_are_tried() {
+    for servers in [1, 3] {
+        let mut peer = Peer::new(Conditions::All);
+        peer.session.config.servers = servers;
+        connect(&mut peer, end(ID, 10)).unwrap();
+        leave(&mut peer);
+        for _ in 0..30 {
+            find_behind(&mut peer, 5);
+            peer.now += Duration::from_secs(1);
+        }
+        connect(&mut peer, end(ID, 5)).unwrap();
+        leave(&mut peer);
+        // What was taken is what counts from there on.
+        connect(&mut peer, end(ID, 5)).unwrap();
+        leave(&mut peer);
+        find_behind(&mut peer, 4);
+    }
 }
