@@ -4,8 +4,6 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::*;
@@ -183,9 +181,7 @@ impl Writer {
         self.number += 1;
         let row = Columns::from([("number".into(), self.number.into())]);
         let mark = Operation::Update { table: "Global".into(), condition: vec![], row: row.clone() };
-        while self.handle.transact(vec![mark.clone()]).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until_ok(async || self.handle.transact(vec![mark.clone()]).await).await;
         // Another server than the one that took it may be asked, and not have it yet.
         let marked = Operation::Wait {
             timeout: Some(0),
@@ -195,18 +191,25 @@ impl Writer {
             until_equal: true,
             rows: vec![row],
         };
-        loop {
-            match select_items_if(&self.handle, vec![marked.clone()]).await {
-                Ok(items) => return items,
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        }
+        until_ok(async || select_items_if(&self.handle, vec![marked.clone()]).await).await
     }
 }
 
-/// Writes for a while, and lets `disturb` have its way with the servers before each round. All of the watchers, and one
-/// whose conditions change all the time, have to agree with a server after each.
-async fn compare(remotes: &str, watched: &[&str], references: bool, mut disturb: impl FnMut(&Watcher)) {
+/// Tries again until it succeeds.
+async fn until_ok<T>(attempt: impl AsyncFn() -> Result<T, Error>) -> T {
+    let deadline = Instant::now() + WAIT;
+    loop {
+        match attempt().await {
+            Ok(result) => return result,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Writes for a while, and tells before each round which server the first watcher uses. All of the watchers, and one whose
+/// conditions change all the time, have to agree with a server after each.
+async fn compare(remotes: &str, watched: &[&str], references: bool, uses: impl Fn(&str)) {
     let mut writer = Writer::start(remotes).await;
     let mut watchers = Vec::new();
     for remotes in watched {
@@ -216,7 +219,7 @@ async fn compare(remotes: &str, watched: &[&str], references: bool, mut disturb:
     let mut minimum = 0;
     let began = Instant::now();
     while began.elapsed() < duration() {
-        disturb(&watchers[0]);
+        uses(&watchers[0].remote);
         for _ in 0..sample(&mut writer.runner, &(1..20usize)) {
             let rows = watchers[0].client.table::<Item>().iter().filter(|_| references);
             writer.write(rows.map(|(id, _)| *id).collect()).await;
@@ -244,24 +247,18 @@ async fn compare(remotes: &str, watched: &[&str], references: bool, mut disturb:
 
 #[tokio::test]
 async fn every_wording_leads_to_what_the_server_holds() {
-    let mut server = Server::start(SCHEMA);
+    let server = Server::start(SCHEMA);
     let cond = Relay::start(&server, &["monitor_cond_since"]).await;
     let plain = Relay::start(&server, &["monitor_cond_since", "monitor_cond"]).await;
-    let (tcp, mut round) = (server.tcp(), 0);
-    compare(&tcp, &[&tcp, &cond.remote(), &plain.remote()], true, |_| {
-        round += 1;
-        if round % 25 == 10 {
-            server.restart();
-        }
-    })
-    .await;
+    let tcp = server.tcp();
+    let failures = Failures::start(vec![server], Duration::ZERO);
+    compare(&tcp, &[&tcp, &cond.remote(), &plain.remote()], true, |_| {}).await;
+    assert!(failures.stop() > 0);
 }
 
 #[tokio::test]
 async fn every_wording_leads_to_what_a_cluster_holds_that_loses_servers() {
-    const UP: Duration = Duration::from_secs(2);
-    const DOWN: Duration = Duration::from_secs(1);
-    let mut cluster = Cluster::start(SCHEMA, 3);
+    let cluster = Cluster::start(SCHEMA, 3);
     let remotes = cluster.remotes();
     let mut relays = Vec::new();
     for renamed in [&[][..], &["monitor_cond_since"], &["monitor_cond_since", "monitor_cond"]] {
@@ -275,43 +272,14 @@ async fn every_wording_leads_to_what_a_cluster_holds_that_loses_servers() {
         .collect();
     let watched: Vec<&str> = lists.iter().map(String::as_str).collect();
     // The server that the first of them uses goes away: the answer to what that one missed comes from another.
-    let used = Arc::new(Mutex::new(0));
-    let (failing, done) = (Arc::clone(&used), Arc::new(AtomicBool::new(false)));
-    let ended = Arc::clone(&done);
-    let failures = std::thread::spawn(move || {
-        let (mut down, mut next, mut losses) = (None, Instant::now() + UP, 0);
-        while !ended.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(20));
-            for (index, server) in cluster.servers.iter_mut().enumerate() {
-                // Now and then ovsdb-server 3.1.0 crashes on its own.
-                if down != Some(index) && server.has_crashed() {
-                    println!("server {index} crashed");
-                    server.restart();
-                }
-            }
-            if Instant::now() < next {
-                continue;
-            }
-            next = Instant::now() + if down.is_some() { UP } else { DOWN };
-            match down.take() {
-                Some(index) => Server::restart(&mut cluster.servers[index]),
-                None => {
-                    let index = *failing.lock().unwrap();
-                    cluster.servers[index].stop();
-                    (down, losses) = (Some(index), losses + 1);
-                }
-            }
-        }
-        losses
-    });
+    let failures = Failures::start(cluster.servers, Duration::from_secs(1));
     // Weak references to rows that are gone stay on some servers of a cluster of ovsdb-server 3.1.0.
-    compare(&remotes, &watched, false, |watcher| {
-        let index = relays.iter().position(|relay| relay.remote() == watcher.remote).unwrap();
-        *used.lock().unwrap() = index % 3;
+    compare(&remotes, &watched, false, |used| {
+        let index = relays.iter().position(|relay| relay.remote() == used).unwrap();
+        failures.point_at(index % 3);
     })
     .await;
-    done.store(true, Ordering::Relaxed);
-    let losses = failures.join().unwrap();
+    let losses = failures.stop();
     let resumed = |relay: &Relay| {
         relay.heard.lock().unwrap().iter().filter(|message| message.contains("\"result\":[true,")).count()
     };

@@ -8,6 +8,7 @@
 )]
 mod cluster;
 mod events;
+mod failures;
 mod items;
 mod pki;
 mod relay;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 pub use cluster::Cluster;
 pub use events::*;
+pub use failures::Failures;
 pub use items::*;
 pub use pki::Pki;
 pub use relay::Relay;

@@ -3,7 +3,7 @@ use std::{
     fs,
     net::TcpStream,
     os::unix::net::UnixStream,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -88,9 +88,9 @@ impl Server {
         }
     }
 
-    /// Whether the server ended although nobody stopped it.
-    pub fn has_crashed(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
+    /// How the server ended, if it did although nobody stopped it.
+    pub fn crashed(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut()?.try_wait().unwrap()
     }
 
     pub fn is_running(&self) -> bool {
