@@ -1,9 +1,10 @@
 //! How many tests ran, told from what `cargo test` prints.
 use std::{
-    fmt,
+    env, fmt,
     io::{BufRead as _, BufReader},
     ops::AddAssign,
     process::{Command, Stdio},
+    thread::available_parallelism,
 };
 
 use anyhow::{Context as _, bail};
@@ -46,6 +47,11 @@ impl Counts {
 
 /// Runs a command that runs tests, its output shown; an error if it fails, or if it ran no test.
 pub(crate) fn run_tests(command: &mut Command) -> anyhow::Result<Counts> {
+    // Most tests wait most of the time: two of them for each processor, unless told otherwise.
+    if env::var_os("RUST_TEST_THREADS").is_none() {
+        let processors = available_parallelism().map_or(1, usize::from);
+        command.env("RUST_TEST_THREADS", (2 * processors).to_string());
+    }
     let text = line(command);
     say(&text);
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {text}"))?;
