@@ -65,6 +65,9 @@ pub(crate) fn slow(from: &Namespace, to: SocketAddrV4, count: usize, stop: &Atom
     })?
 }
 
+/// How often a busy guest looks where there is room for more.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// What a busy guest says, again and again.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Noise {
@@ -99,8 +102,8 @@ impl Noise {
     }
 }
 
-/// Says that on so many connections, as fast as one thread can, until told to stop; those that the other side has had
-/// enough of are made again, as soon as it lets that happen. Returns the number of bytes that were taken.
+/// Says that on so many connections, as much as is taken, until told to stop; those that the other side has had enough of
+/// are made again, as soon as it lets that happen. Returns the number of bytes that were taken.
 pub(crate) fn busy(
     from: &Namespace,
     to: SocketAddrV4,
@@ -132,6 +135,9 @@ pub(crate) fn busy(
                 // Answers are not what it is for.
                 while place.as_mut().is_some_and(|stream| matches!(stream.read(&mut [0; 4096]), Ok(1..))) {}
             }
+            // What is sent waits in sockets that are full. To try without a pause would only take a processor from those
+            // who are measured, as no guest's can be taken.
+            thread::sleep(PAUSE);
         }
         Ok(taken)
     })?
