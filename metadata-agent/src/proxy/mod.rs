@@ -10,7 +10,7 @@
 //! answer      what we say ourselves                upstream     endpoints, pools, retries, TLS
 //! limits      what a port may take      rate       how that is counted
 //! access      a line for each request   metrics    the numbers
-//! directory   who is behind which tag
+//! directory   who is behind which tag   handshake  how a listener ends
 //! ```
 mod access;
 mod answer;
@@ -19,6 +19,7 @@ pub mod directory;
 mod forward;
 #[cfg(test)]
 mod fuzz;
+mod handshake;
 mod limits;
 mod metrics;
 mod rate;

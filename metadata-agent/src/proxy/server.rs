@@ -3,6 +3,7 @@ use std::{
     io,
     mem::MaybeUninit,
     net::{Shutdown, SocketAddr, TcpListener as StdListener},
+    pin::pin,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -10,10 +11,11 @@ use std::{
 
 use bytes::BytesMut;
 use metadata_ebpf::address::Tag;
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime,
-    time::{Instant, interval, sleep_until, timeout},
+    time::{Instant, interval, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, warn};
@@ -23,6 +25,7 @@ use super::{
     answer::{Form, Limit, Refusal, Whom},
     connection::{Connection, End},
     directory::{Directory, Sources},
+    handshake::{self, HANDSHAKE},
     limits::{Gauge, Limits, Permit},
     metrics::Metrics,
     receive::receive,
@@ -147,20 +150,7 @@ impl Worker {
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener, connections: TaskTracker) {
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.stop.cancelled() => break,
-            };
-            match accepted {
-                Ok((stream, peer)) => self.clone().begin(stream, peer, &connections),
-                // Out of descriptors or memory, or a connection that died in the queue: others can still be served.
-                Err(error) => {
-                    warn!(%error, "cannot accept a guest's connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
+        self.accept_until_stopped(&listener, &connections).await;
         // Connections that wait in the queue would be reset with the listener: they are served like those under way.
         let Ok(listener) = listener.into_std() else { return };
         while let Ok((stream, peer)) = listener.accept() {
@@ -168,6 +158,30 @@ impl Worker {
                 && let Ok(stream) = TcpStream::from_std(stream)
             {
                 self.clone().begin(stream, peer, &connections);
+            }
+        }
+    }
+
+    async fn accept_until_stopped(self: &Arc<Self>, listener: &TcpListener, connections: &TaskTracker) {
+        let mut stopped = pin!(async {
+            self.stop.cancelled().await;
+            if let Err(error) = handshake::begin_none(&SockRef::from(listener)) {
+                warn!(%error, "guests that connect just now are refused");
+            }
+            sleep(HANDSHAKE).await;
+        });
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = &mut stopped => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.clone().begin(stream, peer, connections),
+                // Out of descriptors or memory, or a connection that died in the queue: others can still be served.
+                Err(error) => {
+                    warn!(%error, "cannot accept a guest's connection");
+                    sleep(Duration::from_millis(50)).await;
+                }
             }
         }
     }
@@ -293,6 +307,6 @@ async fn linger(stream: &mut TcpStream) {
     let _ = timeout(time, drain).await;
 }
 
-fn socket(stream: &TcpStream) -> socket2::SockRef<'_> {
-    socket2::SockRef::from(stream)
+fn socket(stream: &TcpStream) -> SockRef<'_> {
+    SockRef::from(stream)
 }
