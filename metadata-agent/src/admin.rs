@@ -8,6 +8,7 @@
 //! | `GET /counters` | what the datapath counted, JSON |
 //! | `GET /metrics` | all numbers, in Prometheus' text format (OpenMetrics) |
 //! | `PUT /log?level=FILTER` | sets what is logged, as in `RUST_LOG` |
+//! | `PUT /leave` | ends the agent for good: new connections pass, those under way are served |
 //! | `PUT /log?datapath=on` (or `off`) | log records of the eBPF programs, one for each frame that is ours |
 use std::{
     convert::Infallible, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc,
@@ -47,6 +48,8 @@ pub enum Question {
     LogLevel(String),
     /// Switch the programs' log records.
     LogDatapath(bool),
+    /// End for good.
+    Leave,
 }
 
 /// What it gets.
@@ -201,6 +204,8 @@ fn question(method: &Method, path: &str, query: Option<&str>) -> Result<Question
         (&Method::PUT, "/log", Some(("level", filter))) => Ok(Question::LogLevel(filter.to_owned())),
         (&Method::PUT, "/log", Some(("datapath", "on"))) => Ok(Question::LogDatapath(true)),
         (&Method::PUT, "/log", Some(("datapath", "off"))) => Ok(Question::LogDatapath(false)),
+        (&Method::PUT, "/leave", None) => Ok(Question::Leave),
+        (_, "/leave", _) => Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, "PUT /leave ends the agent\n")),
         (_, "/log", _) => Err(Answer::error(
             StatusCode::BAD_REQUEST,
             "PUT /log?level=FILTER, or PUT /log?datapath=on (or off)\n",
@@ -210,7 +215,7 @@ fn question(method: &Method, path: &str, query: Option<&str>) -> Result<Question
         }
         _ => Err(Answer::error(
             StatusCode::NOT_FOUND,
-            "there are /ready, /ports, /counters, /metrics and /log\n",
+            "there are /ready, /ports, /counters, /metrics, /log and /leave\n",
         )),
     }
 }
@@ -229,6 +234,8 @@ mod tests {
         );
         assert_eq!(ask("PUT", "/log", Some("datapath=on")), Ok(Question::LogDatapath(true)));
         assert_eq!(ask("PUT", "/log", Some("datapath=1")).unwrap_err().status, StatusCode::BAD_REQUEST);
+        assert_eq!(ask("PUT", "/leave", None), Ok(Question::Leave));
+        assert_eq!(ask("GET", "/leave", None).unwrap_err().status, StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(ask("POST", "/ports", None).unwrap_err().status, StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(ask("GET", "/", None).unwrap_err().status, StatusCode::NOT_FOUND);
     }

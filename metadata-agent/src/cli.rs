@@ -2,9 +2,10 @@
 use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -17,15 +18,15 @@ use tracing::info;
 use crate::{
     admin,
     config::{self, Config, Rate},
-    control::Control,
-    datapath::{self, Datapath, Netns, ServiceDevice},
+    control::{Control, Ending, Parts},
+    datapath::{Datapath, Netns, ServiceDevice},
     logging::{self, LogFilter},
     metrics::Metrics,
     proxy::{
         self, Nova, Proxy, Workers,
         directory::{Directory, Signer},
     },
-    reconcile::Reconciler,
+    reconcile::{self, Reconciler},
     startup,
 };
 
@@ -50,7 +51,8 @@ enum Command {
         #[command(flatten)]
         files: ConfigFiles,
     },
-    /// Remove programs, pins, the service device and its namespace. The agent must not be running.
+    /// Remove programs, pins, the service device and its namespace. A running agent is ended, for good: from then on new
+    /// connections go to whoever else serves the taps, while those under way are served.
     Cleanup(ConfigFiles),
 }
 
@@ -85,8 +87,14 @@ impl ConfigFiles {
     }
 }
 
+/// How long an agent that leaves may take: what is under way is served for some seconds.
+const LEAVING: Duration = Duration::from_secs(30);
+
 /// What a process ends with whose configuration is at fault (`EX_CONFIG` of sysexits.h): trying again would not help.
 const EX_CONFIG: u8 = 78;
+
+/// What a process ends with that was told to leave: it is not to be started again.
+const EX_LEFT: u8 = 79;
 
 /// What the process ends with after that error.
 pub fn status(error: &anyhow::Error) -> ExitCode {
@@ -96,38 +104,43 @@ pub fn status(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-/// Parses the command line and does what it says.
-pub fn run() -> anyhow::Result<()> {
+/// Parses the command line, does what it says, and tells what the process ends with.
+pub fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        Command::Run(files) => serve(&files.read()?),
+        Command::Run(files) => {
+            return Ok(match serve(&files.read()?)? {
+                Ending::Stopped => ExitCode::SUCCESS,
+                Ending::Left => ExitCode::from(EX_LEFT),
+            });
+        }
         Command::CheckConfig(files) => {
             let config = files.read()?;
             // For the certificates, which are part of it.
             Nova::new(&config.nova, Arc::new(Metrics::new().register(proxy::Metrics::register)))?;
             println!("{config:#?}");
-            Ok(())
         }
-        Command::Show { what, files } => show(what, &files.read()?),
-        Command::Cleanup(files) => cleanup(&files.read()?),
+        Command::Show { what, files } => show(what, &files.read()?)?,
+        Command::Cleanup(files) => cleanup(&files.read()?)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn serve(config: &Config) -> anyhow::Result<()> {
+fn serve(config: &Config) -> anyhow::Result<Ending> {
     let (log, _writer) = LogFilter::install(config.debug)?;
     startup::check_capabilities()?;
     startup::check_kernel()?;
     startup::allow_connections(config.limits.connections)?;
     let _lock = startup::lock(&config.run_dir)?;
 
-    let netns = Netns::open_or_create(&config.netns)
-        .with_context(|| format!("cannot make the service namespace {}", config.netns))?;
-    let service = ServiceDevice::set_up(&netns)?;
-    let mut datapath = Datapath::open(&config.run_dir, &service.host_end, config.attach, limits(config))?;
+    let mut service = ServiceDevice::set_up(&config.netns, Datapath::former_maps(&config.run_dir)?)?;
+    let mut datapath = Datapath::open(&config.run_dir, &service, config.attach, config.lease)?;
+    service.mark(datapath.maps_id()?)?;
     let sources = datapath.source_table()?;
     let datapath_log = datapath.logger().context("log records of the datapath are not available")?;
 
     let directory = Arc::new(Directory::default());
-    let reconciler = Reconciler::new(datapath, directory.clone(), Signer::new(config.nova.secret.reveal()))?;
+    let signer = Signer::new(config.nova.secret.reveal());
+    let reconciler = Reconciler::new(datapath, limits(config), directory.clone(), signer)?;
 
     let mut metrics = Metrics::new();
     let proxy_metrics = metrics.register(proxy::Metrics::register);
@@ -139,11 +152,12 @@ fn serve(config: &Config) -> anyhow::Result<()> {
     let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;
     let mut control = control_plane.block_on(async {
         tokio::spawn(logging::follow_datapath(datapath_log));
-        Control::start(config, reconciler, log, nova.clone(), metrics, serving.clone()).await
+        let (nova, serving) = (nova.clone(), serving.clone());
+        Control::start(config, Parts { reconciler, service, nova, log, metrics, serving }).await
     })?;
     // Not before everything that can be wrong was found good: a connection that was made is reset if we end, and while
     // nobody listens guests try again.
-    let listeners = service.listen(&netns, config.workers)?;
+    let listeners = control.service().listen(config.workers)?;
     let workers = Workers::start(listeners, &proxy, &nova, &serving, &stop)?;
     let result = control_plane.block_on(control.run());
     // A name that is being looked up is not waited for.
@@ -154,35 +168,57 @@ fn serve(config: &Config) -> anyhow::Result<()> {
     result
 }
 
-fn limits(config: &Config) -> datapath::Limits {
+fn limits(config: &Config) -> reconcile::Limits {
     let limit = |rate: Rate| Limit::new(rate.rate, rate.burst);
-    datapath::Limits { connections: limit(config.connections), answers: limit(config.answers) }
+    reconcile::Limits { connections: limit(config.connections), answers: limit(config.answers) }
 }
 
 fn show(what: What, config: &Config) -> anyhow::Result<()> {
-    let path = config.run_dir.join(admin::SOCKET);
-    let mut socket = UnixStream::connect(&path)
-        .with_context(|| format!("no agent answers at {}: is it running?", path.display()))?;
     let target = match what {
         What::Ready => "/ready",
         What::Ports => "/ports",
         What::Counters => "/counters",
         What::Metrics => "/metrics",
     };
-    write!(socket, "GET {target} HTTP/1.0\r\n\r\n")?;
-    let mut response = String::new();
-    socket.read_to_string(&mut response)?;
-    let (head, body) = response.split_once("\r\n\r\n").context("the agent broke off")?;
+    let path = config.run_dir.join(admin::SOCKET);
+    let socket = UnixStream::connect(&path)
+        .with_context(|| format!("no agent answers at {}: is it running?", path.display()))?;
+    let (is_ok, body) = ask(socket, "GET", target)?;
     print!("{body}");
-    if head.split(' ').nth(1) != Some("200") {
+    if !is_ok {
         bail!("not ready");
     }
     Ok(())
 }
 
+/// Asks a running agent; tells whether the answer is a good one.
+fn ask(mut socket: UnixStream, method: &str, target: &str) -> anyhow::Result<(bool, String)> {
+    write!(socket, "{method} {target} HTTP/1.0\r\n\r\n")?;
+    let mut response = String::new();
+    socket.read_to_string(&mut response)?;
+    let (head, body) = response.split_once("\r\n\r\n").context("the agent broke off")?;
+    Ok((head.split(' ').nth(1) == Some("200"), body.to_owned()))
+}
+
+/// Has a running agent leave, if there is one, and waits until it is gone.
+fn leave(run_dir: &Path) -> anyhow::Result<startup::RunLock> {
+    let Ok(socket) = UnixStream::connect(run_dir.join(admin::SOCKET)) else { return startup::lock(run_dir) };
+    // One that leaves may be gone before it has answered; its lock tells.
+    if let Ok((false, answer)) = ask(socket, "PUT", "/leave") {
+        bail!("the running agent does not leave: {answer}");
+    }
+    let deadline = Instant::now() + LEAVING;
+    loop {
+        match startup::lock(run_dir) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+            result => return result,
+        }
+    }
+}
+
 fn cleanup(config: &Config) -> anyhow::Result<()> {
     startup::check_capabilities()?;
-    let _lock = startup::lock(&config.run_dir)?;
+    let _lock = leave(&config.run_dir)?;
     Datapath::remove(&config.run_dir)?;
     ServiceDevice::remove().context("cannot remove the service device")?;
     Netns::remove(&config.netns).with_context(|| format!("cannot remove the namespace {}", config.netns))?;

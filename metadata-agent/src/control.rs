@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -15,17 +15,21 @@ use tracing::{error, info, warn};
 use crate::{
     admin::{Answer, Exchange, Question},
     config::{Config, Source},
-    inventory::{Desired, Links, Ovn, StaticInventory},
+    datapath::{self, Family, Probe, ServiceDevice},
+    health::{Health, Reachability},
+    inventory::{Desired, Links, Ovn, StaticInventory, Unserved},
     logging::LogFilter,
-    metrics::Metrics,
-    proxy::Nova,
-    reconcile::{Applied, Reconciler},
+    metrics::{Metrics, Overview},
+    proxy::{Nova, PROBE_ANSWER},
+    reconcile::Reconciler,
 };
 
 /// How long after a failure things are tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a static inventory is looked at for changes.
 const FILE_CHECK: Duration = Duration::from_secs(2);
+/// How often the datapath is looked after, and one connection is made from inside.
+const LOOK_AFTER: Duration = Duration::from_secs(2);
 
 /// Everything the control plane owns.
 #[derive(Debug)]
@@ -33,11 +37,21 @@ pub struct Control {
     links: Links,
     source: PortSource,
     reconciler: Reconciler,
+    service: ServiceDevice,
+    /// The agent's own guest, from when guests are served.
+    probe: Option<Probe>,
+    /// Over which family it asks next.
+    family: Family,
     admin: mpsc::Receiver<Exchange>,
     log: LogFilter,
     metrics: Metrics,
-    /// Why not every port is served, if so.
-    unable: Option<&'static str>,
+    health: Health,
+    nova: Arc<Reachability>,
+    /// Ports that are plugged and cannot be served, and whether that was logged.
+    unserved: Unserved,
+    told: Unserved,
+    /// What was missing when that was last logged.
+    told_pending: Vec<String>,
     /// Cancelled when guests can be served: the first time everything was applied.
     serving: CancellationToken,
 }
@@ -50,7 +64,7 @@ enum PortSource {
 }
 
 impl PortSource {
-    fn open(config: &Config, nova: Arc<Nova>) -> anyhow::Result<Self> {
+    fn open(config: &Config, nova: Arc<Reachability>) -> anyhow::Result<Self> {
         Ok(match &config.source {
             Source::Ovn { ovs, southbound, down_time } => {
                 let (ovs, southbound) = (ovs.as_ref().clone(), southbound.as_ref().clone());
@@ -82,7 +96,7 @@ impl PortSource {
     }
 
     /// What should be served; nothing as long as that cannot be said.
-    fn desired(&mut self, links: &Links, reconciler: &Reconciler) -> Option<Desired> {
+    fn desired(&mut self, links: &Links, reconciler: &Reconciler) -> Option<(Desired, Unserved)> {
         match self {
             Self::Ovn(ovn) => {
                 ovn.has_interfaces().then(|| ovn.desired(links.table(), |key| reconciler.served(key)))
@@ -91,9 +105,9 @@ impl PortSource {
         }
     }
 
-    fn set_able(&mut self, able: bool) {
+    fn set_able(&mut self, problems: &[String]) {
         match self {
-            Self::Ovn(ovn) => ovn.set_able(able),
+            Self::Ovn(ovn) => ovn.set_able(problems),
             Self::Static(_) => {}
         }
     }
@@ -120,30 +134,63 @@ fn reread(inventory: &mut StaticInventory) {
     }
 }
 
+/// Whether the agent is to come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It may: programs stay in force, and guests that ask meanwhile are answered by the next one.
+    Stopped,
+    /// It is not: whoever serves the taps next has the new connections already.
+    Left,
+}
+
+/// What the control plane is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The datapath with what is to be served over it.
+    pub reconciler: Reconciler,
+    /// The device that guests are led to.
+    pub service: ServiceDevice,
+    /// Where requests go.
+    pub nova: Arc<Nova>,
+    /// What is logged.
+    pub log: LogFilter,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Cancelled when guests can be served.
+    pub serving: CancellationToken,
+}
+
 impl Control {
     /// Subscribes to links and begins to connect to the source.
-    pub async fn start(
-        config: &Config,
-        reconciler: Reconciler,
-        log: LogFilter,
-        nova: Arc<Nova>,
-        metrics: Metrics,
-        serving: CancellationToken,
-    ) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config, parts: Parts) -> anyhow::Result<Self> {
+        let Parts { reconciler, service, nova, log, metrics, serving } = parts;
+        let nova = Arc::new(Reachability::new(nova));
         Ok(Self {
-            source: PortSource::open(config, nova)?,
+            source: PortSource::open(config, nova.clone())?,
             links: Links::subscribe(reconciler.is_removable()).await?,
             reconciler,
+            service,
+            probe: None,
+            family: Family::V4,
             admin: crate::admin::serve(&config.run_dir, config.admin_listen)?,
             log,
             metrics,
-            unable: None,
+            health: Health::default(),
+            nova,
+            unserved: Unserved::new(),
+            told: Unserved::new(),
+            told_pending: Vec::new(),
             serving,
         })
     }
 
-    /// Runs until the agent is told to stop.
-    pub async fn run(&mut self) -> anyhow::Result<()> {
+    /// The device that guests are led to.
+    pub fn service(&self) -> &ServiceDevice {
+        &self.service
+    }
+
+    /// Runs until the agent is told to stop, or to leave.
+    pub async fn run(&mut self) -> anyhow::Result<Ending> {
         let mut stop = Stop::new()?;
         let mut hangup = signal(SignalKind::hangup())?;
         // Not before a signal is heard. What is served yet, `/ready` says: whoever waits for us to start does not wait for
@@ -152,6 +199,8 @@ impl Control {
             warn!(%error, "the service manager cannot be told that the agent has started");
         }
         let mut retry: Option<Instant> = None;
+        let mut look_after = interval(LOOK_AFTER);
+        look_after.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.reconcile(&mut retry);
         loop {
             let at = retry.unwrap_or_else(|| Instant::now() + RETRY);
@@ -164,15 +213,22 @@ impl Control {
                 }
                 () = self.source.changed() => {}
                 () = sleep_until(at), if retry.is_some() => retry = None,
+                _ = look_after.tick() => self.look_after(),
+                probed = answer(&mut self.probe) => self.probed(probed),
                 Some((question, answer)) = self.admin.recv() => {
+                    let leaves = question == Question::Leave;
                     // Whoever asked may be gone.
                     let _ = answer.send(self.answer(question));
+                    if leaves {
+                        self.source.stop();
+                        return Ok(Ending::Left);
+                    }
                     continue;
                 }
                 _ = hangup.recv() => self.source.reload(),
                 () = stop.wait() => {
                     self.source.stop();
-                    return Ok(());
+                    return Ok(Ending::Stopped);
                 }
             }
             self.reconcile(&mut retry);
@@ -180,31 +236,119 @@ impl Control {
     }
 
     fn reconcile(&mut self, retry: &mut Option<Instant>) {
-        let Some(desired) = self.source.desired(&self.links, &self.reconciler) else { return };
+        let Some((desired, unserved)) = self.source.desired(&self.links, &self.reconciler) else { return };
+        self.unserved = unserved;
         self.reconciler.restore(&self.links.take_stripped());
         let applied = self.reconciler.apply(&desired);
-        self.unable = match applied {
-            Applied::Complete => None,
-            Applied::Partly => Some("not every tap has its program yet"),
-            Applied::Failed => Some("not every port can be served: `show ports` and the log say why"),
-        };
-        self.source.set_able(self.unable.is_none());
-        match applied {
-            Applied::Complete => {}
-            Applied::Partly => *retry = Some(Instant::now()),
-            Applied::Failed => {
-                retry.get_or_insert_with(|| Instant::now() + RETRY);
-            }
+        self.health.applied(applied);
+        self.note_readiness();
+        if applied.waiting > 0 {
+            *retry = Some(Instant::now());
+        } else if applied.failed > 0 {
+            retry.get_or_insert_with(|| Instant::now() + RETRY);
         }
         if !self.serving.is_cancelled() {
             info!(ports = desired.len(), "serving");
             self.serving.cancel();
+            self.start_probe();
         }
+    }
+
+    /// Tells of what has come to be missing, and of what no longer is.
+    fn note_readiness(&mut self) {
+        self.source.set_able(&self.problems());
+        let pending = self.pending();
+        if pending != self.told_pending {
+            if pending.is_empty() {
+                info!("ready");
+            } else {
+                warn!(missing = pending.join("; "), "not ready");
+            }
+            self.told_pending = pending;
+        }
+    }
+
+    /// Without its own guest the agent serves all others, and does not notice when they do not reach it.
+    fn start_probe(&mut self) {
+        let started = Probe::start(PROBE_ANSWER);
+        let started = started.and_then(|probe| self.reconciler.serve_probe(&probe.device).map(|()| probe));
+        match started {
+            Ok(probe) => self.probe = Some(probe),
+            Err(error) => error!(%error, "whether guests reach the service is not watched"),
+        }
+    }
+
+    /// What is done every few seconds, whatever happens.
+    fn look_after(&mut self) {
+        let named = self.service.keep_name();
+        let looked_after = named.and_then(|()| self.reconciler.look_after(std::time::Instant::now()));
+        self.health.looked_after(looked_after.map_err(|error| {
+            error!(%error, "the datapath cannot be looked after");
+            error.to_string()
+        }));
+        if let Some(probe) = &mut self.probe {
+            probe.ask(self.family);
+        }
+        if self.nova.is_due(std::time::Instant::now()) {
+            let nova = self.nova.clone();
+            tokio::spawn(async move {
+                // It is kept there.
+                let _ = nova.check().await;
+            });
+        }
+        // What is being plugged is not served for a moment: what is said here was so the last time as well.
+        let lasting = self.unserved.iter().filter(|(port, reason)| self.told.get(*port) != Some(reason));
+        for (port, unserved) in lasting {
+            warn!(
+                port,
+                interface = unserved.interface,
+                reason = unserved.reason,
+                "a plugged port is not served"
+            );
+        }
+        self.told.clone_from(&self.unserved);
+    }
+
+    /// One connection from inside was made, or could not be: then everything on its way is brought to what it should be.
+    fn probed(&mut self, result: Result<(), String>) {
+        let problem = result.clone().err();
+        let is_first = self.health.probed(self.family, result);
+        let Some(problem) = problem else {
+            let other = if self.service.has_ipv6() { Family::V6 } else { Family::V4 };
+            self.family = if self.family == Family::V4 { other } else { Family::V4 };
+            return;
+        };
+        warn!(problem, "guests do not reach the service: repairing its device");
+        if let Err(error) = self.repair() {
+            error!(%error, "the service device cannot be repaired");
+        }
+        if is_first && let Some(probe) = &mut self.probe {
+            probe.ask(self.family);
+        }
+    }
+
+    fn repair(&mut self) -> Result<(), datapath::Error> {
+        self.service.repair()?;
+        self.reconciler.look_after(std::time::Instant::now())
+    }
+
+    /// What concerns all guests, databases apart.
+    fn problems(&self) -> Vec<String> {
+        self.health.problems().into_iter().chain(self.nova.problem()).collect()
     }
 
     /// What is missing, for every guest to be served.
     fn pending(&self) -> Vec<String> {
-        self.source.pending().into_iter().chain(self.unable.map(str::to_owned)).collect()
+        self.source.pending().into_iter().chain(self.problems()).collect()
+    }
+
+    /// The ports that are served and those that are not.
+    fn describe_ports(&self) -> serde_json::Value {
+        let unserved = self.unserved.iter().map(|(port, unserved)| {
+            let tap = &unserved.interface;
+            json!({ "port": port, "tap": tap, "state": "unserved", "reason": unserved.reason })
+        });
+        self.reconciler.describe().into_iter().chain(unserved).collect()
     }
 
     fn answer(&mut self, question: Question) -> Answer {
@@ -217,7 +361,7 @@ impl Control {
                     Answer::error(StatusCode::SERVICE_UNAVAILABLE, pending.join("\n") + "\n")
                 }
             }
-            Question::Ports => Answer::json(&self.reconciler.describe()),
+            Question::Ports => Answer::json(&self.describe_ports()),
             Question::Counters => match self.reconciler.datapath().counters() {
                 Ok(counters) => {
                     let object: serde_json::Map<_, _> = counters
@@ -229,12 +373,19 @@ impl Control {
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             Question::Metrics => {
-                let pending = self.pending();
-                match self.metrics.text(&self.reconciler, pending.is_empty()) {
+                let overview = Overview {
+                    ready: self.pending().is_empty(),
+                    unserved: self.unserved.len() + self.reconciler.unattached(),
+                };
+                match self.metrics.text(&self.reconciler, overview) {
                     Ok(text) => Answer::metrics(text),
                     Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
                 }
             }
+            Question::Leave => match self.reconciler.datapath_mut().leave() {
+                Ok(()) => Answer::ok("leaving: new connections pass\n"),
+                Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            },
             Question::LogLevel(filter) => match self.log.set(&filter) {
                 Ok(()) => Answer::ok(format!("logging {filter}\n")),
                 Err(error) => Answer::error(StatusCode::BAD_REQUEST, format!("{filter:?}: {error}\n")),
@@ -246,6 +397,14 @@ impl Control {
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
         }
+    }
+}
+
+/// The next answer of the probe, if there is one.
+async fn answer(probe: &mut Option<Probe>) -> Result<(), String> {
+    match probe {
+        Some(probe) => probe.answer().await,
+        None => std::future::pending().await,
     }
 }
 

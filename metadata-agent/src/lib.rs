@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 mod error_chain;
+pub mod health;
 pub mod inventory;
 mod log_writer;
 pub mod logging;

@@ -16,7 +16,17 @@ pub struct Metrics {
     registry: Registry,
     frames: Family<Frames, Counter>,
     ports: Family<Ports, Gauge>,
+    unserved: Gauge,
     ready: Gauge,
+}
+
+/// What the control plane knows of the whole node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overview {
+    /// Whether nothing is missing that concerns all guests.
+    pub ready: bool,
+    /// Ports that are plugged and not served.
+    pub unserved: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -33,11 +43,13 @@ impl Metrics {
     /// With those of the control plane.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
-        let (frames, ports, ready) = (Family::default(), Family::default(), Gauge::default());
+        let (frames, ports) = (Family::default(), Family::default());
+        let (unserved, ready) = (Gauge::default(), Gauge::default());
         registry.register("frames", "Frames that the datapath took, by what became of them", frames.clone());
         registry.register("ports", "Ports of this host, by what is known of their identity", ports.clone());
-        registry.register("ready", "Whether every input is there and every port is served", ready.clone());
-        Self { registry, frames, ports, ready }
+        registry.register("ports_unserved", "Ports that are plugged here and not served", unserved.clone());
+        registry.register("ready", "Whether nothing is missing that concerns all guests", ready.clone());
+        Self { registry, frames, ports, unserved, ready }
     }
 
     /// Lets another part add its own.
@@ -46,7 +58,7 @@ impl Metrics {
     }
 
     /// All of it, as it is now.
-    pub fn text(&self, reconciler: &Reconciler, ready: bool) -> anyhow::Result<String> {
+    pub fn text(&self, reconciler: &Reconciler, overview: Overview) -> anyhow::Result<String> {
         for (counter, value) in reconciler.datapath().counters()? {
             // The kernel counts; what is here is a copy.
             let copy = self.frames.get_or_create(&Frames { outcome: counter.name() });
@@ -55,7 +67,8 @@ impl Metrics {
         for (identity, count) in reconciler.identities() {
             self.ports.get_or_create(&Ports { identity }).set(count);
         }
-        self.ready.set(ready.into());
+        self.unserved.set(i64::try_from(overview.unserved)?);
+        self.ready.set(overview.ready.into());
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

@@ -2,38 +2,42 @@
 //!
 //! The order is what makes it safe: a port's identity is in the maps and the directory before the program is on its
 //! tap; what leads to a port is gone before its index can be used again.
+mod served;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque, btree_map::Entry},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use metadata_ebpf::map::PortKey;
-use serde_json::{Value, json};
+use metadata_ebpf::map::{Port as Entered, PortKey};
+use serde_json::Value;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    datapath::{Assignment, Datapath, Error, Indexes},
-    inventory::{Desired, DesiredPort, Who},
-    proxy::directory::{Directory, Port, Resolution, Signer},
+    datapath::{Adopted, Assignment, Datapath, Device, Error, Indexes},
+    inventory::{Desired, DesiredPort},
+    proxy::directory::{Directory, Port, Signer},
 };
+pub use served::Limits;
+use served::{NOT_YET, Served, owner};
 
 /// How long attaching may keep the control plane from its other work: a TCX link waits for the kernel's RCU grace period,
 /// which is some ten milliseconds for each tap and cannot be had in parallel (the kernel holds its RTNL lock meanwhile).
 const ATTACHING: Duration = Duration::from_millis(100);
 
-/// Why a device has no program that nobody has tried to attach yet.
-const NOT_YET: &str = "not yet";
+/// How long resets still find their way out of an assignment that has ended.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// What came of applying.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Applied {
-    /// All of it is in force.
-    Complete,
-    /// There are taps left that nothing is wrong with: to be called again as soon as events have had their turn.
-    Partly,
-    /// Something failed: to be called again soon.
-    Failed,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// Taps that nothing is wrong with and whose turn has not come: to be called again as soon as events have had theirs.
+    pub waiting: usize,
+    /// Ports that could not be served: to be called again soon.
+    pub failed: usize,
+    /// Ports that should be served.
+    pub ports: usize,
 }
 
 /// The one owner of the datapath and the directory's only writer.
@@ -41,30 +45,38 @@ pub enum Applied {
 pub struct Reconciler {
     datapath: Datapath,
     indexes: Indexes,
+    limits: Limits,
     /// Assignments of a former agent, until the first time that something is applied.
-    adopted: Option<BTreeMap<PortKey, Assignment>>,
+    adopted: Option<BTreeMap<PortKey, Adopted>>,
     /// Whether agents of other layouts may have left something.
     succeeding: bool,
     served: BTreeMap<PortKey, Served>,
+    /// Ports for which there was no room.
+    refused: BTreeMap<PortKey, DesiredPort>,
+    /// Assignments that have ended, and when.
+    ended: VecDeque<(Instant, Assignment)>,
+    /// The agent's own guest.
+    probe: Option<ProbePort>,
     directory: Arc<Directory>,
     signer: Signer,
 }
 
-/// A port that is being served.
+/// The port of the agent's own guest.
 #[derive(Debug)]
-struct Served {
-    assignment: Assignment,
-    wanted: DesiredPort,
-    /// Instance and project it was last known to be; it stays them, also while the source has lost them.
-    identity: Option<(String, String)>,
-    /// Whether the program is on the tap, and if not, why.
-    attached: Result<(), String>,
+struct ProbePort {
+    device: Device,
+    index: u32,
     entry: Arc<Port>,
 }
 
 impl Reconciler {
     /// Over a datapath that may hold the assignments of a former agent.
-    pub fn new(mut datapath: Datapath, directory: Arc<Directory>, signer: Signer) -> Result<Self, Error> {
+    pub fn new(
+        mut datapath: Datapath,
+        limits: Limits,
+        directory: Arc<Directory>,
+        signer: Signer,
+    ) -> Result<Self, Error> {
         let (adopted, indexes) = datapath.assignments()?;
         if !adopted.is_empty() {
             info!(ports = adopted.len(), "adopting the ports of a former agent");
@@ -72,9 +84,13 @@ impl Reconciler {
         Ok(Self {
             datapath,
             indexes,
+            limits,
             adopted: Some(adopted),
             succeeding: true,
             served: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            ended: VecDeque::new(),
+            probe: None,
             directory,
             signer,
         })
@@ -88,27 +104,33 @@ impl Reconciler {
             .filter(|(key, served)| !served.continues_as(desired.get(key)))
             .map(|(key, _)| *key)
             .collect();
-        let gone: Vec<Served> = gone.into_iter().filter_map(|key| self.release(key)).collect();
+        let gone: Vec<Served> = gone.into_iter().filter_map(|key| self.end(key, desired)).collect();
+        // What comes later comes to taps that nobody else has served.
+        let foreign_until = if self.adopted.is_some() { self.datapath.foreign_until() } else { 0 };
         let mut adopted = self.adopted.take().map(|adopted| self.sweep(adopted, desired)).unwrap_or_default();
+        self.refused.retain(|key, port| desired.get(key) == Some(port));
 
-        let mut complete = true;
         for (key, wanted) in desired {
-            complete &= self.serve(*key, wanted, adopted.remove(key));
+            self.serve(*key, wanted, adopted.remove(key), foreign_until);
         }
+        self.enter();
         self.publish();
         for served in gone {
             served.entry.gone.cancel();
-            self.indexes.give_back(served.assignment);
+            self.ended.push_back((Instant::now(), served.assignment));
         }
-        let attached = self.attach();
-        if self.succeeding && attached != Applied::Partly {
+        let mut applied = self.attach();
+        applied.failed += self.refused.len();
+        applied.ports = desired.len();
+        if self.succeeding && applied.waiting == 0 {
             self.succeeding = false;
-            let served = self.served.keys().map(|key| key.ifindex).collect();
+            let probe = self.probe.iter().map(|probe| probe.device.ifindex);
+            let served = self.served.keys().map(|key| key.ifindex).chain(probe).collect();
             if let Err(error) = self.datapath.remove_other_layouts(&served) {
                 error!(%error, "cannot remove what an agent of another version left");
             }
         }
-        if complete { attached } else { Applied::Failed }
+        applied
     }
 
     /// Whether others can remove programs from devices.
@@ -118,15 +140,64 @@ impl Reconciler {
 
     /// Notes that these devices lost a filter: programs that may be gone are put back by the next [`Self::apply`].
     pub fn restore(&mut self, stripped: &BTreeSet<u32>) {
-        for ifindex in stripped {
-            if let Err(error) = self.datapath.attach_service(*ifindex) {
-                error!(%error, "cannot put the program back on the service device");
-            }
-            for served in self.served.values_mut().filter(|served| served.wanted.device.ifindex == *ifindex) {
-                info!(tap = served.wanted.device.name, "somebody removed a filter, putting the program back");
-                served.attached = Err("somebody removed the program".to_owned());
+        if stripped.contains(&self.datapath.service_ifindex())
+            && let Err(error) = self.datapath.attach_service()
+        {
+            error!(%error, "cannot put the program back on the service device");
+        }
+        for served in self.served.values_mut().filter(|served| stripped.contains(&served.device().ifindex)) {
+            info!(tap = served.device().name, "somebody removed a filter, putting the program back");
+            served.attached = Err("somebody removed the program".to_owned());
+        }
+    }
+
+    /// Asks the kernel whether each tap still has the program, and notes those that have not for the next
+    /// [`Self::apply`]. Also what is to be done now and then: the sign of life to the programs, pins, sources that were
+    /// refused, assignments whose end is over.
+    pub fn look_after(&mut self, now: Instant) -> Result<(), Error> {
+        self.datapath.renew()?;
+        self.datapath.keep_pinned()?;
+        if self.datapath.service_lacks_program()? {
+            warn!("somebody removed the program of the service device or its pin, putting it back");
+            self.datapath.attach_service()?;
+        }
+        self.release_ended(now);
+        let attached = self.served.values().filter(|served| served.attached.is_ok()).map(Served::device);
+        let probe = self.probe.iter().map(|probe| &probe.device);
+        let taps: Vec<Device> = attached.chain(probe).cloned().collect();
+        let lacking: BTreeSet<u32> = self.datapath.lacking(&taps)?.into_iter().collect();
+        if let Some(probe) = self.probe.as_ref().filter(|probe| lacking.contains(&probe.device.ifindex)) {
+            self.datapath.attach(&probe.device)?;
+        }
+        for served in self.served.values_mut().filter(|served| lacking.contains(&served.device().ifindex)) {
+            warn!(tap = served.device().name, "somebody removed the program or its pin, putting it back");
+            served.attached = Err("somebody removed the program".to_owned());
+        }
+        for served in self.served.values_mut().filter(|served| !served.told_exhausted) {
+            if self.datapath.exhausted(served.assignment)? > 0 {
+                served.told_exhausted = true;
+                warn!(
+                    tap = served.device().name,
+                    port = served.wanted.port,
+                    "more sources at once than the port has places for: connections of some of them have to wait; its own \
+                     addresses are not concerned"
+                );
             }
         }
+        Ok(())
+    }
+
+    /// Makes the agent's own guest a port, or says why not.
+    pub fn serve_probe(&mut self, device: &Device) -> Result<(), Error> {
+        self.datapath.set_probe(device)?;
+        let key = PortKey { ifindex: device.ifindex, vlan: 0 };
+        let assignment = self.indexes.take().ok_or(Error::Full)?;
+        self.datapath.begin(key, assignment)?;
+        self.datapath.enter(key, Entered::new(assignment.index, assignment.generation))?;
+        let entry = Arc::new(Port::probe(device.name.clone(), assignment.generation));
+        self.probe = Some(ProbePort { device: device.clone(), index: assignment.index, entry });
+        self.publish();
+        self.datapath.attach(device)
     }
 
     /// Which port is served behind a key now.
@@ -134,9 +205,12 @@ impl Reconciler {
         self.served.get(&key).map(|served| served.wanted.port.as_str())
     }
 
-    /// What is served, for the admin interface.
-    pub fn describe(&self) -> Value {
-        self.served.iter().map(|(key, served)| served.describe(*key)).collect()
+    /// What is served, and what there was no room for, for the admin interface.
+    pub fn describe(&self) -> Vec<Value> {
+        let served = self.served.iter().map(|(key, served)| served.describe(*key));
+        let full = Error::Full.to_string();
+        let refused = self.refused.iter().map(|(key, port)| served::describe_refused(*key, port, &full));
+        served.chain(refused).collect()
     }
 
     /// How many ports there are of each state that `describe` tells.
@@ -147,46 +221,67 @@ impl Reconciler {
         })
     }
 
+    /// How many ports have no program on their tap, or no room.
+    pub fn unattached(&self) -> usize {
+        self.served.values().filter(|served| served.attached.is_err()).count() + self.refused.len()
+    }
+
     /// What the datapath counted.
     pub fn datapath(&self) -> &Datapath {
         &self.datapath
     }
 
-    /// Switches the programs' log records.
+    /// Switches of the programs.
     pub fn datapath_mut(&mut self) -> &mut Datapath {
         &mut self.datapath
     }
 
-    fn release(&mut self, key: PortKey) -> Option<Served> {
+    /// Ends an assignment. The program stays on a tap that somebody else is to be served on.
+    fn end(&mut self, key: PortKey, desired: &Desired) -> Option<Served> {
         let served = self.served.remove(&key)?;
-        let device = &served.wanted.device;
+        let device = served.device();
         info!(tap = device.name, ifindex = device.ifindex, port = served.wanted.port, "port gone");
-        let shared = self.served.keys().any(|other| other.ifindex == key.ifindex);
+        let shared = self.served.keys().chain(desired.keys()).any(|other| other.ifindex == key.ifindex);
         if !shared && let Err(error) = self.datapath.detach(key.ifindex) {
             error!(%error, tap = device.name, "cannot detach");
         }
-        if let Err(error) = self.datapath.release(key, served.assignment) {
-            error!(%error, tap = device.name, "cannot release a port's entries");
+        if let Err(error) = self.datapath.end(key, served.assignment) {
+            error!(%error, tap = device.name, "cannot end a port's assignment");
         }
         Some(served)
     }
 
-    /// Removes what a former agent left for ports that are gone: their entries, and the links of their devices. Returns
-    /// the assignments of those that are still there.
+    fn release_ended(&mut self, now: Instant) {
+        while let Some((_, assignment)) =
+            self.ended.pop_front_if(|(since, _)| now.saturating_duration_since(*since) >= ENDING)
+        {
+            if let Err(error) = self.datapath.release(assignment) {
+                error!(%error, index = assignment.index, "cannot release a port's entry");
+            }
+            self.indexes.give_back(assignment);
+        }
+    }
+
+    /// Removes what a former agent left for ports that are gone, or that belong to somebody else by now: their entries,
+    /// and the links of their devices. Returns the assignments of those that are still there.
     fn sweep(
         &mut self,
-        adopted: BTreeMap<PortKey, Assignment>,
+        adopted: BTreeMap<PortKey, Adopted>,
         desired: &Desired,
-    ) -> BTreeMap<PortKey, Assignment> {
+    ) -> BTreeMap<PortKey, Adopted> {
+        let goes_on = |key: &PortKey, adopted: &Adopted| {
+            desired.get(key).is_some_and(|wanted| served::succeeds(adopted.owner, owner(wanted)))
+        };
         let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            adopted.into_iter().partition(|(key, _)| desired.contains_key(key));
-        for (key, assignment) in gone {
+            adopted.into_iter().partition(|(key, adopted)| goes_on(key, adopted));
+        for (key, Adopted { assignment, .. }) in gone {
             debug!(ifindex = key.ifindex, "releasing a former agent's port");
             let shared = desired.keys().any(|other| other.ifindex == key.ifindex);
             if !shared && let Err(error) = self.datapath.detach(key.ifindex) {
                 error!(%error, ifindex = key.ifindex, "cannot detach");
             }
-            if let Err(error) = self.datapath.release(key, assignment) {
+            let ended = self.datapath.end(key, assignment).and_then(|()| self.datapath.release(assignment));
+            if let Err(error) = ended {
                 error!(%error, ifindex = key.ifindex, "cannot release a port's entries");
             }
             self.indexes.give_back(assignment);
@@ -204,9 +299,9 @@ impl Reconciler {
         kept
     }
 
-    /// Enters a port into the maps, or updates what is known about one that is there. An assignment of a former agent is
+    /// Gives a port its assignment, or updates what is known about one that has it. An assignment of a former agent is
     /// kept: the sources learned behind the tap stay known.
-    fn serve(&mut self, key: PortKey, wanted: &DesiredPort, adopted: Option<Assignment>) -> bool {
+    fn serve(&mut self, key: PortKey, wanted: &DesiredPort, adopted: Option<Adopted>, foreign_until: u64) {
         if wanted.policed
             && self.is_removable()
             && !self.served.get(&key).is_some_and(|served| served.wanted.policed)
@@ -218,68 +313,88 @@ impl Reconciler {
             );
         }
         match self.served.entry(key) {
-            Entry::Occupied(mut served) => {
-                let served = served.get_mut();
-                if served.wanted != *wanted {
-                    served.entry.resolve(resolve(&self.signer, &wanted.who, &wanted.port));
-                    served.wanted = wanted.clone();
-                    served.identity = identity(&wanted.who).or(served.identity.take());
-                }
-                true
-            }
+            Entry::Occupied(mut served) => served.get_mut().update(&self.signer, wanted),
             Entry::Vacant(vacant) => {
+                let device = &wanted.device;
                 let assignment = match adopted {
-                    Some(assignment) => {
-                        if let Err(error) = self.datapath.confirm(key, assignment) {
-                            error!(%error, tap = wanted.device.name, "cannot set a port's limits");
-                            return false;
-                        }
-                        assignment
-                    }
+                    Some(adopted) => adopted.assignment,
                     None => {
                         let Some(assignment) = self.indexes.take() else {
-                            error!(tap = wanted.device.name, "cannot serve: {}", Error::Full);
-                            return false;
+                            if self.refused.is_empty() {
+                                error!(
+                                    tap = device.name,
+                                    "cannot serve this and further ports: {}",
+                                    Error::Full
+                                );
+                            }
+                            self.refused.insert(key, wanted.clone());
+                            return;
                         };
-                        if let Err(error) = self.datapath.assign(key, assignment) {
-                            error!(%error, tap = wanted.device.name, "cannot assign a port");
+                        if let Err(error) = self.datapath.begin(key, assignment) {
+                            error!(%error, tap = device.name, "cannot assign a port");
                             self.indexes.give_back(assignment);
-                            return false;
+                            self.refused.insert(key, wanted.clone());
+                            return;
                         }
                         assignment
                     }
                 };
-                let device = &wanted.device;
+                self.refused.remove(&key);
                 info!(tap = device.name, ifindex = device.ifindex, port = wanted.port, "port found");
-                let resolution = resolve(&self.signer, &wanted.who, &wanted.port);
-                let (id, tap) = (wanted.port.clone(), device.name.clone());
-                let entry = Arc::new(Port::new(id, tap, assignment.generation, resolution));
-                let attached = Err(NOT_YET.to_owned());
-                let identity = identity(&wanted.who);
-                vacant.insert(Served { assignment, wanted: wanted.clone(), identity, attached, entry });
-                true
+                let owner = adopted.map_or_else(|| owner(wanted), |adopted| adopted.owner);
+                vacant.insert(Served::new(&self.signer, wanted, assignment, owner, foreign_until));
+            }
+        }
+    }
+
+    /// Brings the maps up to date with what is served.
+    fn enter(&mut self) {
+        let meters: HashMap<u32, u32> = self
+            .served
+            .iter()
+            .filter(|(key, _)| key.vlan == 0)
+            .map(|(key, served)| (key.ifindex, served.assignment.index))
+            .collect();
+        for (key, served) in &mut self.served {
+            let meter = meters.get(&key.ifindex).copied().unwrap_or(served.assignment.index);
+            let value = served.value(self.limits, meter);
+            if served.entered == Some(value) {
+                continue;
+            }
+            match self.datapath.enter(*key, value) {
+                Ok(()) => served.entered = Some(value),
+                Err(error) => {
+                    error!(%error, tap = served.device().name, "cannot enter a port");
+                    served.attached = Err(error.to_string());
+                }
             }
         }
     }
 
     fn publish(&self) {
-        let ports: HashMap<u32, Arc<Port>> =
-            self.served.values().map(|served| (served.assignment.index, served.entry.clone())).collect();
-        self.directory.publish(ports);
+        let served = self.served.values().map(|served| (served.assignment.index, served.entry.clone()));
+        let probe = self.probe.iter().map(|probe| (probe.index, probe.entry.clone()));
+        self.directory.publish(served.chain(probe).collect());
     }
 
     fn attach(&mut self) -> Applied {
         let started = Instant::now();
-        let mut attached = Applied::Complete;
+        let mut applied = Applied::default();
         let mut waiting: Vec<&mut Served> =
             self.served.values_mut().filter(|served| served.attached.is_err()).collect();
         // Those that failed before come last, or they would keep the others waiting.
         waiting.sort_by_key(|served| served.attached.as_ref().is_err_and(|error| error != NOT_YET));
         for served in waiting {
             if started.elapsed() > ATTACHING {
-                return Applied::Partly;
+                let failed_before = served.attached.as_ref().is_err_and(|error| error != NOT_YET);
+                *(if failed_before { &mut applied.failed } else { &mut applied.waiting }) += 1;
+                continue;
             }
-            let device = &served.wanted.device;
+            if served.entered.is_none() {
+                applied.failed += 1;
+                continue;
+            }
+            let device = served.device();
             let result = self.datapath.attach(device).map_err(|error| error.to_string());
             match &result {
                 Ok(()) => debug!(tap = device.name, ifindex = device.ifindex, "attached"),
@@ -287,84 +402,11 @@ impl Reconciler {
                     if served.attached.as_ref() != Err(error) {
                         warn!(tap = device.name, "{error}; trying again");
                     }
-                    attached = Applied::Failed;
+                    applied.failed += 1;
                 }
             }
             served.attached = result;
         }
-        attached
-    }
-}
-
-impl Served {
-    /// Whether this assignment may go on as what is wanted now. A port's addresses may change under it; which port,
-    /// instance or project it is may not, because connections and learned sources belong to who it was.
-    fn continues_as(&self, wanted: Option<&DesiredPort>) -> bool {
-        let Some(wanted) = wanted else { return false };
-        let same_identity = match (&self.identity, identity(&wanted.who)) {
-            (Some(old), Some(new)) => *old == new,
-            _ => true,
-        };
-        self.wanted.port == wanted.port && self.wanted.device == wanted.device && same_identity
-    }
-
-    /// What is known of the identity, and what is wrong with it.
-    fn state(&self) -> (&'static str, String) {
-        match self.entry.resolution() {
-            Resolution::Known(_) => ("known", String::new()),
-            Resolution::Pending(reason) => ("unknown", reason.to_string()),
-            Resolution::Conflict(reason) => ("conflict", reason.to_string()),
-        }
-    }
-
-    fn describe(&self, key: PortKey) -> Value {
-        let (state, reason) = self.state();
-        let reason = match &self.attached {
-            Ok(()) => reason,
-            Err(error) => format!("not attached: {error}"),
-        };
-        let identity = match &self.wanted.who {
-            Who::Known(identity) => Some(identity),
-            _ => None,
-        };
-        json!({
-            "port": self.wanted.port,
-            "tap": self.wanted.device.name,
-            "ifindex": key.ifindex,
-            "vlan": key.vlan,
-            "index": self.assignment.index,
-            "generation": self.assignment.generation,
-            "state": state,
-            "reason": reason,
-            "instance": identity.map(|identity| &identity.instance),
-            "project": identity.map(|identity| &identity.project),
-            "network": identity.map(|identity| &identity.network),
-            "fixed_ips": identity.map_or_else(Vec::new, |identity| identity.fixed_ips.clone()),
-        })
-    }
-}
-
-/// Instance and project, which an assignment may not change.
-fn identity(who: &Who) -> Option<(String, String)> {
-    match who {
-        Who::Known(identity) => Some((identity.instance.clone(), identity.project.clone())),
-        Who::Pending(_) | Who::Conflict(_) => None,
-    }
-}
-
-fn resolve(signer: &Signer, who: &Who, port: &str) -> Resolution {
-    match who {
-        Who::Pending(reason) => Resolution::Pending(reason.as_str().into()),
-        Who::Conflict(reason) => {
-            error!(port, reason, "contradictory identity, the port is not served");
-            Resolution::Conflict(reason.as_str().into())
-        }
-        Who::Known(identity) => match signer.sign(identity.clone()) {
-            Ok(signed) => Resolution::Known(Arc::new(signed)),
-            Err(error) => {
-                warn!(port, %error, "unusable identity");
-                Resolution::Pending(error.to_string().into())
-            }
-        },
+        applied
     }
 }

@@ -48,16 +48,22 @@ counters! {
     EchoAnswered => "echo_answered",
     /// Sources (address and MAC) seen behind a port for the first time.
     SourceLearned => "source_learned",
-    /// Idle sources that made room for a new one.
+    /// Sources that made room for a new one: idle, or in the way of the port's own addresses.
     SourceReclaimed => "source_reclaimed",
     /// Dropped: the tap has the program but no port is assigned to it.
     UnknownPort => "unknown_port",
-    /// Dropped: a new source behind a port whose sources are all in use.
+    /// Dropped: a new source behind a port whose sources all have open connections.
     SourcesExhausted => "sources_exhausted",
-    /// Dropped: a segment of no connection that could exist, from a source that has not opened one.
+    /// Dropped: a reset from a source that has opened no connection.
     UnknownSource => "unknown_source",
+    /// Segments from a source that has opened no connection, which the service answers with a reset.
+    UnknownConnection => "unknown_connection",
+    /// Passed: segments of connections that are not ours, while those of a former agent may last.
+    ForeignConnection => "foreign_connection",
+    /// Passed: new connections while this agent leaves for good.
+    Leaving => "leaving",
     /// Dropped: a reply for a port or source that is gone.
-    StaleTag => "stale_slot",
+    StaleTag => "stale_tag",
     /// Dropped: a reset that would have told a guest that nothing listens (while the agent restarts).
     RefusalHidden => "refusal_hidden",
     /// Dropped: an ARP packet by which a guest claims the metadata address.

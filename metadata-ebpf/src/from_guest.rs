@@ -2,12 +2,13 @@
 use metadata_ebpf::{
     address::Tag,
     counter::Counter,
-    map::{Mac, Port, PortKey, PortSources, Source},
+    map::{Port, PortKey, PortSources, Source},
     packet::{
-        self, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Verdict,
+        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Verdict,
         arp::{self, Arp},
         ipv4, ipv6,
         nd::{self, Nd},
+        tcp,
     },
 };
 
@@ -57,15 +58,15 @@ fn tcp4(skb: Skb<'_>, port: &Port) -> Result {
         Verdict::Take => {}
     }
     let guest = ipv4::source(frame);
-    let opens = ipv4::opens_connection(frame);
-    let tag = tag(
-        skb,
-        port,
-        Source::mapped(guest),
-        packet::mac_source(frame),
-        packet::mac_destination(frame),
-        opens,
-    )?;
+    let (source, kind) = (Seen::of(frame, Source::mapped(guest)), ipv4::tcp_kind(frame));
+    let tag = tag(skb, port, Segment { source, kind })?;
+    if may_be_foreign(port, source)
+        && !matches!(kind, tcp::Kind::Opening)
+        && !skb.is_connected(tag.to_v4(), ipv4::source_port(frame))
+    {
+        maps::count(skb.ifindex(), Counter::ForeignConnection as u32);
+        return Ok(Outcome::PASS);
+    }
     ipv4::to_service(frame, tag.to_v4());
     skb.replace_tcp4_checksum(guest, tag.to_v4()).ok_or(Counter::RewriteFailed)?;
     to_service(skb)
@@ -79,7 +80,7 @@ fn echo4(skb: Skb<'_>, port: &Port) -> Result {
         Verdict::Drop(counter) => return Err(counter.into()),
         Verdict::Take => {}
     }
-    limit_answers(skb, port)?;
+    limit_answers(port)?;
     ipv4::answer_icmp(frame);
     Ok(back(skb, Counter::EchoAnswered))
 }
@@ -90,11 +91,8 @@ fn ipv6(skb: Skb<'_>) -> Result {
     match ipv6::kind(head) {
         ipv6::Kind::Other => Ok(Outcome::PASS),
         ipv6::Kind::Icmp { to_us } => icmp6(skb, to_us),
-        ipv6::Kind::Unusable(counter) => match port(skb)? {
-            Some(_) => Err(counter.into()),
-            None => Ok(Outcome::PASS),
-        },
-        ipv6::Kind::Tcp => match port(skb)? {
+        ipv6::Kind::Unusable(counter) => refuse(port6(skb)?, counter),
+        ipv6::Kind::Tcp => match port6(skb)? {
             Some(port) => tcp6(skb, port),
             None => Ok(Outcome::PASS),
         },
@@ -110,8 +108,14 @@ fn tcp6(skb: Skb<'_>, port: &Port) -> Result {
         Verdict::Take => {}
     }
     let guest = Source::words(ipv6::source(frame));
-    let opens = ipv6::opens_connection(frame);
-    let tag = tag(skb, port, guest, packet::mac_source(frame), packet::mac_destination(frame), opens)?;
+    let (source, kind) = (Seen::of(frame, guest), ipv6::tcp_kind(frame));
+    // A connection to a link-local address belongs to a device, and no lookup from here would find it: what is under way
+    // when the agent leaves is given up for what begins.
+    if maps::is_leaving() && !matches!(kind, tcp::Kind::Opening) {
+        maps::count(skb.ifindex(), Counter::Leaving as u32);
+        return Ok(Outcome::PASS);
+    }
+    let tag = tag(skb, port, Segment { source, kind })?;
     ipv6::to_service(frame, tag.to_v6());
     skb.replace_tcp6_checksum(guest, Source::words(tag.to_v6())).ok_or(Counter::RewriteFailed)?;
     to_service(skb)
@@ -123,8 +127,8 @@ fn icmp6(skb: Skb<'_>, to_us: bool) -> Result {
         match nd::classify(head) {
             Nd::Other => {}
             Nd::Solicitation => return solicitation(skb),
-            Nd::Claim => return refuse(skb, Counter::NdClaim),
-            Nd::Invalid(counter) => return refuse(skb, counter),
+            Nd::Claim => return refuse(port6(skb)?, Counter::NdClaim),
+            Nd::Invalid(counter) => return refuse(port6(skb)?, counter),
         }
     }
     if to_us { echo6(skb) } else { Ok(Outcome::PASS) }
@@ -132,8 +136,8 @@ fn icmp6(skb: Skb<'_>, to_us: bool) -> Result {
 
 #[inline(always)]
 fn solicitation(skb: Skb<'_>) -> Result {
-    let Some(port) = port(skb)? else { return Ok(Outcome::PASS) };
-    limit_answers(skb, port)?;
+    let Some(port) = port6(skb)? else { return Ok(Outcome::PASS) };
+    limit_answers(port)?;
     // A solicitation may have no option, or others; its answer has exactly one.
     skb.set_len(nd::ANSWER_LEN as u32).ok_or(Counter::RewriteFailed)?;
     let frame = skb.head_for_writing::<{ nd::ANSWER_LEN }>().ok_or(Counter::RewriteFailed)?;
@@ -143,14 +147,14 @@ fn solicitation(skb: Skb<'_>) -> Result {
 
 #[inline(always)]
 fn echo6(skb: Skb<'_>) -> Result {
-    let Some(port) = port(skb)? else { return Ok(Outcome::PASS) };
+    let Some(port) = port6(skb)? else { return Ok(Outcome::PASS) };
     let Some(frame) = skb.head_for_writing::<{ ipv6::ICMP_LEN }>() else { return Ok(Outcome::PASS) };
     match ipv6::classify_echo(frame) {
         Verdict::Pass => return Ok(Outcome::PASS),
         Verdict::Drop(counter) => return Err(counter.into()),
         Verdict::Take => {}
     }
-    limit_answers(skb, port)?;
+    limit_answers(port)?;
     ipv6::answer_icmp(frame);
     Ok(back(skb, Counter::EchoAnswered))
 }
@@ -160,20 +164,23 @@ fn arp(skb: Skb<'_>) -> Result {
     let Some(head) = skb.head::<{ arp::LEN }>() else { return Ok(Outcome::PASS) };
     match arp::classify(head) {
         Arp::Pass => return Ok(Outcome::PASS),
-        Arp::Claim => return refuse(skb, Counter::ArpClaim),
+        Arp::Claim => return refuse(port(skb)?, Counter::ArpClaim),
         Arp::Request => {}
     }
     let Some(port) = port(skb)? else { return Ok(Outcome::PASS) };
-    limit_answers(skb, port)?;
+    limit_answers(port)?;
     let frame = skb.head_for_writing::<{ arp::LEN }>().ok_or(Counter::RewriteFailed)?;
     arp::answer(frame);
     Ok(back(skb, Counter::ArpAnswered))
 }
 
-/// The port of the frame's device and VLAN. A tagged frame that is no subport's is none of ours: a network may carry
-/// its tenant's own VLANs.
+/// The port of the frame's device and VLAN, while its agent lives: nothing is ours for one that is gone. A tagged frame
+/// that is no subport's is none of ours: a network may carry its tenant's own VLANs.
 #[inline(always)]
 fn port(skb: Skb<'_>) -> core::result::Result<Option<&'static Port>, Outcome> {
+    if !maps::control().is_some_and(|control| skb::now() < control.alive_until) {
+        return Ok(None);
+    }
     let key = key(skb);
     match maps::port(key) {
         Some(port) => Ok(Some(port)),
@@ -182,10 +189,17 @@ fn port(skb: Skb<'_>) -> core::result::Result<Option<&'static Port>, Outcome> {
     }
 }
 
+/// The same for IPv6, which is nothing of ours on a host without it: a guest that hears of no IPv6 address asks the
+/// other one at once.
+#[inline(always)]
+fn port6(skb: Skb<'_>) -> core::result::Result<Option<&'static Port>, Outcome> {
+    if maps::control().is_some_and(|control| control.ipv6 != 0) { port(skb) } else { Ok(None) }
+}
+
 /// Drops what must not leave the port, if it is one.
 #[inline(always)]
-fn refuse(skb: Skb<'_>, counter: Counter) -> Result {
-    match port(skb)? {
+fn refuse(port: Option<&Port>, counter: Counter) -> Result {
+    match port {
         Some(_) => Err(counter.into()),
         None => Ok(Outcome::PASS),
     }
@@ -198,40 +212,76 @@ fn key(skb: Skb<'_>) -> PortKey {
 
 /// The state of a port, if it is still the assignment that the frame was matched with.
 #[inline(always)]
-fn state(skb: Skb<'_>, index: u32, generation: u32) -> core::result::Result<*mut PortSources, Counter> {
-    let state = maps::sources(index).ok_or(Counter::UnknownPort)?;
+fn state(skb: Skb<'_>, port: &Port) -> core::result::Result<*mut PortSources, Counter> {
+    let state = maps::sources(port.index).ok_or(Counter::UnknownPort)?;
     let PortKey { ifindex, vlan } = key(skb);
     // SAFETY: a value of an array map; the agent changes these only while no PORTS entry leads here.
-    let same =
-        unsafe { (*state).generation == generation && (*state).ifindex == ifindex && (*state).vlan == vlan };
+    let same = unsafe {
+        (*state).generation == port.generation
+            && (*state).ifindex == ifindex
+            && (*state).vlan == vlan
+            && (*state).ended == 0
+    };
     if same { Ok(state) } else { Err(Counter::UnknownPort) }
 }
 
-/// The tag of a frame from this source. Only a segment that opens a connection makes a source known.
+/// The state that has the limits of the port's tap.
 #[inline(always)]
-fn tag(
-    skb: Skb<'_>,
-    port: &Port,
-    address: [u32; 4],
-    mac: [u8; 6],
-    via: [u8; 6],
-    opens: bool,
-) -> core::result::Result<Tag, Counter> {
-    let seen = Seen { address, mac: Mac::new(mac), via: Mac::new(via), now: skb::now() };
-    let (index, generation) = (port.index, port.generation);
-    let state = state(skb, index, generation)?;
-    let number = if opens {
-        limits::connection(state, port.connections, seen.now)?;
-        sources::find_or_learn(state, seen)?
+fn meter(port: &Port) -> core::result::Result<*mut PortSources, Counter> {
+    maps::sources(port.meter).ok_or(Counter::UnknownPort)
+}
+
+/// A segment for the service: what of it decides about its tag.
+#[derive(Clone, Copy)]
+struct Segment {
+    source: Seen,
+    kind: tcp::Kind,
+}
+
+/// The tag of a segment from this source.
+///
+/// A segment of a connection that nobody has makes its source known as well: the service's own TCP answers it with a
+/// reset, for which it has to find the way back. Without it a guest that lost its connections (its assignment ended, or
+/// it was migrated here) would wait for as long as its patience lasts.
+#[inline(always)]
+fn tag(skb: Skb<'_>, port: &Port, segment: Segment) -> core::result::Result<Tag, Outcome> {
+    let Segment { source, kind } = segment;
+    let state = state(skb, port)?;
+    let tag = |number| Tag::new(port.generation as u8, port.index, number);
+    if matches!(kind, tcp::Kind::Opening) {
+        if maps::is_leaving() {
+            maps::count(skb.ifindex(), Counter::Leaving as u32);
+            return Err(Outcome::PASS);
+        }
+        limits::connection(meter(port)?, port.connections, source.now)?;
     } else {
-        sources::find(state, seen).ok_or(Counter::UnknownSource)?
-    };
-    Ok(Tag::new(generation as u8, index, number))
+        if let Some(number) = sources::find(state, source) {
+            return Ok(tag(number));
+        }
+        if may_be_foreign(port, source) {
+            maps::count(skb.ifindex(), Counter::ForeignConnection as u32);
+            return Err(Outcome::PASS);
+        }
+        if matches!(kind, tcp::Kind::Reset) {
+            return Err(Counter::UnknownSource.into());
+        }
+        limits::answer(meter(port)?, port.answers, source.now)?;
+        maps::count(skb.ifindex(), Counter::UnknownConnection as u32);
+    }
+    let open = maps::open(port.index).ok_or(Counter::UnknownPort)?;
+    Ok(tag(sources::find_or_learn(state, open, source, port.owns(source.address))?))
+}
+
+/// Whether the connection of a segment may be another agent's: one that served the tap before, or one that does already
+/// while this one leaves.
+#[inline(always)]
+fn may_be_foreign(port: &Port, source: Seen) -> bool {
+    source.now < port.foreign_until || maps::is_leaving()
 }
 
 #[inline(always)]
-fn limit_answers(skb: Skb<'_>, port: &Port) -> core::result::Result<(), Counter> {
-    limits::answer(state(skb, port.index, port.generation)?, port.answers, skb::now())
+fn limit_answers(port: &Port) -> core::result::Result<(), Counter> {
+    limits::answer(meter(port)?, port.answers, skb::now())
 }
 
 /// Into the service namespace, which knows no VLANs.

@@ -14,7 +14,7 @@ pub mod packet;
 mod user {
     //! `aya::Pod` for the map types: each is `repr(C)`, made of integers only, and without padding, which the
     //! assertions next to their definitions check.
-    use crate::map::{Port, PortKey, PortSources};
+    use crate::map::{Control, Port, PortKey, PortSources};
 
     // SAFETY: `repr(C)`, integers only, no padding (size asserted in `map`): any bytes are a valid value.
     unsafe impl aya::Pod for PortKey {}
@@ -22,4 +22,6 @@ mod user {
     unsafe impl aya::Pod for Port {}
     // SAFETY: as above.
     unsafe impl aya::Pod for PortSources {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Control {}
 }

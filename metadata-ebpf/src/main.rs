@@ -52,6 +52,12 @@ mod program {
         /// Not ours: the next program or the switch gets it. Not counted.
         pub(crate) const PASS: Self = Self { action: TC_ACT_UNSPEC, counter: Self::NOTHING };
 
+        /// Ours, goes where the redirect helper said it would, and was counted already.
+        #[inline(always)]
+        pub(crate) fn counted(action: i32) -> Self {
+            Self { action, counter: Self::NOTHING }
+        }
+
         /// Ours, and goes where the redirect helper said it would.
         #[inline(always)]
         pub(crate) fn redirect(action: i32, counter: Counter) -> Self {
@@ -74,7 +80,7 @@ mod program {
     fn conclude(ctx: &TcContext, result: Result) -> i32 {
         let (Ok(Outcome { action, counter }) | Err(Outcome { action, counter })) = result;
         if counter != Outcome::NOTHING {
-            maps::count(counter);
+            maps::count(Skb::new(ctx).ifindex(), counter);
             if maps::logging() {
                 debug!(ctx, "action {}, counter {}", action, counter);
             }
@@ -84,12 +90,14 @@ mod program {
 
     /// TC ingress of a tap: frames of the guest.
     #[classifier]
+    #[inline(always)]
     pub(crate) fn from_guest(ctx: TcContext) -> i32 {
         conclude(&ctx, from_guest::handle(Skb::new(&ctx)))
     }
 
     /// TC ingress of the service device's host end: frames of the service.
     #[classifier]
+    #[inline(always)]
     pub(crate) fn to_guest(ctx: TcContext) -> i32 {
         conclude(&ctx, to_guest::handle(Skb::new(&ctx)))
     }

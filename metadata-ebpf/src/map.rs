@@ -4,12 +4,36 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::address::SOURCES_PER_PORT;
 
 /// Version of these layouts. Pinned maps of another version cannot be adopted; it names the pin directory.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
-/// A source that sent nothing for this long may make room for a new one, in nanoseconds.
+/// A source without an open connection that sent nothing for this long may make room for a new one, in nanoseconds.
 ///
-/// Longer than any connection may sit idle in the proxy, so no live connection loses its way back.
-pub const SOURCE_IDLE_NS: u64 = 300 * 1_000_000_000;
+/// Longer than a connection takes from its SYN to where the agent counts it in `OPEN`.
+pub const SOURCE_IDLE_NS: u64 = 5 * 1_000_000_000;
+
+/// Most addresses of a port itself that the programs know: those after them count as any other source.
+pub const OWN_ADDRESSES: usize = 16;
+
+/// Value of `CONTROL`, a single entry: what the agent tells the programs about itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Control {
+    /// Lease of the agent, on the kernel's monotonic clock in nanoseconds. Renewed while the agent runs; when it is over,
+    /// frames pass as if there were no program.
+    pub alive_until: u64,
+    /// Not zero while log records of the frames that are ours are wanted.
+    pub logging: u32,
+    /// Not zero while the agent leaves for good: what is under way goes on, and new connections pass.
+    pub leaving: u32,
+    /// Not zero where the service has its IPv6 address.
+    pub ipv6: u32,
+    /// Interface index of the agent's own guest, whose frames are not counted.
+    pub probe: u32,
+}
+
+/// Value of `OPEN`, one for each port index: how many connections each source of the port has open, as the agent
+/// counts them in the memory of the map itself.
+pub type OpenConnections = [u32; SOURCES_PER_PORT];
 
 /// Key of `PORTS`: the device a frame came in on, and its VLAN.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -29,10 +53,34 @@ pub struct Port {
     pub index: u32,
     /// Generation of the assignment, 1 to 255.
     pub generation: u32,
-    /// How many connections the port may open.
+    /// Index into `SOURCES` of the port at whose limits this one's requests are counted: that of the tap's untagged
+    /// frames, so that a trunk's subports give a guest nothing more.
+    pub meter: u32,
+    /// Keeps what follows aligned.
+    pub reserved: u32,
+    /// How many connections the tap may open.
     pub connections: Limit,
-    /// How many ARP, neighbour discovery and echo requests are answered.
+    /// How many ARP, neighbour discovery and echo requests of the tap are answered.
     pub answers: Limit,
+    /// Until then, on the kernel's monotonic clock in nanoseconds, segments of connections that are not ours pass: they
+    /// may belong to who served this tap before. 0 where nobody did.
+    pub foreign_until: u64,
+    /// The port's own addresses, which always find a place among its sources, an IPv4 address as `::ffff:a.b.c.d`;
+    /// zeros where there are no more.
+    pub own: [[u32; 4]; OWN_ADDRESSES],
+    /// For the agent alone: by which port, and by which instance and project, the assignment is used.
+    pub owner: Owner,
+}
+
+/// Fingerprints of the port, and of the instance and project, that an assignment belongs to: another agent adopts it
+/// only for the same. Zero where not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Owner {
+    /// Of the Neutron port's id.
+    pub port: [u64; 2],
+    /// Of instance and project.
+    pub identity: [u64; 2],
 }
 
 /// A rate with a burst, as the generic cell rate algorithm takes it (ITU-T I.371, annex A): its state is one time stamp.
@@ -47,8 +95,9 @@ pub struct Limit {
 
 /// Value of `SOURCES`, one for each port index: where replies go, and the sources learned behind the port.
 ///
-/// The agent writes the whole value when it assigns or releases the index, at which time no `PORTS` entry leads here.
-/// Between those times only `from_guest` writes, and only while it holds `lock`.
+/// The agent writes the whole value when it assigns, ends or releases the index, at which time no `PORTS` entry leads
+/// here. Between those times only `from_guest` writes. What is behind `lock` is written by its holder, but for the time
+/// and the way of a source that is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct PortSources {
@@ -64,6 +113,12 @@ pub struct PortSources {
     pub connections: u64,
     /// State of [`Port::answers`].
     pub answers: u64,
+    /// New sources that were refused, since all places were taken.
+    pub exhausted: u64,
+    /// A bit for each source that has an address of the port's own.
+    pub own: u32,
+    /// Not zero once the assignment has ended: what replies lead to the tap then are resets.
+    pub ended: u32,
     /// The learned sources.
     pub sources: [Source; SOURCES_PER_PORT],
 }
@@ -98,9 +153,12 @@ pub struct Source {
 pub struct Mac(u64);
 
 const _: () = assert!(size_of::<PortKey>() == 8);
-const _: () = assert!(size_of::<Port>() == 8 + 2 * size_of::<Limit>());
+const _: () =
+    assert!(size_of::<Port>() == 16 + 2 * size_of::<Limit>() + 8 + OWN_ADDRESSES * 16 + size_of::<Owner>());
+const _: () = assert!(size_of::<Owner>() == 32);
+const _: () = assert!(size_of::<Control>() == 24);
 const _: () = assert!(size_of::<Source>() == 8 + 16 + 8 + 8);
-const _: () = assert!(size_of::<PortSources>() == 32 + SOURCES_PER_PORT * size_of::<Source>());
+const _: () = assert!(size_of::<PortSources>() == 48 + SOURCES_PER_PORT * size_of::<Source>());
 
 impl Limit {
     /// `rate` events a second, and `burst` at once; no limit for a rate of 0.
@@ -117,6 +175,42 @@ impl Limit {
     pub const fn after(self, state: u64, now: u64) -> Option<u64> {
         let ahead = state.saturating_sub(now);
         if ahead > self.tolerance { None } else { Some(now + ahead + self.interval) }
+    }
+}
+
+impl Port {
+    /// An assignment without limits, of nobody in particular.
+    pub const fn new(index: u32, generation: u8) -> Self {
+        let unlimited = Limit::new(0, 0);
+        Self {
+            index,
+            generation: generation as u32,
+            meter: index,
+            reserved: 0,
+            connections: unlimited,
+            answers: unlimited,
+            foreign_until: 0,
+            own: [[0; 4]; OWN_ADDRESSES],
+            owner: Owner { port: [0; 2], identity: [0; 2] },
+        }
+    }
+
+    /// Whether an address, as [`Source::compared`] gives it, is one of the port's own. A link-local address is: nothing
+    /// is routed behind it.
+    #[inline(always)]
+    pub fn owns(&self, address: [u32; 4]) -> bool {
+        let [a, b, c, d] = address;
+        if a & 0xffc0_0000_u32.to_be() == 0xfe80_0000_u32.to_be() {
+            return true;
+        }
+        let mut found = false;
+        let mut i = 0;
+        while i < OWN_ADDRESSES {
+            let own = &self.own[i];
+            found |= own[3] == d && own[2] == c && own[1] == b && own[0] == a;
+            i += 1;
+        }
+        found
     }
 }
 
@@ -169,6 +263,14 @@ impl Source {
         }
     }
 
+    /// An address of either family as the kernel program compares it.
+    pub const fn compared(address: IpAddr) -> [u32; 4] {
+        match address {
+            IpAddr::V4(address) => Self::mapped(address),
+            IpAddr::V6(address) => Self::words(address),
+        }
+    }
+
     /// The source address as an IPv6 address, which an IPv4 one is mapped to.
     #[inline(always)]
     pub const fn v6(&self) -> Ipv6Addr {
@@ -196,6 +298,9 @@ impl PortSources {
             lock: bpf_spin_lock { val: 0 },
             connections: 0,
             answers: 0,
+            exhausted: 0,
+            own: 0,
+            ended: 0,
             sources: [Source::FREE; SOURCES_PER_PORT],
         }
     }
@@ -203,6 +308,11 @@ impl PortSources {
     /// An index as the agent releases it: nothing leads to a device any more, the generation is remembered.
     pub const fn released(generation: u8) -> Self {
         Self::assigned(PortKey { ifindex: 0, vlan: 0 }, generation)
+    }
+
+    /// The same index once its assignment has ended: the sources are still known, for the resets of their connections.
+    pub const fn ended(self) -> Self {
+        Self { ended: 1, ..self }
     }
 }
 

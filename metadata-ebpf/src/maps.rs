@@ -1,13 +1,15 @@
 //! The maps and load-time constants of the programs, behind the functions that use them.
 use aya_ebpf::{
-    Global, btf_maps,
+    Global,
+    bindings::BPF_F_MMAPABLE,
+    btf_maps,
     macros::{btf_map, map},
     maps::{Array, HashMap, PerCpuArray},
 };
 use metadata_ebpf::{
     address::MAX_PORTS,
     counter,
-    map::{Port, PortKey, PortSources},
+    map::{Control, OpenConnections, Port, PortKey, PortSources},
 };
 
 #[map]
@@ -20,13 +22,21 @@ static SOURCES: btf_maps::Array<PortSources, { MAX_PORTS as usize }> = btf_maps:
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::CAPACITY, 0);
 
-/// One word: not zero while the agent wants log records of the frames that are ours.
 #[map]
-static LOGGING: Array<u32> = Array::with_max_entries(1, 0);
+static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+
+/// In the agent's memory as well (BPF_F_MMAPABLE, Linux 5.5, commit fc9702273e2e): counting a connection costs it no
+/// system call.
+#[map]
+static OPEN: Array<OpenConnections> = Array::with_max_entries(MAX_PORTS, BPF_F_MMAPABLE);
 
 /// Interface index of the host end of the service device.
 #[unsafe(no_mangle)]
 static SERVICE_IFINDEX: Global<u32> = Global::new(0);
+
+/// Number of the service namespace in that of the taps; -1 where it has none.
+#[unsafe(no_mangle)]
+static SERVICE_NAMESPACE: Global<i32> = Global::new(-1);
 
 /// The port that frames of this device and VLAN belong to.
 ///
@@ -44,9 +54,13 @@ pub(crate) fn sources(index: u32) -> Option<*mut PortSources> {
     SOURCES.get_ptr_mut(index)
 }
 
-/// Counts an outcome, given by a counter's number.
+/// Counts an outcome of a frame from or to the guest of that device, given by a counter's number. The agent's own guest
+/// asks all day, which would be all that a quiet node counts.
 #[inline(always)]
-pub(crate) fn count(counter: u32) {
+pub(crate) fn count(ifindex: u32, counter: u32) {
+    if control().is_some_and(|control| control.probe == ifindex) {
+        return;
+    }
     if let Some(value) = COUNTERS.get_ptr_mut(counter) {
         // SAFETY: this processor's own copy; a program is not preempted by another one of the same processor.
         unsafe { *value += 1 };
@@ -56,11 +70,35 @@ pub(crate) fn count(counter: u32) {
 /// Whether log records are wanted.
 #[inline(always)]
 pub(crate) fn logging() -> bool {
-    LOGGING.get(0).is_some_and(|on| *on != 0)
+    control().is_some_and(|control| control.logging != 0)
+}
+
+/// What the agent says about itself.
+#[inline(always)]
+pub(crate) fn control() -> Option<&'static Control> {
+    CONTROL.get(0)
+}
+
+/// Whether the agent leaves for good.
+#[inline(always)]
+pub(crate) fn is_leaving() -> bool {
+    control().is_some_and(|control| control.leaving != 0)
+}
+
+/// How many connections each source of a port has open. The agent changes them meanwhile.
+#[inline(always)]
+pub(crate) fn open(index: u32) -> Option<*const OpenConnections> {
+    OPEN.get_ptr(index)
 }
 
 /// Interface index of the host end of the service device.
 #[inline(always)]
 pub(crate) fn service_ifindex() -> u32 {
     SERVICE_IFINDEX.load()
+}
+
+/// Number of the service namespace in that of the taps; negative where it has none.
+#[inline(always)]
+pub(crate) fn service_namespace() -> i32 {
+    SERVICE_NAMESPACE.load()
 }

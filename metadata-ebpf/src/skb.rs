@@ -2,14 +2,19 @@
 use core::{arch::asm, mem::offset_of, net::Ipv4Addr};
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_PSEUDO_HDR},
+    bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_TCP_LISTEN, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1},
     helpers::{
-        bpf_ktime_get_ns, bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_change_type,
-        bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+        bpf_ktime_get_ns, bpf_redirect, bpf_redirect_peer, bpf_sk_release, bpf_skb_change_tail,
+        bpf_skb_change_type, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_skc_lookup_tcp,
     },
     programs::TcContext,
 };
-use metadata_ebpf::packet::{checksum_difference, ipv4, ipv6};
+use metadata_ebpf::{
+    address::{METADATA_PORT, METADATA_V4},
+    packet::{checksum_difference, ipv4, ipv6},
+};
+
+use crate::maps;
 
 /// The packet is for this host (`PACKET_HOST` of linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
@@ -168,6 +173,41 @@ impl<'a> Skb<'a> {
             Some(())
         } else {
             None
+        }
+    }
+
+    /// Whether the service has this connection, or one in the making. Only asked of segments that may be another agent's;
+    /// where the service namespace cannot be named, each is ours.
+    #[inline(always)]
+    pub(crate) fn is_connected(self, tag: Ipv4Addr, port: u16) -> bool {
+        let namespace = maps::service_namespace();
+        if namespace < 0 {
+            return true;
+        }
+        let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: tag.to_bits().to_be(),
+            daddr: METADATA_V4.to_bits().to_be(),
+            sport: port,
+            dport: METADATA_PORT.to_be(),
+        };
+        let mut tuple = ipv4;
+        let size = size_of_val(&tuple) as u32;
+        // SAFETY: a tuple of that size. What is found is let go again, as the verifier insists.
+        unsafe {
+            let socket = bpf_skc_lookup_tcp(
+                self.raw().cast(),
+                (&raw mut tuple).cast(),
+                size,
+                namespace.cast_unsigned().into(),
+                0,
+            );
+            if socket.is_null() {
+                return false;
+            }
+            // Without a connection it is the listener that is found.
+            let is_connection = (*socket).state != BPF_TCP_LISTEN;
+            bpf_sk_release(socket.cast());
+            is_connection
         }
     }
 

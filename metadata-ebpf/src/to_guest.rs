@@ -32,7 +32,7 @@ fn reply4(skb: Skb<'_>) -> Result {
     }
     let address = ipv4::destination(frame);
     let tag = Tag::from_v4(address).ok_or(Counter::ServiceOther)?;
-    let port = port(tag)?;
+    let port = port(tag, ipv4::is_reset(frame))?;
     let source = source(port, tag);
     let guest = source.v4().filter(|_| source.last_seen != 0).ok_or(Counter::StaleTag)?;
     ipv4::to_guest(frame, guest, source.mac.bytes(), source.via.bytes());
@@ -51,7 +51,7 @@ fn reply6(skb: Skb<'_>) -> Result {
     }
     let address = ipv6::destination(frame);
     let tag = Tag::from_v6(address).ok_or(Counter::ServiceOther)?;
-    let port = port(tag)?;
+    let port = port(tag, ipv6::is_reset(frame))?;
     let source = source(port, tag);
     if source.last_seen == 0 || source.v4().is_some() {
         return Err(Counter::StaleTag.into());
@@ -61,13 +61,18 @@ fn reply6(skb: Skb<'_>) -> Result {
     to_tap(skb, port)
 }
 
-/// The port that a tag leads to, if that is still the assignment it was given out for.
+/// The port that a tag leads to, if that is still the assignment it was given out for. One that has ended still gets its
+/// resets, by which the guest hears that its connections are over; they carry nothing else.
 #[inline(always)]
-fn port(tag: Tag) -> core::result::Result<*mut PortSources, Counter> {
+fn port(tag: Tag, is_reset: bool) -> core::result::Result<*mut PortSources, Counter> {
     let port = maps::sources(tag.index()).ok_or(Counter::StaleTag)?;
     // SAFETY: a value of an array map. An index assigned anew has another generation, which is compared.
-    let same = unsafe { (*port).ifindex != 0 && (*port).generation == u32::from(tag.generation()) };
-    if same { Ok(port) } else { Err(Counter::StaleTag) }
+    let leads = unsafe {
+        (*port).ifindex != 0
+            && (*port).generation == u32::from(tag.generation())
+            && (is_reset || (*port).ended == 0)
+    };
+    if leads { Ok(port) } else { Err(Counter::StaleTag) }
 }
 
 /// A copy of the source that a tag names; one that is replaced meanwhile is replaced by one behind the same tap.
@@ -84,5 +89,6 @@ fn to_tap(skb: Skb<'_>, port: *mut PortSources) -> Result {
     if vlan != 0 {
         skb.push_vlan(vlan as u16).ok_or(Counter::RewriteFailed)?;
     }
-    Ok(Outcome::redirect(skb.redirect_to_tap(ifindex), Counter::Replied))
+    maps::count(ifindex, Counter::Replied as u32);
+    Ok(Outcome::counted(skb.redirect_to_tap(ifindex)))
 }

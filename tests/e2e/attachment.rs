@@ -61,6 +61,74 @@ fn a_removed_qdisc_is_put_back() -> Result<()> {
     Ok(())
 }
 
+/// Filters of one priority are of one kind and protocol: where others have the first, ours gets the next.
+#[test]
+fn others_filters_keep_their_priority() -> Result<()> {
+    let mut cloud = cloud(&["attach = clsact"])?;
+    let [red, blue] = cloud.overlapping_guests()?;
+    cloud.agent.stop()?;
+    cloud.agent.clean_up()?;
+    let tap = &red.port.tap;
+    let tc = |words: String| run(cloud.chassis.host().command("tc")?.words(words));
+    tc(format!("qdisc add dev {tap} clsact"))?;
+    // Both see each frame before ours and let it go on.
+    let foreign = format!("filter add dev {tap} ingress");
+    tc(format!("{foreign} pref 1 protocol ip flower dst_ip 192.0.2.1/32 action continue"))?;
+    tc(format!("{foreign} pref 2 protocol all matchall action continue"))?;
+    fs::create_dir_all(cloud.agent.run_dir())?;
+    cloud.agent.resume()?;
+    for _ in 0..2 {
+        cloud.agent.wait_ready()?;
+        own_identity(&red)?;
+        own_identity(&blue)?;
+        let shown = run(cloud.chassis.host().command("tc")?.words(format!("filter show dev {tap} ingress")))?;
+        let ours: Vec<_> = shown.lines().filter(|line| line.contains("handle 0xa9fe")).collect();
+        ensure!(ours.len() == 1 && ours[0].contains("pref 3 "), "{shown}");
+        ensure!(shown.contains("pref 1 flower") && shown.contains("pref 2 matchall"), "{shown}");
+        // A successor finds it where it is.
+        cloud.agent.kill()?;
+        cloud.agent.resume()?;
+    }
+    cloud.agent.wait_ready()?;
+    cloud.agent.stop()?;
+    cloud.agent.clean_up()?;
+    let shown = run(cloud.chassis.host().command("tc")?.words(format!("filter show dev {tap} ingress")))?;
+    ensure!(!shown.contains("0xa9fe") && shown.contains("pref 1 flower"), "{shown}");
+    fs::create_dir_all(cloud.agent.run_dir())?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_ready()
+}
+
+/// Open vSwitch and libvirt limit what a guest sends by an `ingress` qdisc, which has no room beside it for a clsact: one
+/// that was there serves us as well, and is put back as what it was.
+#[test]
+fn an_ingress_qdisc_comes_back_as_one() -> Result<()> {
+    let mut cloud = cloud(&["attach = clsact"])?;
+    let [red, _] = cloud.overlapping_guests()?;
+    cloud.agent.stop()?;
+    cloud.agent.clean_up()?;
+    let tap = &red.port.tap;
+    let host = cloud.chassis.host();
+    let tc = |words: String| run(host.command("tc")?.words(words));
+    tc(format!("qdisc del dev {tap} clsact"))?;
+    tc(format!("qdisc add dev {tap} ingress"))?;
+    fs::create_dir_all(cloud.agent.run_dir())?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_ready()?;
+    own_identity(&red)?;
+    for _ in 0..2 {
+        tc(format!("qdisc del dev {tap} ingress"))?;
+        until("the program is back", Duration::from_secs(30), || {
+            let qdiscs = tc(format!("qdisc show dev {tap}"))?;
+            ensure!(qdiscs.contains("qdisc ingress ffff:") && !qdiscs.contains("clsact"), "{qdiscs}");
+            ensure!(filters(&cloud, tap)? == 1);
+            Ok(())
+        })?;
+        own_identity(&red)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_restarted_agent_replaces_its_filters() -> Result<()> {
     let mut cloud = cloud(&["attach = clsact"])?;

@@ -50,7 +50,7 @@ fn two_tenants_with_one_source_at_one_time() -> Result<()> {
         let before = counters[&name];
         match name.as_str() {
             "redirected" | "replied" => assert!(count >= before + 80, "{name}: {before}, then {count}"),
-            "source_learned" | "unknown_port" | "stale_slot" => assert_eq!(count, before, "{name}"),
+            "source_learned" | "unknown_port" | "stale_tag" => assert_eq!(count, before, "{name}"),
             _ => {}
         }
     }
@@ -104,7 +104,7 @@ fn a_thousand_alternating_requests() -> Result<()> {
         was_signed_for(&guest.port, request)?;
     }
     assert_eq!(cloud.agent.counter("source_learned")?, 2);
-    assert_eq!(cloud.agent.counter("stale_slot")?, 0);
+    assert_eq!(cloud.agent.counter("stale_tag")?, 0);
     Ok(())
 }
 

@@ -6,11 +6,11 @@ use std::{cell::RefCell, env, fs, thread};
 use anyhow::{Context as _, Result};
 use metadata_ebpf::{
     address::MAX_PORTS,
-    map::{Limit, Port, PortKey},
+    map::{Control, Limit, Port, PortKey, Source as Entry},
 };
 use metadata_tests::{
-    model::{DROP, METADATA_V4, METADATA_V6, Outcome, REDIRECT, Source, World, map_sources},
-    programs::{IFINDEX, Programs, Which},
+    model::{Agent, DROP, METADATA_V4, METADATA_V6, Outcome, REDIRECT, Source, World, map_sources},
+    programs::{ALIVE, IFINDEX, Programs, Which},
 };
 use proptest::{
     prelude::*,
@@ -191,7 +191,7 @@ fn sources() -> impl Strategy<Value = [Option<Source>; 16]> {
     ];
     // What has been idle for long enough depends on how long the machine is up.
     let up = uptime();
-    let age = prop_oneof![3 => Just(0_u64), 1 => Just(1_000_000_000), 1 => Just(if up > 400_000_000_000 { 350_000_000_000 } else { 0 })];
+    let age = prop_oneof![3 => Just(0_u64), 1 => Just(1_000_000_000), 1 => Just(if up > 20_000_000_000 { 6_000_000_000 } else { 0 })];
     let source = (address, mac(), mac(), age)
         .prop_map(|(address, mac, via, age)| Source { address, mac, via, age })
         .boxed();
@@ -212,16 +212,63 @@ fn distinct(mut sources: [Option<Source>; 16]) -> [Option<Source>; 16] {
     sources
 }
 
+fn agents() -> impl Strategy<Value = Agent> {
+    let rarely = || proptest::bool::weighted(0.1);
+    (proptest::bool::weighted(0.95), rarely(), proptest::bool::weighted(0.95), rarely())
+        .prop_map(|(alive, leaving, ipv6, young)| Agent { alive, leaving, ipv6, young })
+}
+
 fn worlds() -> impl Strategy<Value = World> {
     let known = proptest::bool::weighted(0.9);
     let exhausted = proptest::bool::weighted(0.1);
-    (known, exhausted, sources()).prop_map(|(known, exhausted, sources)| World {
-        known,
+    let ended = proptest::bool::weighted(0.1);
+    let bits = || prop_oneof![Just(0_u16), Just(u16::MAX), any::<u16>()];
+    (known, exhausted, ended, sources(), bits(), bits(), agents()).prop_map(
+        |(known, exhausted, ended, sources, open, own, agent)| World {
+            known,
+            exhausted,
+            sources,
+            open,
+            own,
+            agent,
+            ended,
+            ..world()
+        },
+    )
+}
+
+/// A world in which nothing has happened yet.
+fn world() -> World {
+    World {
+        known: true,
         index: 7,
         generation: 3,
-        exhausted,
-        sources,
-    })
+        exhausted: false,
+        sources: [None; 16],
+        open: 0,
+        own: 0,
+        address: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 1, 10],
+        agent: Agent { alive: true, leaving: false, ipv6: true, young: false },
+        ended: false,
+    }
+}
+
+/// The port of a world as the map holds it.
+fn port(world: &World) -> Port {
+    let mut port = Port::new(world.index, world.generation);
+    (port.connections, port.answers) = (LIMIT, LIMIT);
+    port.own[1] = Entry::compared(std::net::Ipv6Addr::from_octets(world.address).to_canonical());
+    port.foreign_until = if world.agent.young { u64::MAX } else { 0 };
+    port
+}
+
+fn set(programs: &mut Programs, world: &World) -> Result<()> {
+    let Agent { alive, leaving, ipv6, .. } = world.agent;
+    let alive_until = if alive { u64::MAX } else { 1 };
+    programs.set_control(Control { alive_until, leaving: leaving.into(), ipv6: ipv6.into(), ..ALIVE })?;
+    programs.set_port(KEY, world.known.then(|| port(world)))?;
+    programs.set_open(world.index, std::array::from_fn(|source| (world.open >> source & 1).into()))?;
+    programs.set_sources(world.index, map_sources(world, IFINDEX, uptime()))
 }
 
 fn uptime() -> u64 {
@@ -232,10 +279,7 @@ fn uptime() -> u64 {
 
 /// Runs one frame through program and model, in one world.
 fn compare(programs: &mut Programs, which: Which, world: &World, frame: &[u8]) -> Result<()> {
-    let port =
-        Port { index: world.index, generation: world.generation.into(), connections: LIMIT, answers: LIMIT };
-    programs.set_port(KEY, world.known.then_some(port))?;
-    programs.set_sources(world.index, map_sources(world, IFINDEX, uptime()))?;
+    set(programs, world)?;
     let before = programs.counters()?;
     let (action, bytes) = programs.run(which, frame)?;
     let after = programs.counters()?;
@@ -243,7 +287,7 @@ fn compare(programs: &mut Programs, which: Which, world: &World, frame: &[u8]) -
         Which::FromGuest => world.from_guest(frame),
         Which::ToGuest => world.to_guest(frame),
     };
-    let Outcome { action: expected_action, frame: expected_frame, counters, sources } = expected;
+    let Outcome { action: expected_action, frame: expected_frame, counters, sources, own } = expected;
     anyhow::ensure!(
         action == expected_action,
         "action {action}, the model says {expected_action} and {counters:?}"
@@ -261,7 +305,8 @@ fn compare(programs: &mut Programs, which: Which, world: &World, frame: &[u8]) -
         );
     }
     let held = programs.sources(world.index)?;
-    let told = map_sources(&World { sources, ..world.clone() }, IFINDEX, uptime());
+    let told = map_sources(&World { sources, own, ..world.clone() }, IFINDEX, uptime());
+    anyhow::ensure!(held.own == told.own, "its own are {:#b}, the model says {:#b}", held.own, told.own);
     for (number, (held, told)) in held.sources.iter().zip(&told.sources).enumerate() {
         let of = |source: &metadata_ebpf::map::Source| {
             (source.last_seen != 0).then_some((source.address, source.mac, source.via))
@@ -343,12 +388,9 @@ fn processors_that_learn_at_once_learn_once() -> Result<()> {
         frame
     };
     let mut programs = Programs::load()?;
-    let unlimited = Limit::new(0, 0);
-    let port = Port { index: 7, generation: 3, connections: unlimited, answers: unlimited };
     for round in 0..200 {
-        let world = World { known: true, index: 7, generation: 3, exhausted: false, sources: [None; 16] };
-        programs.set_sources(7, map_sources(&world, IFINDEX, uptime()))?;
-        programs.set_port(KEY, Some(port))?;
+        programs.set_sources(7, map_sources(&world(), IFINDEX, uptime()))?;
+        programs.set_port(KEY, Some(Port::new(7, 3)))?;
         let before = programs.counters()?;
         let programs = &programs;
         thread::scope(|scope| -> Result<()> {

@@ -67,7 +67,7 @@ fn survives(end: fn(&mut Agent) -> Result<()>) -> Result<()> {
         guests.iter().try_for_each(own_identity)?;
     }
     assert!(cloud.agent.counter("refusal_hidden")? > 0);
-    assert_eq!(cloud.agent.counter("stale_slot")?, 0);
+    assert_eq!(cloud.agent.counter("stale_tag")?, 0);
     // The maps were adopted, not made anew: two old guests and two newcomers, each learned once.
     assert_eq!(cloud.agent.counter("source_learned")?, 4);
     Ok(())

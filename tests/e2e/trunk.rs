@@ -89,7 +89,7 @@ fn tagged_frames_are_the_subports() -> Result<()> {
     }
     let counters = cloud.agent.settled_counters()?;
     // Each guest's source was learned once, and behind its own port: parent and subports of two trunks.
-    assert_eq!((counters["source_learned"], counters["stale_slot"], counters["unknown_port"]), (6, 0, 0));
+    assert_eq!((counters["source_learned"], counters["stale_tag"], counters["unknown_port"]), (6, 0, 0));
     Ok(())
 }
 

@@ -53,10 +53,15 @@ impl Default for Options {
 pub struct PortStatus {
     pub port: String,
     pub tap: String,
+    #[serde(default)]
     pub ifindex: u32,
+    #[serde(default)]
     pub index: u32,
+    #[serde(default)]
     pub generation: u64,
+    #[serde(default)]
     pub instance: Option<String>,
+    #[serde(default)]
     pub fixed_ips: Vec<IpAddr>,
     pub state: String,
     /// Why it is not served, if it is not.
@@ -215,7 +220,8 @@ impl Agent {
     pub fn wait_gone(&self, tap: &str) -> Result<()> {
         until(&format!("{tap} is no longer served"), REACTION, || {
             let ports = self.ports()?;
-            ensure!(ports.iter().all(|status| status.tap != tap), "/ports says {ports:?}");
+            let is_served = |status: &PortStatus| status.tap == tap && status.state != "unserved";
+            ensure!(!ports.iter().any(is_served), "/ports says {ports:?}");
             Ok(())
         })
     }

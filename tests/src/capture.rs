@@ -76,6 +76,11 @@ impl Segment {
         self.0.len() - IP
     }
 
+    /// The whole frame.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     pub fn payload(&self) -> usize {
         let headers = TCP + usize::from(self.0[TCP + 12] >> 4) * 4;
         self.0.len() - headers

@@ -15,9 +15,11 @@
 //! capture   what arrives at a guest's NIC
 //! cloud     a chassis, a Nova and an agent, ready for a test      check     what every test asks of an answer
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
+//! astray    a Nova that breaks framing, and marks each answer with whose it is          random    by a seed
 //! ```
 
 pub mod agent;
+pub mod astray;
 pub mod capture;
 pub mod check;
 pub mod cloud;
@@ -34,6 +36,7 @@ pub mod pki;
 pub mod port;
 pub mod process;
 pub mod programs;
+pub mod random;
 pub mod sandbox;
 pub mod service;
 pub mod stage;

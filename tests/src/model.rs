@@ -27,6 +27,24 @@ pub struct World {
     /// Whether its limits are used up.
     pub exhausted: bool,
     pub sources: [Option<Source>; 16],
+    /// Sources with open connections, and those with an address of the port's own: a bit for each.
+    pub open: u16,
+    pub own: u16,
+    /// The port's own address.
+    pub address: [u8; 16],
+    pub agent: Agent,
+    /// Whether the assignment has ended.
+    pub ended: bool,
+}
+
+/// What there is to say of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Agent {
+    pub alive: bool,
+    pub leaving: bool,
+    pub ipv6: bool,
+    /// Whether connections may still be another agent's.
+    pub young: bool,
 }
 
 /// A source, with its age in nanoseconds.
@@ -46,6 +64,7 @@ pub struct Outcome {
     pub frame: Vec<u8>,
     pub counters: Vec<Counter>,
     pub sources: [Option<Source>; 16],
+    pub own: u16,
 }
 
 type Step<T> = Result<T, Verdict>;
@@ -88,10 +107,13 @@ impl World {
                 (DROP, Vec::new())
             }
         };
-        Outcome { action, frame, counters, sources: self.sources }
+        Outcome { action, frame, counters, sources: self.sources, own: self.own }
     }
 
     fn guest_frame(&mut self, frame: &mut Vec<u8>, counters: &mut Vec<Counter>) -> Step<Counter> {
+        if !self.agent.alive {
+            return Err(Verdict::Pass);
+        }
         match (frame[12], frame[13]) {
             (0x08, 0x00) if frame.len() >= 34 && frame[30..34] == METADATA_V4 => match frame[23] {
                 6 => self.ipv4(frame).and_then(|()| self.tcp(frame, 34, counters)),
@@ -99,7 +121,7 @@ impl World {
                 _ => Err(Verdict::Pass),
             },
             (0x08, 0x06) if frame.len() >= 42 => self.arp(frame),
-            (0x86, 0xdd) if frame.len() >= 54 => self.ipv6(frame, counters),
+            (0x86, 0xdd) if frame.len() >= 54 && self.agent.ipv6 => self.ipv6(frame, counters),
             _ => Err(Verdict::Pass),
         }
     }
@@ -171,7 +193,16 @@ impl World {
         };
         let seen =
             Source { address: array(&address), mac: array(&frame[6..12]), via: array(&frame[..6]), age: 0 };
+        let is_over = self.agent.leaving && at == 54 && frame[at + 13] & 0x12 != 0x02;
+        if self.ended && !is_over {
+            return Err(Verdict::Drop(Counter::UnknownPort));
+        }
         let opens = frame[at + 13] & 0x12 == 0x02;
+        let resets = !opens && frame[at + 13] & 0x04 != 0;
+        if self.agent.leaving && (opens || at == 54) {
+            counters.push(Counter::Leaving);
+            return Err(Verdict::Pass);
+        }
         if opens && self.exhausted {
             return Err(Verdict::Drop(Counter::ConnectionsLimited));
         }
@@ -179,17 +210,30 @@ impl World {
             |known: &Option<Source>| known.is_some_and(|k| (k.address, k.mac) == (seen.address, seen.mac));
         let number = match self.sources.iter().position(same) {
             Some(number) => number,
-            None if !opens => return Err(Verdict::Drop(Counter::UnknownSource)),
+            None if !opens && (self.agent.young || self.agent.leaving) => {
+                counters.push(Counter::ForeignConnection);
+                return Err(Verdict::Pass);
+            }
+            None if resets => return Err(Verdict::Drop(Counter::UnknownSource)),
             None => {
+                if !opens {
+                    self.answers()?;
+                    counters.push(Counter::UnknownConnection);
+                }
+                let is_own = address == self.address || (address[0] == 0xfe && address[1] & 0xc0 == 0x80);
+                let age = |n: &usize| self.sources[*n].map_or(0, |source| source.age);
+                let oldest = |eligible: &dyn Fn(usize) -> bool| {
+                    (0..16).filter(|n| eligible(*n)).max_by_key(|n| (age(n), 16 - n))
+                };
                 let free = self.sources.iter().position(Option::is_none);
-                let oldest = (0..16).max_by_key(|n| (self.sources[*n].map(|source| source.age), 16 - n));
-                let reclaimable =
-                    oldest.filter(|n| self.sources[*n].is_some_and(|source| source.age >= SOURCE_IDLE_NS));
-                if free.is_none() && reclaimable.is_some() {
+                let idle = oldest(&|n| self.open & 1 << n == 0 && age(&n) >= SOURCE_IDLE_NS);
+                let other = oldest(&|n| is_own && self.own & 1 << n == 0);
+                let number = free.or(idle).or(other).ok_or(Verdict::Drop(Counter::SourcesExhausted))?;
+                if free.is_none() {
                     counters.push(Counter::SourceReclaimed);
                 }
-                let number = free.or(reclaimable).ok_or(Verdict::Drop(Counter::SourcesExhausted))?;
                 counters.push(Counter::SourceLearned);
+                self.own = self.own & !(1 << number) | u16::from(is_own) << number;
                 number
             }
         };
@@ -303,7 +347,11 @@ impl World {
         };
         let tag = tag.ok_or_else(other)?;
         let tag = u32::from_be_bytes([0, tag[0], tag[1], tag[2]]);
-        if tag >> 4 & 0xfff != self.index || tag >> 16 != u32::from(self.generation) {
+        let resets = frame[at + 13] & 0x04 != 0;
+        if tag >> 4 & 0xfff != self.index
+            || tag >> 16 != u32::from(self.generation)
+            || (self.ended && !resets)
+        {
             return Err(stale());
         }
         let source = self.sources[tag as usize & 15].ok_or_else(stale)?;
@@ -394,6 +442,7 @@ pub fn map_sources(world: &World, key_ifindex: u32, now: u64) -> PortSources {
             };
         }
     }
+    (port.own, port.ended) = (world.own.into(), world.ended.into());
     if world.exhausted {
         port.connections = u64::MAX / 2;
         port.answers = u64::MAX / 2;

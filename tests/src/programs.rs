@@ -11,7 +11,7 @@ use aya::{
 use metadata_agent::datapath::OBJECT;
 use metadata_ebpf::{
     counter::Counter,
-    map::{Port, PortKey, PortSources},
+    map::{Control, OpenConnections, Port, PortKey, PortSources},
 };
 
 /// The device that test runs are on: the kernel takes the namespace's loopback.
@@ -40,7 +40,12 @@ pub struct Programs {
     ports: HashMap<MapData, PortKey, Port>,
     sources: Array<MapData, PortSources>,
     counters: PerCpuArray<MapData, u64>,
+    control: Array<MapData, Control>,
+    open: Array<MapData, OpenConnections>,
 }
+
+/// What an agent says of itself that is there to stay.
+pub const ALIVE: Control = Control { alive_until: u64::MAX, logging: 0, leaving: 0, ipv6: 1, probe: 0 };
 
 impl std::fmt::Debug for Programs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -58,12 +63,25 @@ impl Programs {
         }
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("no map {name}"));
         let (ports, sources, counters) = (take("PORTS")?, take("SOURCES")?, take("COUNTERS")?);
-        Ok(Self {
+        let (control, open) = (take("CONTROL")?, take("OPEN")?);
+        let mut programs = Self {
             ebpf,
             ports: ports.try_into()?,
             sources: sources.try_into()?,
             counters: counters.try_into()?,
-        })
+            control: control.try_into()?,
+            open: open.try_into()?,
+        };
+        programs.set_control(ALIVE)?;
+        Ok(programs)
+    }
+
+    pub fn set_control(&mut self, control: Control) -> Result<()> {
+        Ok(self.control.set(0, control, 0)?)
+    }
+
+    pub fn set_open(&mut self, index: u32, open: OpenConnections) -> Result<()> {
+        Ok(self.open.set(index, open, 0)?)
     }
 
     pub fn set_port(&mut self, key: PortKey, port: Option<Port>) -> Result<()> {

@@ -11,12 +11,17 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use ini::{DEFAULT, Ini, Origin, Value};
 pub use nova::{ClientCertificate, Endpoint, Nova, NovaTls, Secret};
-use options::{Options, boolean, number};
+use options::{Options, boolean, number, seconds};
 
 use crate::proxy::Limits;
 
 /// Our section.
 const SECTION: &str = "metadata_ebpf";
+
+/// Longer than a host's restart or a package's upgrade may take, shorter than an operator's patience.
+const LEASE: Duration = Duration::from_secs(300);
+/// Some signs of life, of which each may be late.
+const LEAST_LEASE: Duration = Duration::from_secs(10);
 
 /// Everything an operator can set.
 #[derive(Debug, Clone)]
@@ -35,6 +40,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// `[metadata_ebpf] attach`.
     pub attach: AttachMode,
+    /// `[metadata_ebpf] lease`: how long after the agent's last sign of life the programs let frames pass.
+    pub lease: Duration,
     /// `[metadata_ebpf] connection_rate` and `connection_burst`: new connections of a port.
     pub connections: Rate,
     /// `[metadata_ebpf] answer_rate` and `answer_burst`: ARP, neighbour discovery and echo requests of a port.
@@ -151,6 +158,7 @@ const OWN: &[&str] = &[
     "inventory",
     "workers",
     "attach",
+    "lease",
     "connection_rate",
     "connection_burst",
     "answer_rate",
@@ -207,6 +215,10 @@ impl Config {
             netns: options.parse(SECTION, "netns", "metadata".to_owned(), netns_name)?,
             run_dir,
             attach: options.parse(SECTION, "attach", AttachMode::Auto, attach_mode)?,
+            lease: options.parse(SECTION, "lease", LEASE, |text| match seconds(text) {
+                Ok(lease) if lease >= LEAST_LEASE => Ok(lease),
+                _ => Err(format!("expected seconds, {} to 86400", LEAST_LEASE.as_secs())),
+            })?,
             connections: options.rate(
                 "connection_rate",
                 "connection_burst",

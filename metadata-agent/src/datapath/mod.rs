@@ -2,40 +2,56 @@
 mod attach;
 mod bpffs;
 mod index;
+mod netlink;
 mod netns;
+mod open;
+mod probe;
 mod service;
+mod tables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
-    programs::SchedClassifier,
-};
+use aya::{Ebpf, EbpfLoader, maps::MapError, programs::SchedClassifier};
 use metadata_ebpf::{
-    address::{MAX_PORTS, Tag},
+    address::MAX_PORTS,
     counter::Counter,
-    map::{LAYOUT, Limit, Port, PortKey, PortSources},
+    map::{LAYOUT, Port, PortKey},
 };
+use tables::{PINNED, Tables, pinned};
+use tracing::info;
 
 use crate::config::AttachMode;
 
 pub use index::{Assignment, Indexes};
 pub use netns::Netns;
+pub use open::SourceTable;
+pub use probe::{Family, Probe};
 pub use service::ServiceDevice;
+pub use tables::Adopted;
 
 /// The compiled programs, an ELF object.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("METADATA_DATAPATH"));
 
-/// Maps that outlive the agent, so that a restarted one finds ports and sources as they were.
 /// Folder of the pinned links, in that of the layout.
 const LINKS: &str = "links";
-const PINNED_MAPS: [&str; 4] = ["PORTS", "SOURCES", "COUNTERS", "LOGGING"];
+
+/// How long after this agent came to a node, connections through whoever served it before may last.
+const FOREIGN: Duration = Duration::from_secs(60);
+
+/// The maps that give synthetic addresses their meaning, by their number in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapsId(u32);
+
+impl std::fmt::Display for MapsId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "metadata-agent maps {}", self.0)
+    }
+}
 
 /// What the kernel refused, and what that means.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +75,9 @@ pub enum Error {
         /// Why.
         error: MapError,
     },
+    /// The memory that agent and programs share cannot be had.
+    #[error("the counters of open connections, which the programs read, cannot be mapped: {0}")]
+    Shared(io::Error),
     /// A program cannot be attached.
     #[error("cannot attach to {device} (ifindex {ifindex}): {reason}")]
     Attach {
@@ -107,6 +126,14 @@ pub enum Error {
         /// Why it failed.
         error: io::Error,
     },
+    /// The agent's own guest cannot be made.
+    #[error("the probe of the datapath: {what}: {error}")]
+    Probe {
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        error: io::Error,
+    },
     /// All indexes are in use.
     #[error("all {MAX_PORTS} ports that one host can serve are in use")]
     Full,
@@ -121,25 +148,15 @@ pub struct Device {
     pub name: String,
 }
 
-/// What one port may ask of the datapath.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// New connections.
-    pub connections: Limit,
-    /// ARP, neighbour discovery and echo requests.
-    pub answers: Limit,
-}
-
 /// The loaded datapath. Control plane only: one owner, no locks.
 pub struct Datapath {
     ebpf: Ebpf,
-    ports: HashMap<MapData, PortKey, Port>,
-    sources: Array<MapData, PortSources>,
-    counters: PerCpuArray<MapData, u64>,
-    logging: Array<MapData, u32>,
+    tables: Tables,
     attachment: attach::Attachment,
     service: Device,
-    limits: Limits,
+    lease: Duration,
+    /// Until when segments of connections that are not ours pass on taps that were there before us.
+    foreign_until: u64,
     maps_dir: PathBuf,
 }
 
@@ -150,17 +167,38 @@ impl std::fmt::Debug for Datapath {
 }
 
 impl Datapath {
+    /// Which maps an agent with this `run_dir` and this layout finds: none if it will make new ones.
+    ///
+    /// What a synthetic address means is in the map `SOURCES`, and its number in the kernel stands for that: it is given
+    /// to no other map for as long as the machine is up (`bpf_map_alloc_id` counts on).
+    pub fn former_maps(run_dir: &Path) -> Result<Option<MapsId>, Error> {
+        let folder = bpffs::mount(&run_dir.join("bpf"))?.join(layout());
+        if !folder.join("SOURCES").exists() {
+            return Ok(None);
+        }
+        maps_id(&folder).map(Some)
+    }
+
     /// Loads the programs over the pinned maps of `run_dir` (new ones the first time) and puts `to_guest` on the
     /// service device. Links that a former agent pinned get the new program in place, without a gap.
-    pub fn open(run_dir: &Path, service: &Device, mode: AttachMode, limits: Limits) -> Result<Self, Error> {
+    ///
+    /// The programs are in force for `lease` after this was last renewed.
+    pub fn open(
+        run_dir: &Path,
+        service: &ServiceDevice,
+        mode: AttachMode,
+        lease: Duration,
+    ) -> Result<Self, Error> {
         let root = bpffs::mount(&run_dir.join("bpf"))?;
         let maps_dir = root.join(layout());
         let links_dir = maps_dir.join(LINKS);
         std::fs::create_dir_all(&links_dir).map_err(|error| Error::Pin { path: links_dir.clone(), error })?;
 
+        let device = &service.host_end;
         let mut loader = EbpfLoader::new();
-        loader.override_global("SERVICE_IFINDEX", &service.ifindex, true);
-        for map in PINNED_MAPS {
+        loader.override_global("SERVICE_IFINDEX", &device.ifindex, true);
+        loader.override_global("SERVICE_NAMESPACE", &service.number, true);
+        for map in PINNED {
             loader.map_pin_path(map, maps_dir.join(map));
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| Error::Load(error.into()))?;
@@ -170,18 +208,45 @@ impl Datapath {
         let to_guest = program(&mut ebpf, "to_guest")?;
         let others = bpffs::folders(&root)?.into_iter().filter(|folder| *folder != maps_dir);
         let others: Vec<_> = others.map(|folder| folder.join(LINKS)).collect();
-        let attachment = attach::Attachment::establish(mode, links_dir, &others, to_guest, service)?;
-        Ok(Self {
-            ports: typed(take(&mut ebpf, "PORTS")?, "PORTS")?,
-            sources: typed(take(&mut ebpf, "SOURCES")?, "SOURCES")?,
-            counters: typed(take(&mut ebpf, "COUNTERS")?, "COUNTERS")?,
-            logging: typed(take(&mut ebpf, "LOGGING")?, "LOGGING")?,
-            attachment,
-            service: service.clone(),
-            limits,
-            ebpf,
-            maps_dir,
-        })
+        let attachment = attach::Attachment::establish(mode, links_dir, &others, to_guest, device)?;
+        let tables = Tables::take(&mut ebpf, &maps_dir)?;
+        let foreign_until = if service.succeeds { 0 } else { tables::monotonic(FOREIGN) };
+        let mut datapath =
+            Self { tables, attachment, service: device.clone(), lease, foreign_until, ebpf, maps_dir };
+        let ipv6 = service.has_ipv6();
+        datapath.tables.say(|control| control.ipv6 = ipv6.into())?;
+        datapath.renew()?;
+        Ok(datapath)
+    }
+
+    /// The maps that the programs have.
+    pub fn maps_id(&self) -> Result<MapsId, Error> {
+        maps_id(&self.maps_dir)
+    }
+
+    /// Gives a sign of life: without one for the length of the lease, the programs let frames pass.
+    pub fn renew(&mut self) -> Result<(), Error> {
+        let until = tables::monotonic(self.lease);
+        self.tables.say(|control| control.alive_until = until)
+    }
+
+    /// Lets new connections pass from now on, to whoever serves them next, while those under way go on.
+    pub fn leave(&mut self) -> Result<(), Error> {
+        self.tables.say(|control| control.leaving = 1)
+    }
+
+    /// Puts back what somebody took out of the BPF file system, that file system included: the maps are held here as
+    /// well, and the links by the attachment.
+    pub fn keep_pinned(&mut self) -> Result<(), Error> {
+        if let Some(run_dir) = self.maps_dir.parent().and_then(Path::parent) {
+            bpffs::mount(&run_dir.join("bpf"))?;
+        }
+        let links_dir = self.maps_dir.join(LINKS);
+        std::fs::create_dir_all(&links_dir).map_err(|error| Error::Pin { path: links_dir, error })?;
+        if self.tables.pin_again(&self.maps_dir)? {
+            info!(folder = %self.maps_dir.display(), "somebody removed pins of the maps, pinned them again");
+        }
+        Ok(())
     }
 
     /// Removes what agents of other layouts of the maps left, programs included, also from taps that are not `served`.
@@ -207,78 +272,79 @@ impl Datapath {
 
     /// Switches the programs' log records on or off.
     pub fn set_logging(&mut self, on: bool) -> Result<(), Error> {
-        self.logging.set(0, u32::from(on), 0).map_err(|error| Error::Map { map: "LOGGING", error })
+        self.tables.say(|control| control.logging = on.into())
     }
 
-    /// What the maps hold: the assignments of a former agent, and the generation each index had last.
-    ///
-    /// An agent that died between the two writes of an assignment left half of one, which nothing could use: removed.
-    pub fn assignments(&mut self) -> Result<(BTreeMap<PortKey, Assignment>, Indexes), Error> {
-        let mut owners = Vec::with_capacity(MAX_PORTS as usize);
-        for index in 0..MAX_PORTS {
-            let sources =
-                self.sources.get(&index, 0).map_err(|error| Error::Map { map: "SOURCES", error })?;
-            owners.push((PortKey { ifindex: sources.ifindex, vlan: sources.vlan }, sources.generation as u8));
-        }
-        let entries: Result<Vec<_>, _> = self.ports.iter().collect();
-        let mut assigned = BTreeMap::new();
-        for (key, port) in entries.map_err(|error| Error::Map { map: "PORTS", error })? {
-            let assignment = Assignment { index: port.index, generation: port.generation as u8 };
-            if owners.get(port.index as usize) == Some(&(key, assignment.generation)) {
-                assigned.insert(key, assignment);
-            } else {
-                self.ports.remove(&key).map_err(|error| Error::Map { map: "PORTS", error })?;
-            }
-        }
-        let generations = owners.into_iter().map(|(_, generation)| generation).collect();
-        let indexes = Indexes::new(generations, assigned.values().map(|assignment| assignment.index));
-        Ok((assigned, indexes))
+    /// The assignments of a former agent, and what is left to assign.
+    pub fn assignments(&mut self) -> Result<(BTreeMap<PortKey, Adopted>, Indexes), Error> {
+        self.tables.assignments()
     }
 
-    /// Makes frames of `key` belong to the assignment. To be called before the program is attached.
-    pub fn assign(&mut self, key: PortKey, assignment: Assignment) -> Result<(), Error> {
-        let Assignment { index, generation } = assignment;
-        self.sources
-            .set(index, PortSources::assigned(key, generation), 0)
-            .map_err(|error| Error::Map { map: "SOURCES", error })?;
-        self.confirm(key, assignment)
+    /// Notes which device is the agent's own guest, whose frames are not counted.
+    pub fn set_probe(&mut self, device: &Device) -> Result<(), Error> {
+        self.tables.say(|control| control.probe = device.ifindex)
     }
 
-    /// Brings the limits of an assignment that is there up to date; what was learned behind it stays.
-    pub fn confirm(&mut self, key: PortKey, assignment: Assignment) -> Result<(), Error> {
-        let port = Port {
-            index: assignment.index,
-            generation: assignment.generation.into(),
-            connections: self.limits.connections,
-            answers: self.limits.answers,
-        };
-        self.ports.insert(key, port, 0).map_err(|error| Error::Map { map: "PORTS", error })
+    /// Begins an assignment, to which nothing leads yet.
+    pub fn begin(&mut self, key: PortKey, assignment: Assignment) -> Result<(), Error> {
+        self.tables.begin(key, assignment)
     }
 
-    /// Ends an assignment: from now on nothing comes in for it, and replies to it have nowhere to go.
-    pub fn release(&mut self, key: PortKey, assignment: Assignment) -> Result<(), Error> {
-        // An entry that is not there is what is wanted, and aya has no error of its own for it.
-        if self.ports.get(&key, 0).is_ok() {
-            self.ports.remove(&key).map_err(|error| Error::Map { map: "PORTS", error })?;
-        }
-        self.sources
-            .set(assignment.index, PortSources::released(assignment.generation), 0)
-            .map_err(|error| Error::Map { map: "SOURCES", error })
+    /// Makes frames of `key` belong to a port, or changes what is known about it. To be called before the program is
+    /// attached.
+    pub fn enter(&mut self, key: PortKey, port: Port) -> Result<(), Error> {
+        self.tables.enter(key, port)
+    }
+
+    /// Ends an assignment: nothing comes in for it any more, and nothing but resets goes out until it is released.
+    pub fn end(&mut self, key: PortKey, assignment: Assignment) -> Result<(), Error> {
+        self.tables.end(key, assignment)
+    }
+
+    /// Forgets an assignment that has ended.
+    pub fn release(&mut self, assignment: Assignment) -> Result<(), Error> {
+        self.tables.release(assignment)
+    }
+
+    /// How many new sources of an assignment were refused, because all places were taken.
+    pub fn exhausted(&self, assignment: Assignment) -> Result<u64, Error> {
+        self.tables.exhausted(assignment)
+    }
+
+    /// Until when, on the programs' clock, segments of connections that are not ours pass on a tap that was here before
+    /// the agent; 0 where another agent of this kind had it.
+    pub fn foreign_until(&self) -> u64 {
+        self.foreign_until
     }
 
     /// Puts `from_guest` on a tap; does nothing when it is there.
     pub fn attach(&mut self, tap: &Device) -> Result<(), Error> {
         let from_guest = program(&mut self.ebpf, "from_guest")?;
-        self.attachment.attach(from_guest, &tap.ifindex.to_string(), tap)
+        self.attachment.attach(from_guest, &attach::pin(tap), tap)
     }
 
-    /// Puts `to_guest` on the service device again, if that is the device named.
-    pub fn attach_service(&mut self, ifindex: u32) -> Result<(), Error> {
-        if ifindex != self.service.ifindex {
-            return Ok(());
-        }
+    /// Those of the taps that have lost the program, as the kernel tells.
+    pub fn lacking(&mut self, taps: &[Device]) -> Result<Vec<u32>, Error> {
+        let from_guest = program(&mut self.ebpf, "from_guest")?;
+        self.attachment.lacking(from_guest, attach::pin, taps)
+    }
+
+    /// Whether the service device has lost its program.
+    pub fn service_lacks_program(&mut self) -> Result<bool, Error> {
         let to_guest = program(&mut self.ebpf, "to_guest")?;
-        self.attachment.attach(to_guest, "service", &self.service)
+        let service = std::slice::from_ref(&self.service);
+        Ok(!self.attachment.lacking(to_guest, |_| attach::SERVICE.to_owned(), service)?.is_empty())
+    }
+
+    /// Puts `to_guest` on the service device again; does nothing when it is there.
+    pub fn attach_service(&mut self) -> Result<(), Error> {
+        let to_guest = program(&mut self.ebpf, "to_guest")?;
+        self.attachment.attach(to_guest, attach::SERVICE, &self.service)
+    }
+
+    /// Interface index of the service device's host end.
+    pub fn service_ifindex(&self) -> u32 {
+        self.service.ifindex
     }
 
     /// Takes `from_guest` off a device, which may be gone already.
@@ -298,39 +364,18 @@ impl Datapath {
 
     /// The counters, summed over the processors.
     pub fn counters(&self) -> Result<Vec<(Counter, u64)>, Error> {
-        Counter::ALL
-            .iter()
-            .map(|counter| {
-                let values = self.counters.get(&(*counter as u32), 0);
-                let values = values.map_err(|error| Error::Map { map: "COUNTERS", error })?;
-                Ok((*counter, values.iter().sum()))
-            })
-            .collect()
+        self.tables.counters()
     }
 
-    /// A reader of the sources for other threads.
+    /// The sources for other threads.
     pub fn source_table(&self) -> Result<SourceTable, Error> {
-        let failed = |error| Error::Map { map: "SOURCES", error };
-        let data = MapData::from_pin(self.maps_dir.join("SOURCES")).map_err(failed)?;
-        Ok(SourceTable(Array::try_from(Map::Array(data)).map_err(failed)?))
+        SourceTable::open(&self.maps_dir)
     }
 }
 
-/// Read access to the sources behind the ports.
-pub struct SourceTable(Array<MapData, PortSources>);
-
-impl std::fmt::Debug for SourceTable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SourceTable")
-    }
-}
-
-impl crate::proxy::directory::Sources for SourceTable {
-    fn source(&self, tag: Tag) -> Option<IpAddr> {
-        let port = self.0.get(&tag.index(), 0).ok()?;
-        let source = port.sources.get(tag.source())?;
-        (port.generation as u8 == tag.generation() && source.last_seen != 0).then(|| source.ip())
-    }
+fn maps_id(folder: &Path) -> Result<MapsId, Error> {
+    let info = pinned(folder, "SOURCES")?.info().map_err(|error| tables::failed("SOURCES", error))?;
+    Ok(MapsId(info.id()))
 }
 
 /// Name of the folder of the pins, which changes with the layout of the maps.
@@ -342,12 +387,4 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier
     let program = ebpf.program_mut(name);
     let program = program.ok_or_else(|| Error::Load(anyhow::anyhow!("the object has no program {name}")))?;
     program.try_into().map_err(|error: aya::programs::ProgramError| Error::Load(error.into()))
-}
-
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, Error> {
-    ebpf.take_map(name).ok_or_else(|| Error::Load(anyhow::anyhow!("the object has no map {name}")))
-}
-
-fn typed<M: TryFrom<Map, Error = MapError>>(map: Map, name: &'static str) -> Result<M, Error> {
-    M::try_from(map).map_err(|error| Error::Map { map: name, error })
 }

@@ -2,7 +2,10 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsRawFd as _, RawFd},
+    os::{
+        fd::{AsRawFd as _, RawFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     thread,
 };
@@ -35,6 +38,12 @@ impl Netns {
         Ok(Self { name: name.to_owned(), file: File::open(&path)? })
     }
 
+    /// One without a name, which goes away with its last descriptor, process and socket.
+    pub fn unnamed() -> io::Result<Self> {
+        let file = unshared(|own| File::open(own))?;
+        Ok(Self { name: String::new(), file })
+    }
+
     /// Removes the name; the namespace goes with its last process, socket and device reference.
     pub fn remove(name: &str) -> io::Result<()> {
         let path = Path::new(FOLDER).join(name);
@@ -47,6 +56,20 @@ impl Netns {
         }
     }
 
+    /// Gives it its name again, if somebody took that away.
+    pub fn keep_name(&self) -> io::Result<()> {
+        let path = Path::new(FOLDER).join(&self.name);
+        if is_namespace(&path) && fs::metadata(&path)?.ino() == self.file.metadata()?.ino() {
+            return Ok(());
+        }
+        Self::remove(&self.name)?;
+        fs::create_dir_all(FOLDER)?;
+        File::create(&path)?;
+        let own = format!("/proc/self/fd/{}", self.fd());
+        mount(Some(own.as_str()), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        Ok(())
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -57,12 +80,17 @@ impl Netns {
         self.file.as_raw_fd()
     }
 
+    /// Brings the calling thread into the namespace, which it must never leave again for anybody's work.
+    pub fn enter(&self) -> io::Result<()> {
+        Ok(setns(&self.file, CloneFlags::CLONE_NEWNET)?)
+    }
+
     /// Runs `work` inside the namespace, on a thread that is there for nothing else: a thread that changed its
     /// namespace must never serve as anybody's worker again.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+                self.enter()?;
                 work()
             });
             inside.join().unwrap_or_else(|_| Err(io::Error::other("a thread inside the namespace panicked")))
@@ -78,19 +106,21 @@ fn is_namespace(path: &Path) -> bool {
 fn create(path: &PathBuf) -> io::Result<()> {
     fs::create_dir_all(FOLDER)?;
     File::create(path)?;
-    let made = thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            let own = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
-            mount(Some(own.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-            Ok(())
-        });
-        inside
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the thread that makes the namespace panicked")))
-    });
+    let made = unshared(|own| Ok(mount(Some(own), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?));
     if made.is_err() {
         let _ = fs::remove_file(path);
     }
     made
+}
+
+/// Makes a namespace on a thread of its own, and does something with the file that stands for it.
+fn unshared<T: Send>(with: impl FnOnce(&str) -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            with(&format!("/proc/self/task/{}/ns/net", nix::unistd::gettid()))
+        });
+        let panicked = |_| Err(io::Error::other("the thread that makes the namespace panicked"));
+        inside.join().unwrap_or_else(panicked)
+    })
 }

@@ -3,26 +3,28 @@
 //! A private namespace keeps the host's firewall, rp_filter, conntrack, routes and sysctls out of the way, and a guest
 //! can reach nothing but the listener. All of it is idempotent: a restarted agent finds it as it should be.
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener},
     path::Path,
     time::Duration,
 };
 
-use futures_util::TryStreamExt as _;
 use metadata_ebpf::address::{
     METADATA_PORT, METADATA_V4, METADATA_V6, SERVICE_MAC, TAG_NET_V4, TAG_NET_V6, TAG_PREFIX_V4,
     TAG_PREFIX_V6,
 };
 use netlink_packet_route::{
-    link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
+    link::{InfoData, InfoVeth},
     neighbour::NeighbourState,
 };
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use socket2::{Domain, Protocol, Socket, Type};
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::{Device, Error, Netns};
+use super::{
+    Device, Error, MapsId, Netns,
+    netlink::{End, block_on, delete, find, netlink, refused, write_sysctl},
+};
 
 /// Host end. Its ingress sees what the service sends.
 const HOST_END: &str = "metadata0";
@@ -51,6 +53,10 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/ip_forward", "0"),
     // A synthetic address is another guest the next time: what was learned about a path must not be kept.
     ("net/ipv4/tcp_no_metrics_save", "1"),
+    // What a guest's network says about the size of packets does not reach us: a connection that goes silent finds out
+    // by itself (RFC 4821), after one retransmission and not after three.
+    ("net/ipv4/tcp_mtu_probing", "1"),
+    ("net/ipv4/tcp_retries1", "1"),
     // A full queue drops the SYN, which is sent again, and must not refuse it.
     ("net/ipv4/tcp_abort_on_overflow", "0"),
     ("net/core/somaxconn", "4096"),
@@ -68,42 +74,104 @@ const SYSCTLS: &[(&str, &str)] = &[
 pub struct ServiceDevice {
     /// The host end.
     pub host_end: Device,
-    /// Interface index of the inner end, if the kernel has IPv6: the scope of its link-local address.
-    scope: Option<u32>,
+    /// Whether a former agent had the pair: what the guests' connections were with was ours.
+    pub succeeds: bool,
+    /// Number by which the kernel knows its namespace in ours, -1 for none.
+    pub number: i32,
+    netns: Netns,
+    /// Interface index of the inner end.
+    inner: u32,
+    has_ipv6: bool,
+    /// What its addresses have their meaning from.
+    maps: Option<MapsId>,
 }
 
 impl ServiceDevice {
-    /// Makes or adopts the pair, and sets up both ends.
-    pub fn set_up(netns: &Netns) -> Result<Self, Error> {
-        let failed = |what| move |error| Error::Service { netns: netns.name().to_owned(), what, error };
+    /// Makes or adopts the namespace of that name and the pair, and sets up both ends.
+    ///
+    /// They are adopted with the maps that they were marked with, `former`, and made anew otherwise: what an address in
+    /// there means is in those maps alone, and the kernel goes on sending what was not acknowledged to whoever has that
+    /// address now.
+    pub fn set_up(name: &str, former: Option<MapsId>) -> Result<Self, Error> {
+        let host = block_on(find(HOST_END)).map_err(failed(name, "looking for the service device"))?;
+        let succeeds = host.is_some();
+        let is_ours = |host: &End| former.is_some_and(|id| host.alias.as_deref() == Some(&*id.to_string()));
+        let mut netns = Netns::open_or_create(name).map_err(failed(name, "making it"))?;
+        if !host.as_ref().is_some_and(is_ours) {
+            if let Some(host) = host {
+                info!("the service device belongs to other maps: making it and its namespace anew");
+                block_on(delete(host.ifindex)).map_err(failed(name, "removing a former service device"))?;
+            }
+            Netns::remove(name).map_err(failed(name, "removing a former one"))?;
+            netns = Netns::open_or_create(name).map_err(failed(name, "making it"))?;
+        }
+        let mut device = Self {
+            host_end: Device { ifindex: 0, name: HOST_END.to_owned() },
+            succeeds,
+            number: -1,
+            netns,
+            inner: 0,
+            has_ipv6: false,
+            maps: None,
+        };
+        device.repair()?;
+        Ok(device)
+    }
+
+    /// Gives the namespace its name again, if somebody took that away: by it a successor finds it.
+    pub fn keep_name(&self) -> Result<(), Error> {
+        self.netns.keep_name().map_err(failed(self.netns.name(), "giving it its name"))
+    }
+
+    /// Brings both ends to what they should be, whatever was done to them. A pair that is gone is made again under the
+    /// indexes it had, by which programs and sockets know it.
+    pub fn repair(&mut self) -> Result<(), Error> {
+        let name = self.netns.name().to_owned();
+        let failed = |what| failed(&name, what);
+        self.keep_name()?;
         let host = block_on(find(HOST_END)).map_err(failed("looking for the service device"))?;
-        let inner =
-            netns.run(|| block_on(find(INNER_END))).map_err(failed("looking for the service device"))?;
+        let inner = self.netns.run(|| block_on(find(INNER_END)));
+        let inner = inner.map_err(failed("looking for the service device"))?;
         let paired = match (&host, &inner) {
             (Some(host), Some(inner)) => inner.peer == Some(host.ifindex) && host.peer == Some(inner.ifindex),
             _ => false,
         };
         if !paired {
-            if let Some(host) = host {
+            if let Some(host) = &host {
                 block_on(delete(host.ifindex)).map_err(failed("removing a stale service device"))?;
             }
-            if let Some(inner) = netns.run(|| block_on(find(INNER_END))).ok().flatten() {
-                netns
-                    .run(|| block_on(delete(inner.ifindex)))
-                    .map_err(failed("removing a stale service device"))?;
+            if let Some(inner) = self.netns.run(|| block_on(find(INNER_END))).ok().flatten() {
+                let deleted = self.netns.run(|| block_on(delete(inner.ifindex)));
+                deleted.map_err(failed("removing a stale service device"))?;
             }
-            block_on(create(netns.fd())).map_err(failed("creating the service device"))?;
+            let indexes = (self.host_end.ifindex, self.inner);
+            block_on(create(self.netns.fd(), indexes)).map_err(failed("creating the service device"))?;
         }
-        let scope = netns.run(|| block_on(set_up_inside())).map_err(failed("setting up the inside"))?;
-        let ifindex = block_on(set_up_host_end()).map_err(failed("setting up the host end"))?;
-        Ok(Self { host_end: Device { ifindex, name: HOST_END.to_owned() }, scope })
+        let inside = self.netns.run(|| block_on(set_up_inside()));
+        (self.inner, self.has_ipv6) = inside.map_err(failed("setting up the inside"))?;
+        let host = block_on(set_up_host_end()).map_err(failed("setting up the host end"))?;
+        (self.host_end.ifindex, self.number) = (host.ifindex, host.peer_namespace.unwrap_or(-1));
+        self.maps.map_or(Ok(()), |maps| self.mark(maps))
+    }
+
+    /// Notes on the device which maps its addresses have their meaning from.
+    pub fn mark(&mut self, maps: MapsId) -> Result<(), Error> {
+        self.maps = Some(maps);
+        let marked = block_on(set_alias(self.host_end.ifindex, maps.to_string()));
+        marked.map_err(failed(self.netns.name(), "marking the service device"))
+    }
+
+    /// Whether the service has its IPv6 address.
+    pub fn has_ipv6(&self) -> bool {
+        self.has_ipv6
     }
 
     /// The sockets guests connect to, one for each family, as many times as told: connections are spread over them by the
     /// kernel (SO_REUSEPORT), so that each wakes one worker and not all.
-    pub fn listen(&self, netns: &Netns, times: usize) -> Result<Vec<Vec<TcpListener>>, Error> {
+    pub fn listen(&self, times: usize) -> Result<Vec<Vec<TcpListener>>, Error> {
         let v4 = SocketAddr::from((METADATA_V4, METADATA_PORT));
-        let v6 = self.scope.map(|scope| SocketAddrV6::new(METADATA_V6, METADATA_PORT, 0, scope).into());
+        let v6 = SocketAddrV6::new(METADATA_V6, METADATA_PORT, 0, self.inner).into();
+        let v6 = self.has_ipv6.then_some(v6);
         let socket = |address: SocketAddr| -> io::Result<TcpListener> {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
             socket.set_reuse_address(true)?;
@@ -118,8 +186,8 @@ impl ServiceDevice {
             Ok(socket.into())
         };
         let both = || [v4].into_iter().chain(v6).map(socket).collect();
-        let failed = |error| Error::Service { netns: netns.name().to_owned(), what: "listening", error };
-        netns.run(|| (0..times).map(|_| both()).collect()).map_err(failed)
+        let listeners = self.netns.run(|| (0..times).map(|_| both()).collect());
+        listeners.map_err(failed(self.netns.name(), "listening"))
     }
 
     /// Removes the pair.
@@ -133,71 +201,37 @@ impl ServiceDevice {
     }
 }
 
-struct End {
-    ifindex: u32,
-    /// Index of the other end, in its own namespace.
-    peer: Option<u32>,
+/// An error of the service namespace of that name.
+fn failed(netns: &str, what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |error| Error::Service { netns: netns.to_owned(), what, error }
 }
 
-/// Netlink sockets belong to the namespace of the thread that opens them, so each step runs to its end on its thread.
-fn block_on<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(work)
+async fn set_alias(ifindex: u32, alias: String) -> io::Result<()> {
+    let marked = LinkUnspec::new_with_index(ifindex).alias(alias).build();
+    netlink()?.link().set(marked).execute().await.map_err(refused)
 }
 
-fn netlink() -> io::Result<Handle> {
-    let (connection, handle, _) = rtnetlink::new_connection()?;
-    tokio::spawn(connection);
-    Ok(handle)
-}
-
-fn refused(error: rtnetlink::Error) -> io::Error {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other),
-    }
-}
-
-async fn find(name: &str) -> io::Result<Option<End>> {
-    let handle = netlink()?;
-    match handle.link().get().match_name(name.to_owned()).execute().try_next().await {
-        Ok(link) => Ok(link.map(|link| End { ifindex: link.header.index, peer: peer(&link) })),
-        Err(error) => match refused(error) {
-            error if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(None),
-            error => Err(error),
-        },
-    }
-}
-
-fn peer(link: &LinkMessage) -> Option<u32> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Link(index) => Some(*index),
-        _ => None,
-    })
-}
-
-async fn delete(ifindex: u32) -> io::Result<()> {
-    netlink()?.link().del(ifindex).execute().await.map_err(refused)
-}
-
-/// The inner end is born inside: it never exists under its name in the host's namespace.
-async fn create(netns: i32) -> io::Result<()> {
-    let inner = LinkUnspec::new_with_name(INNER_END).setns_by_fd(netns).address(SERVICE_MAC.to_vec()).build();
+/// The inner end is born inside: it never exists under its name in the host's namespace. Indexes of zero leave the choice
+/// to the kernel.
+async fn create(netns: i32, (host, inner): (u32, u32)) -> io::Result<()> {
+    let inner = LinkUnspec::new_with_name(INNER_END).index(inner).setns_by_fd(netns);
+    let inner = inner.address(SERVICE_MAC.to_vec()).build();
     let pair =
-        LinkVeth::new(HOST_END, INNER_END).set_info_data(InfoData::Veth(InfoVeth::Peer(inner))).build();
-    netlink()?.link().add(pair).execute().await.map_err(refused)
+        LinkVeth::new(HOST_END, INNER_END).index(host).set_info_data(InfoData::Veth(InfoVeth::Peer(inner)));
+    netlink()?.link().add(pair.build()).execute().await.map_err(refused)
 }
 
-async fn set_up_host_end() -> io::Result<u32> {
+async fn set_up_host_end() -> io::Result<End> {
     let host = find(HOST_END).await?.ok_or_else(|| io::Error::other("the host end vanished"))?;
     // The host has no business in the service namespace: no neighbour discovery, no multicast reports.
     write_sysctl(&format!("net/ipv6/conf/{HOST_END}/disable_ipv6"), "1")?;
     let up = LinkUnspec::new_with_index(host.ifindex).up().build();
     netlink()?.link().set(up).execute().await.map_err(refused)?;
-    Ok(host.ifindex)
+    Ok(host)
 }
 
-/// Returns the index of the inner end if it can have an IPv6 address.
-async fn set_up_inside() -> io::Result<Option<u32>> {
+/// Returns the index of the inner end, and whether it can have an IPv6 address.
+async fn set_up_inside() -> io::Result<(u32, bool)> {
     for (name, value) in SYSCTLS {
         write_sysctl(name, value)?;
     }
@@ -209,11 +243,11 @@ async fn set_up_inside() -> io::Result<Option<u32>> {
     set_up_v4(&handle, inner.ifindex).await?;
     if !Path::new("/proc/sys/net/ipv6").exists() {
         warn!("this kernel has no IPv6: guests are served over IPv4 only");
-        return Ok(None);
+        return Ok((inner.ifindex, false));
     }
     write_sysctl(&format!("net/ipv6/conf/{INNER_END}/disable_ipv6"), "0")?;
     set_up_v6(&handle, inner.ifindex).await?;
-    Ok(Some(inner.ifindex))
+    Ok((inner.ifindex, true))
 }
 
 async fn set_next_hop(handle: &Handle, ifindex: u32, address: IpAddr) -> io::Result<()> {
@@ -246,14 +280,4 @@ async fn set_up_v4(handle: &Handle, ifindex: u32) -> io::Result<()> {
         .pref_source(METADATA_V4)
         .build();
     handle.route().add(route).replace().execute().await.map_err(refused)
-}
-
-/// Writes below /proc/sys, in the namespace of the calling thread. A kernel without IPv6 lacks those entries.
-fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
-    let path = format!("/proc/sys/{name}");
-    match fs::write(&path, value) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && name.starts_with("net/ipv6/") => Ok(()),
-        Err(error) => Err(io::Error::new(error.kind(), format!("{path}: {error}"))),
-        Ok(()) => Ok(()),
-    }
 }

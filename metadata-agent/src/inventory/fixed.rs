@@ -1,5 +1,6 @@
 //! A file that names taps and their identities, for hosts without OVN.
 use std::{
+    collections::HashMap,
     io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -8,7 +9,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Desired, DesiredPort, LinkTable, Who, untagged};
+use super::{Desired, DesiredPort, LinkTable, Unserved, UnservedPort, Who, untagged};
 use crate::{datapath::Device, proxy::directory::Identity};
 
 /// The file as last read.
@@ -88,24 +89,33 @@ impl Inventory {
         Ok(())
     }
 
-    /// The ports whose taps exist.
-    pub fn desired(&self, links: &LinkTable) -> Desired {
-        let mut desired = Desired::new();
-        for (ifindex, name) in links {
-            if let Some(entry) = self.entries.iter().find(|entry| entry.tap == *name) {
-                desired.insert(
-                    untagged(*ifindex),
-                    entry.port_on(Device { ifindex: *ifindex, name: name.clone() }),
-                );
+    /// The ports whose taps exist, and the others.
+    pub fn desired(&self, links: &LinkTable) -> (Desired, Unserved) {
+        let by_name: HashMap<&str, u32> = links.iter().map(|(index, name)| (name.as_str(), *index)).collect();
+        let (mut desired, mut unserved) = (Desired::new(), Unserved::new());
+        for entry in &self.entries {
+            let name = entry.tap.clone();
+            match by_name.get(name.as_str()) {
+                Some(&ifindex) => {
+                    desired.insert(untagged(ifindex), entry.port_on(Device { ifindex, name }));
+                }
+                None => {
+                    let reason = format!("there is no device {name}");
+                    unserved.insert(entry.port_id(), UnservedPort { interface: name, reason });
+                }
             }
         }
-        desired
+        (desired, unserved)
     }
 }
 
 impl Entry {
+    fn port_id(&self) -> String {
+        self.port.clone().unwrap_or_else(|| self.tap.clone())
+    }
+
     fn port_on(&self, device: Device) -> DesiredPort {
-        let port = self.port.clone().unwrap_or_else(|| self.tap.clone());
+        let port = self.port_id();
         let identity = Identity {
             port: port.clone(),
             instance: self.instance.clone(),
@@ -113,7 +123,7 @@ impl Entry {
             network: self.network.clone(),
             fixed_ips: self.fixed_ips.clone(),
         };
-        DesiredPort { device, port, who: Who::Known(identity), policed: false }
+        DesiredPort { device, port, who: Who::Known(identity), own: self.fixed_ips.clone(), policed: false }
     }
 }
 
@@ -151,7 +161,10 @@ mod tests {
     #[test]
     fn taps_that_exist_are_served() {
         let inventory = Inventory { path: "x".into(), stamp: None, entries: inventory(PORT).unwrap() };
-        let desired = inventory.desired(&[(7, "tap0".to_owned()), (8, "tap1".to_owned())].into());
+        let (desired, unserved) = inventory.desired(&[(7, "tap0".to_owned()), (8, "tap1".to_owned())].into());
+        assert!(unserved.is_empty());
+        let (none, unserved) = inventory.desired(&[(8, "tap1".to_owned())].into());
+        assert_eq!((none.len(), unserved["tap0"].reason.as_str()), (0, "there is no device tap0"));
         let port = &desired[&untagged(7)];
         assert_eq!(desired.len(), 1);
         assert_eq!((port.device.ifindex, port.port.as_str()), (7, "tap0"));

@@ -4,54 +4,63 @@ use std::{collections::HashMap, net::IpAddr};
 use metadata_ebpf::map::PortKey;
 
 use super::{
-    Desired, DesiredPort, LinkTable, Who,
+    Desired, DesiredPort, Unserved, UnservedPort, Who,
     remembered::Remembered,
     rows::{Interface, PortBinding},
     untagged,
+    vif::Switch,
 };
-use crate::{datapath::Device, proxy::directory::Identity};
+use crate::proxy::directory::Identity;
 
-/// Who is behind which tap. Pure.
+/// The ports of this host, and the interfaces that name a port and cannot be served.
 ///
 /// A tap belongs to an interface when name *and* index agree: a device made anew under the old name is nobody's until
-/// Open vSwitch has noticed it. The column is not kept on disk, so a restarted database lacks it until ovs-vswitchd has
-/// filled it in again; until then a port that is served already stays what it is.
+/// Open vSwitch has noticed it. Only what is known to face a guest is served: the device of a port that the Southbound
+/// knows as a guest's, or that the hypervisor has named an instance for. What a switch's own devices receive is what
+/// the switch delivers, and so anybody's.
 ///
 /// A trunk's subports (`parent_port`, `tag`) share the tap of their parent.
 ///
 /// `served` tells which port is served behind a key now.
 pub(super) fn join<'a, 'b>(
-    links: &LinkTable,
+    switch: &Switch<'a>,
     interfaces: impl Iterator<Item = &'a Interface>,
     bindings: &Bindings<'_>,
     served: impl Fn(PortKey) -> Option<&'b str>,
     without_row: &WithoutRow<'_>,
-) -> Desired {
-    let by_name: HashMap<&str, u32> = links.iter().map(|(ifindex, name)| (name.as_str(), *ifindex)).collect();
-    let mut desired = Desired::new();
+) -> (Desired, Unserved) {
+    let (mut desired, mut unserved) = (Desired::new(), Unserved::new());
     for interface in interfaces {
         let Some(port) = interface.external_ids.get("iface-id") else { continue };
-        let Some(&ifindex) = by_name.get(interface.name.as_str()) else { continue };
-        let is_ours = match interface.ifindex {
-            Some(index) => index == i64::from(ifindex),
-            None => served(untagged(ifindex)) == Some(port.as_str()),
-        };
-        if !is_ours {
-            continue;
-        }
+        let is_served = |ifindex| served(untagged(ifindex)) == Some(port.as_str());
         let binding = bindings.ports.get(port.as_str()).copied();
-        // Ports of routers, gateways and of other metadata agents (localport) are no guests.
-        if binding.is_some_and(|binding| !binding.kind.is_empty()) {
-            continue;
-        }
-        let device = Device { ifindex, name: interface.name.clone() };
-        let mut insert = |vlan, port: &str, who, policed| {
-            let port = DesiredPort { device: device.clone(), port: port.to_owned(), who, policed };
+        let found = match binding.map_or("", |binding| binding.kind.as_str()) {
+            "" => switch.tap(interface, is_served),
+            // Of another metadata agent, and no guest.
+            "localport" => continue,
+            kind => Err(format!("its row in the Southbound is of type {kind}")),
+        };
+        let found = found.and_then(|(device, tap)| match (binding, local_instance(interface)) {
+            (None, None) if !is_served(device.ifindex) => Err(without_row.nobody()),
+            _ => Ok((device, tap)),
+        });
+        let (device, tap) = match found {
+            Ok(found) => found,
+            Err(reason) => {
+                let interface = interface.name.clone();
+                unserved.insert(port.clone(), UnservedPort { interface, reason });
+                continue;
+            }
+        };
+        let ifindex = device.ifindex;
+        let mut insert = |vlan, port: &str, who: Who, row: Option<&PortBinding>, policed| {
+            let own = own_addresses(&who, row);
+            let port = DesiredPort { device: device.clone(), port: port.to_owned(), who, own, policed };
             desired.insert(PortKey { ifindex, vlan }, port);
         };
         if binding.is_none() {
             for (vlan, identity) in without_row.subports(interface, port) {
-                insert(vlan, &identity.port, Who::Known(identity.clone()), false);
+                insert(vlan, &identity.port, Who::Known(identity.clone()), None, false);
             }
         }
         for subport in bindings.subports.get(port.as_str()).into_iter().flatten() {
@@ -63,15 +72,32 @@ pub(super) fn join<'a, 'b>(
                 Some(owner) => identify(interface, subport, owner),
                 None => Who::Pending("its trunk's parent port has no row in the Southbound".to_owned()),
             };
-            insert(vlan, &subport.logical_port, who, false);
+            insert(vlan, &subport.logical_port, who, Some(subport), false);
         }
         let who = match binding {
             Some(binding) => identify(interface, binding, binding),
             None => without_row.port(interface, port),
         };
-        insert(0, port, who, interface.ingress_policing_rate > 0);
+        insert(0, port, who, binding, tap.ingress_policing_rate > 0);
     }
-    desired
+    (desired, unserved)
+}
+
+/// The addresses that are the port's own: fixed ones first, then those that it may send as besides.
+fn own_addresses(who: &Who, row: Option<&PortBinding>) -> Vec<IpAddr> {
+    let fixed = match who {
+        Who::Known(identity) => identity.fixed_ips.as_slice(),
+        Who::Pending(_) | Who::Conflict(_) => &[],
+    };
+    let mut own = fixed.to_vec();
+    let rows = row.into_iter().flat_map(|row| row.mac.iter().chain(&row.port_security));
+    // Each begins with a MAC address, and may have whole networks, which are no single source.
+    for address in rows.flat_map(|text| text.split_whitespace()).filter_map(|word| word.parse().ok()) {
+        if !own.contains(&address) {
+            own.push(address);
+        }
+    }
+    own
 }
 
 /// What counts for ports that have no row in the Southbound.
@@ -84,6 +110,15 @@ pub(super) enum WithoutRow<'a> {
 }
 
 impl WithoutRow<'_> {
+    /// Why a port is nobody's that the hypervisor names no instance for either.
+    fn nobody(&self) -> String {
+        let row = match self {
+            Self::Nobody => "it has no row in the Southbound",
+            Self::Remembered { reason, .. } => reason,
+        };
+        format!("{row}, and Open vSwitch names no instance for it (vm-uuid)")
+    }
+
     fn port(&self, interface: &Interface, port: &str) -> Who {
         match self {
             Self::Nobody => Who::Pending("it has no row in the Southbound".to_owned()),
@@ -216,11 +251,29 @@ mod tests {
         ("neutron:cidrs", "192.168.1.10/24 fd00::a/64"),
     ];
 
-    fn one(interface: &Interface, binding: Option<&PortBinding>) -> Option<DesiredPort> {
+    fn joined(
+        interface: &Interface,
+        bindings: &Bindings<'_>,
+        served: &str,
+        without_row: &WithoutRow<'_>,
+    ) -> (Desired, Unserved) {
         let links = [(7, "tap0".to_owned())].into();
+        let rows = [(ovsdb_client::Uuid::default(), interface)];
+        let switch = Switch::new(&links, &rows, [].into_iter(), [].into_iter());
+        let served = |key| (key == untagged(7)).then_some(served);
+        join(&switch, [interface].into_iter(), bindings, served, without_row)
+    }
+
+    fn one(interface: &Interface, binding: Option<&PortBinding>) -> Option<DesiredPort> {
         let bindings = binding.into_iter().collect();
-        let served = |key| (key == untagged(7)).then_some("served");
-        join(&links, [interface].into_iter(), &bindings, served, &WithoutRow::Nobody).remove(&untagged(7))
+        joined(interface, &bindings, "served", &WithoutRow::Nobody).0.remove(&untagged(7))
+    }
+
+    fn why(interface: &Interface, binding: Option<&PortBinding>, without_row: &WithoutRow<'_>) -> String {
+        let (desired, mut unserved) =
+            joined(interface, &binding.into_iter().collect(), "served", without_row);
+        assert_eq!(desired, Desired::new());
+        unserved.remove("port").unwrap().reason
     }
 
     #[test]
@@ -237,9 +290,7 @@ mod tests {
         remembered.replace(tokio::time::Instant::now(), known.into_iter());
         let without_row = WithoutRow::Remembered { remembered: &remembered, reason: "away".to_owned() };
         let desired = |ids, without_row| {
-            let interface = interface("tap0", 7, ids);
-            let links = [(7, "tap0".to_owned())].into();
-            join(&links, [&interface].into_iter(), &Bindings::default(), |_| None, without_row)
+            joined(&interface("tap0", 7, ids), &Bindings::default(), "port", without_row).0
         };
         let subport = PortKey { ifindex: 7, vlan: 101 };
         let same = desired(&[("iface-id", "port"), ("vm-uuid", VM)], &without_row);
@@ -279,16 +330,40 @@ mod tests {
     fn what_is_no_guest_is_left_alone() {
         let ids = &[("iface-id", "port")];
         assert!(one(&interface("tap0", 7, &[]), Some(&binding("", IDS))).is_none(), "no logical port");
-        assert!(
-            one(&interface("tap0", 8, ids), Some(&binding("", IDS))).is_none(),
-            "another device has the name"
-        );
-        assert!(
-            one(&interface("tap1", 7, ids), Some(&binding("", IDS))).is_none(),
-            "another name has the device"
-        );
-        assert!(one(&interface("tap0", 0, ids), Some(&binding("", IDS))).is_none(), "no device");
         assert!(one(&interface("tap0", 7, ids), Some(&binding("localport", IDS))).is_none());
+        let nobody = &WithoutRow::Nobody;
+        let reason = why(&interface("tap0", 8, ids), Some(&binding("", IDS)), nobody);
+        assert!(reason.contains("made anew"), "{reason}");
+        let reason = why(&interface("tap0", 7, ids), Some(&binding("virtual", IDS)), nobody);
+        assert!(reason.contains("type virtual"), "{reason}");
+    }
+
+    #[test]
+    fn what_nobody_says_is_a_guest_is_not_served() {
+        let remembered = Remembered::read(&std::env::temp_dir().join("nothing-is-remembered-here"));
+        let away = WithoutRow::Remembered { remembered: &remembered, reason: "away".to_owned() };
+        let of_nobody = interface("tap0", 7, &[("iface-id", "port")]);
+        assert!(why(&of_nobody, None, &away).contains("names no instance"));
+        assert!(why(&of_nobody, None, &WithoutRow::Nobody).contains("no row"));
+        // What is served stays: its row may come back.
+        let (desired, _) = joined(&of_nobody, &Bindings::default(), "port", &away);
+        assert_eq!(desired.len(), 1);
+        let internal = Interface { kind: "internal".into(), ..of_nobody };
+        assert!(why(&internal, Some(&binding("", IDS)), &away).contains("internal port"));
+    }
+
+    #[test]
+    fn own_addresses_are_the_fixed_ones_and_those_of_address_pairs() {
+        let addresses = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let row = PortBinding {
+            mac: addresses(&["fa:16:3e:00:00:01 192.168.1.10 fd00::a"]),
+            port_security: addresses(&["fa:16:3e:00:00:01 192.168.1.10 192.168.1.200 10.0.0.0/24"]),
+            ..binding("", IDS)
+        };
+        let own = one(&interface("tap0", 7, &[("iface-id", "port")]), Some(&row)).unwrap().own;
+        let expected =
+            ["192.168.1.10", "fd00::a", "192.168.1.200"].map(|text| text.parse::<IpAddr>().unwrap());
+        assert_eq!(own, expected);
     }
 
     #[test]
@@ -315,9 +390,8 @@ mod tests {
             subport("claims", Some(102), &[("neutron:device_id", other), ("neutron:project_id", "theirs")]),
             subport("untagged", None, &[]),
         ];
-        let links = [(7, "tap0".to_owned())].into();
         let rows = rows.iter().collect();
-        let desired = join(&links, [&interface].into_iter(), &rows, |_| None, &WithoutRow::Nobody);
+        let (desired, _) = joined(&interface, &rows, "served", &WithoutRow::Nobody);
         assert_eq!(desired.len(), 3);
         let Who::Known(identity) = &desired[&PortKey { ifindex: 7, vlan: 101 }].who else {
             panic!("not known")

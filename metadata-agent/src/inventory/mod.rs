@@ -9,8 +9,9 @@ mod liveness;
 mod ovn;
 mod remembered;
 mod rows;
+mod vif;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use metadata_ebpf::map::PortKey;
 
@@ -29,6 +30,8 @@ pub struct DesiredPort {
     pub port: String,
     /// Who is behind it.
     pub who: Who,
+    /// The port's own addresses, of which guests that route for others have more than they have places for.
+    pub own: Vec<IpAddr>,
     /// Whether Open vSwitch is to limit what the guest sends, for which it needs the tap's ingress qdisc.
     pub policed: bool,
 }
@@ -44,8 +47,20 @@ pub enum Who {
     Conflict(String),
 }
 
-/// All ports of this host.
+/// All ports of this host that should be served.
 pub type Desired = BTreeMap<PortKey, DesiredPort>;
+
+/// Ports that are plugged on this host and cannot be served, by their ids.
+pub type Unserved = BTreeMap<String, UnservedPort>;
+
+/// An Interface of Open vSwitch that names a port and has no tap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnservedPort {
+    /// Its name.
+    pub interface: String,
+    /// Why it cannot be served.
+    pub reason: String,
+}
 
 /// The key of a tap's untagged frames.
 fn untagged(ifindex: u32) -> PortKey {

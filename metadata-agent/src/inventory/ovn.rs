@@ -16,14 +16,15 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::{
-    Desired, LinkTable, Who,
+    Desired, LinkTable, Unserved, Who,
     join::{Bindings, WithoutRow, join},
     liveness::{Chassis, Liveness, Step, is_hidden, spread},
     remembered::Remembered,
-    rows::{ChassisPrivate, Interface, OpenVSwitch, PortBinding, SbGlobal},
+    rows::{Bridge, ChassisPrivate, Interface, OpenVSwitch, Port, PortBinding, SbGlobal},
     untagged,
+    vif::Switch,
 };
-use crate::proxy::Nova;
+use crate::health::Reachability;
 
 /// How long a write to the Southbound, or a look whether Nova is there, may take.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,10 +42,10 @@ pub struct Ovn {
     liveness: Liveness,
     /// Whether it was logged that Neutron lists another agent in this one's place.
     told_hidden: bool,
-    /// Whether every guest is served; if not, Neutron must not believe that.
+    /// Whether the node is ready; if not, Neutron must not believe that.
     able: bool,
-    /// Host and port of Nova, without which no guest can be served either.
-    nova: Arc<Nova>,
+    /// Without Nova no guest can be served either.
+    nova: Arc<Reachability>,
 }
 
 /// A connection and what is known of its state.
@@ -70,11 +71,13 @@ impl Ovn {
         southbound: Config,
         down_time: Duration,
         state: &Path,
-        nova: Arc<Nova>,
+        nova: Arc<Reachability>,
     ) -> Self {
         let ovs = Client::builder(ovs)
             .monitor::<OpenVSwitch>(Conditions::All)
             .monitor::<Interface>(Conditions::All)
+            .monitor::<Port>(Conditions::All)
+            .monitor::<Bridge>(Conditions::All)
             .connect();
         let southbound = Client::builder(southbound)
             .monitor::<PortBinding>(Conditions::None)
@@ -136,16 +139,31 @@ impl Ovn {
         self.ovs.synced
     }
 
-    /// Notes whether every guest is served, for Neutron to know.
-    pub fn set_able(&mut self, able: bool) {
+    /// Notes whether the node is ready, for Neutron to know, or what keeps it from being so.
+    pub fn set_able(&mut self, problems: &[String]) {
+        let able = problems.is_empty();
+        if !able && self.able {
+            warn!(because = problems.join("; "), "Neutron is not told that the agent is alive");
+        }
         self.able = able;
     }
 
-    /// The ports of this host. `served` tells which port is served behind a key now.
-    pub fn desired<'a>(&mut self, links: &LinkTable, served: impl Fn(PortKey) -> Option<&'a str>) -> Desired {
+    /// The ports of this host, and those that are plugged and cannot be served. `served` tells which port is served behind
+    /// a key now.
+    pub fn desired<'a>(
+        &mut self,
+        links: &LinkTable,
+        served: impl Fn(PortKey) -> Option<&'a str>,
+    ) -> (Desired, Unserved) {
         let table = self.southbound.client.table::<PortBinding>();
         let bindings: Bindings<'_> = table.iter().map(|(_, row)| row.as_ref()).collect();
-        let interfaces = self.ovs.client.table::<Interface>().iter().map(|(_, row)| row.as_ref());
+        let ovs = &self.ovs.client;
+        let interfaces: Vec<_> =
+            ovs.table::<Interface>().iter().map(|(uuid, row)| (*uuid, row.as_ref())).collect();
+        let ports = ovs.table::<Port>().iter().map(|(uuid, row)| (*uuid, row.as_ref()));
+        let bridges = ovs.table::<Bridge>().iter().map(|(_, row)| row.as_ref());
+        let switch = Switch::new(links, &interfaces, ports, bridges);
+        let interfaces = interfaces.iter().map(|(_, row)| *row);
         let absent = match (&self.southbound.down, self.southbound.has(self.subscribed.1)) {
             (Some(_), _) => self.southbound.pending(),
             (None, false) => Some("the Southbound has not answered yet".to_owned()),
@@ -157,7 +175,7 @@ impl Ovn {
             Some(reason) => WithoutRow::Remembered { remembered: &self.remembered, reason },
             None => WithoutRow::Nobody,
         };
-        let desired = join(links, interfaces, &bindings, served, &without_row);
+        let (desired, unserved) = join(&switch, interfaces, &bindings, served, &without_row);
         if authoritative {
             let known = desired.iter().filter_map(|(key, port)| match &port.who {
                 Who::Known(identity) => {
@@ -168,7 +186,7 @@ impl Ovn {
             });
             self.remembered.replace(Instant::now(), known);
         }
-        desired
+        (desired, unserved)
     }
 
     /// Subscribes to the rows of the interfaces there are now, and of this chassis.
@@ -232,7 +250,7 @@ impl Ovn {
                 tokio::spawn(async move {
                     let beat = async {
                         // An agent that cannot reach Nova is up, but of no use to anybody.
-                        nova.reach().await?;
+                        nova.check().await?;
                         handle.transact(vec![operation]).await.map_err(|error| error.to_string())
                     };
                     match timeout(HEARTBEAT_TIMEOUT, beat).await {

@@ -1,5 +1,7 @@
 //! The rows of Open vSwitch's and OVN's databases that are followed, and of those the columns that are used.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use ovsdb_client::Uuid;
 
 ovsdb_client::row! {
     /// The local Open vSwitch itself, a single row (ovs-vswitchd.conf.db(5)).
@@ -16,10 +18,28 @@ ovsdb_client::row! {
         name: String,
         /// Index of the device; 0 while there is none, absent until ovs-vswitchd has looked.
         ifindex: Option<i64>,
+        /// Empty or `system` for a device of the kernel.
+        kind: String = "type",
+        /// `peer` is the name of a patch port's other side.
+        options: BTreeMap<String, String>,
         /// Rate limit for what the guest sends, in kbit/s; 0 for none.
         ingress_policing_rate: i64 as optional,
         /// `iface-id`, the logical port, and `vm-uuid`, the instance, come from nova and libvirt.
         external_ids: BTreeMap<String, String>,
+    }
+}
+
+ovsdb_client::row! {
+    /// A port of a bridge, which is mostly one interface.
+    pub(super) struct Port in "Port" {
+        interfaces: BTreeSet<Uuid>,
+    }
+}
+
+ovsdb_client::row! {
+    /// A bridge.
+    pub(super) struct Bridge in "Bridge" {
+        ports: BTreeSet<Uuid>,
     }
 }
 
@@ -34,6 +54,10 @@ ovsdb_client::row! {
         tag: Option<i64>,
         /// Empty for a port of a guest.
         kind: String = "type",
+        /// Its MAC address, and the addresses that go with it, each as `MAC ADDRESS ...`.
+        mac: BTreeSet<String>,
+        /// What it may send as, in the same form: with Neutron's allowed address pairs.
+        port_security: BTreeSet<String> as optional,
         /// Neutron's ids, copied by ovn-northd from the Northbound.
         external_ids: BTreeMap<String, String>,
     }

@@ -10,7 +10,7 @@ use tracing::info;
 
 use super::{
     answer::Refusal,
-    directory::{Identity, Port, Resolution, SignedIdentity},
+    directory::{Identity, OpenConnection, Port, Resolution, SignedIdentity},
     forward,
     server::Proxy,
     wire::Request,
@@ -24,6 +24,9 @@ pub(super) struct Caller {
     pub(super) source: Option<IpAddr>,
     /// Whether it came over IPv4.
     pub(super) is_v4: bool,
+    /// Held for the datapath to keep the way back to this source.
+    #[expect(dead_code, reason = "held, not read")]
+    pub(super) open: Option<OpenConnection>,
 }
 
 /// One exchange with a guest, told of when it ends, however it ends: also when its future is dropped, with the port or

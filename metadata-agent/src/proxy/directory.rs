@@ -117,6 +117,8 @@ pub struct Port {
     /// Who is behind it; changes from pending to known and back, never from one instance to another.
     resolution: ArcSwap<Resolution>,
     resolved: Notify,
+    /// Whether nobody but the agent itself is behind it, who finds out by it whether the datapath works.
+    pub is_probe: bool,
     /// Cancelled when the assignment ends.
     pub gone: CancellationToken,
     /// What the guest behind it takes of us now.
@@ -132,9 +134,16 @@ impl Port {
             generation,
             resolution: ArcSwap::from_pointee(resolution),
             resolved: Notify::new(),
+            is_probe: false,
             gone: CancellationToken::new(),
             usage: Usage::default(),
         }
+    }
+
+    /// The port by which the agent looks after itself.
+    pub fn probe(device: String, generation: u8) -> Self {
+        let nobody = Resolution::Pending("the agent itself is behind it".into());
+        Self { is_probe: true, ..Self::new(device.clone(), device, generation, nobody) }
     }
 
     /// Says who is behind it from now on. Control plane only.
@@ -177,10 +186,37 @@ impl Directory {
     }
 }
 
-/// Tells the address a guest really used; for the log only, never for identity.
+/// The sources behind the ports, as the datapath has learned them.
 pub trait Sources: std::fmt::Debug + Send + Sync + 'static {
-    /// The source behind a tag, if it is still known.
+    /// The address a guest really used, if it is still known; for the log only, never for identity.
     fn source(&self, tag: Tag) -> Option<IpAddr>;
+
+    /// Notes that this source has one more connection open, for which it keeps its place.
+    fn opened(&self, tag: Tag);
+
+    /// Notes that it has one less.
+    fn closed(&self, tag: Tag);
+}
+
+/// A connection that its source keeps its place for.
+#[derive(Debug)]
+pub struct OpenConnection {
+    sources: Arc<dyn Sources>,
+    tag: Tag,
+}
+
+impl OpenConnection {
+    /// Of the source behind a tag, until it is dropped.
+    pub fn new(sources: Arc<dyn Sources>, tag: Tag) -> Self {
+        sources.opened(tag);
+        Self { sources, tag }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.sources.closed(self.tag);
+    }
 }
 
 #[cfg(test)]

@@ -141,7 +141,7 @@ fn connections() {
     };
     let known = Resolution::Known(Arc::new(Signer::new("secret").sign(identity).unwrap()));
     let port = Port::new("port".into(), "tap0".into(), 1, known);
-    let caller = Caller { port: Arc::new(port), source: None, is_v4: true };
+    let caller = Caller { port: Arc::new(port), source: None, is_v4: true, open: None };
     let stop = CancellationToken::new();
 
     fuzz("proxy::connections", |random| {
@@ -202,6 +202,10 @@ impl Sources for NoSources {
     fn source(&self, _: Tag) -> Option<std::net::IpAddr> {
         None
     }
+
+    fn opened(&self, _: Tag) {}
+
+    fn closed(&self, _: Tag) {}
 }
 
 /// Reads requests without any of the proxy's code, and keeps what was wrong with one.

@@ -31,5 +31,5 @@ mod wire;
 pub use limits::{Limits, RequestLimits, Usage};
 pub use metrics::Metrics;
 pub use rate::WindowLimit;
-pub use server::{Proxy, Workers};
+pub use server::{PROBE_ANSWER, Proxy, Workers};
 pub use upstream::{Nova, Observer, TlsError};

@@ -24,7 +24,7 @@ use super::{
     access::Caller,
     answer::{Form, Limit, Refusal, Whom},
     connection::{Connection, End},
-    directory::{Directory, Sources},
+    directory::{Directory, OpenConnection, Sources},
     handshake::{self, HANDSHAKE},
     limits::{Gauge, Limits, Permit},
     metrics::Metrics,
@@ -42,6 +42,9 @@ const SWEEP: Duration = Duration::from_secs(5);
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 18);
 /// How many connections of a port, of those beyond its limit, are heard out at a time.
 const TURNED_AWAY: u32 = 8;
+
+/// What the agent's own probe of the datapath is answered.
+pub const PROBE_ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
 
 /// The guest-facing half: what all workers share.
 #[derive(Debug)]
@@ -207,12 +210,19 @@ impl Worker {
             reset(&stream);
             return None;
         };
+        if port.is_probe {
+            // The path from a tap to here works, which is all it wants to know. The socket does not block.
+            let _ = socket(&stream).send(PROBE_ANSWER);
+            return None;
+        }
         metrics.accepted.inc();
         let of_port = port.usage.connections.take(limits.port_connections);
         let of_all = connections.take(limits.connections);
         match (of_port, of_all) {
             (Some(of_port), Some(of_all)) => {
-                let caller = Caller { source: sources.source(tag), is_v4: peer.is_ipv4(), port };
+                let open = OpenConnection::new(sources.clone(), tag);
+                let caller =
+                    Caller { source: sources.source(tag), is_v4: peer.is_ipv4(), port, open: Some(open) };
                 Some((stream, caller, [of_port, of_all]))
             }
             (of_port, _) => {

@@ -78,10 +78,10 @@ pub fn classify_tcp(frame: &[u8; TCP_LEN]) -> Verdict {
     }
 }
 
-/// Does this segment open a connection?
+/// Kind of this segment.
 #[inline(always)]
-pub fn opens_connection(frame: &[u8; TCP_LEN]) -> bool {
-    tcp::is_opening(frame, LEN)
+pub fn tcp_kind(frame: &[u8; TCP_LEN]) -> tcp::Kind {
+    tcp::kind(frame, LEN)
 }
 
 /// Is this ICMP packet an echo request that could be answered?
@@ -139,6 +139,18 @@ pub fn to_guest(frame: &mut [u8; TCP_LEN], address: Ipv4Addr, mac: [u8; 6], via:
 #[inline(always)]
 pub fn is_refusal(frame: &[u8; TCP_LEN]) -> bool {
     tcp::is_refusal(frame, LEN)
+}
+
+/// Source port of a segment, in the order of the network.
+#[inline(always)]
+pub fn source_port(frame: &[u8; TCP_LEN]) -> u16 {
+    u16::from_ne_bytes(field(frame, LEN))
+}
+
+/// Is this frame of the service a reset?
+#[inline(always)]
+pub fn is_reset(frame: &[u8; TCP_LEN]) -> bool {
+    tcp::is_reset(frame, LEN)
 }
 
 /// Is this frame TCP without IP options from the metadata address, as our own stack sends it?

@@ -73,10 +73,10 @@ pub fn classify_tcp(frame: &[u8; TCP_LEN]) -> Verdict {
     }
 }
 
-/// Does this segment open a connection?
+/// Kind of this segment.
 #[inline(always)]
-pub fn opens_connection(frame: &[u8; TCP_LEN]) -> bool {
-    tcp::is_opening(frame, LEN)
+pub fn tcp_kind(frame: &[u8; TCP_LEN]) -> tcp::Kind {
+    tcp::kind(frame, LEN)
 }
 
 /// Is this ICMPv6 packet to the metadata address an echo request that could be answered?
@@ -134,6 +134,12 @@ pub fn to_guest(frame: &mut [u8; TCP_LEN], address: Ipv6Addr, mac: [u8; 6], via:
 #[inline(always)]
 pub fn is_refusal(frame: &[u8; TCP_LEN]) -> bool {
     tcp::is_refusal(frame, LEN)
+}
+
+/// Is this frame of the service a reset?
+#[inline(always)]
+pub fn is_reset(frame: &[u8; TCP_LEN]) -> bool {
+    tcp::is_reset(frame, LEN)
 }
 
 /// Is this frame TCP without extension headers from the metadata address, as our own stack sends it?

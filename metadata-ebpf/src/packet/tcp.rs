@@ -33,10 +33,34 @@ pub(super) fn classify<const N: usize>(frame: &[u8; N], at: usize) -> Verdict {
     Verdict::Take
 }
 
-/// Does this segment open a connection?
+/// A segment, as far as it decides whether its source is to be known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Opens a connection.
+    Opening,
+    /// Ends a connection, and must never be answered (RFC 9293, section 3.5.2).
+    Reset,
+    /// Belongs to a connection.
+    Other,
+}
+
+/// Kind of this segment.
 #[inline(always)]
-pub(super) fn is_opening<const N: usize>(frame: &[u8; N], at: usize) -> bool {
-    frame[at + FLAGS] & (SYN | ACK) == SYN
+pub(super) fn kind<const N: usize>(frame: &[u8; N], at: usize) -> Kind {
+    let flags = frame[at + FLAGS];
+    if flags & (SYN | ACK) == SYN {
+        Kind::Opening
+    } else if flags & RST != 0 {
+        Kind::Reset
+    } else {
+        Kind::Other
+    }
+}
+
+/// Is this frame of the service a reset, which carries no data?
+#[inline(always)]
+pub(super) fn is_reset<const N: usize>(frame: &[u8; N], at: usize) -> bool {
+    frame[at + FLAGS] & RST != 0
 }
 
 /// Is this segment of the service the answer to a SYN that found no listener?

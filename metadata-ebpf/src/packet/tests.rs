@@ -357,8 +357,10 @@ fn refusals_are_recognised() {
 }
 
 #[test]
-fn segments_that_open_a_connection() {
-    let opens = |flags: u8| ipv4::opens_connection(&changed(syn_v4(), ipv4::LEN + 13, &[flags]));
-    assert!(opens(0x02) && opens(0xc2), "SYN, with ECN too");
-    assert!(!opens(0x12) && !opens(0x10) && !opens(0x04));
+fn kinds_of_segments() {
+    use tcp::Kind;
+    let kind = |flags: u8| ipv4::tcp_kind(&changed(syn_v4(), ipv4::LEN + 13, &[flags]));
+    assert_eq!([kind(0x02), kind(0xc2)], [Kind::Opening; 2], "SYN, with ECN too");
+    assert_eq!([kind(0x04), kind(0x14)], [Kind::Reset; 2], "RST, with ACK too");
+    assert_eq!([kind(0x12), kind(0x10), kind(0x11), kind(0)], [Kind::Other; 4]);
 }

@@ -17,6 +17,7 @@ pub(super) struct Attachment {
     kind: Kind,
     /// Links of a former agent are here in either case.
     links: tcx::Links,
+    filters: clsact::Filters,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,8 @@ impl Attachment {
         to_guest: &mut SchedClassifier,
         service: &Device,
     ) -> Result<Self, Error> {
-        let mut attachment = Self { kind: Kind::Tcx, links: tcx::Links::new(links) };
+        let mut attachment =
+            Self { kind: Kind::Tcx, links: tcx::Links::new(links), filters: clsact::Filters::default() };
         if mode != AttachMode::Clsact {
             match attachment.attach(to_guest, SERVICE, service) {
                 Ok(()) => {
@@ -65,7 +67,7 @@ impl Attachment {
     /// goes afterwards: with both there a frame meets the link first, which either takes it or lets it pass to a filter
     /// that does the same.
     pub(super) fn attach(
-        &self,
+        &mut self,
         program: &mut SchedClassifier,
         name: &str,
         device: &Device,
@@ -73,19 +75,38 @@ impl Attachment {
         match self.kind {
             Kind::Tcx => {
                 self.links.attach(program, name, device)?;
-                clsact::detach(device.ifindex)
+                self.filters.detach(device.ifindex)
             }
             Kind::Clsact => {
-                clsact::attach(program, device)?;
+                self.filters.attach(program, device)?;
                 self.links.detach(name)
             }
         }
     }
 
     /// Takes it off a device, which may be gone already.
-    pub(super) fn detach(&self, ifindex: u32) -> Result<(), Error> {
+    pub(super) fn detach(&mut self, ifindex: u32) -> Result<(), Error> {
         self.links.detach(&ifindex.to_string())?;
-        clsact::detach(ifindex)
+        self.filters.detach(ifindex)
+    }
+
+    /// Those of the devices that have lost the program, or its pin. The kernel is asked, and not what was done.
+    pub(super) fn lacking(
+        &self,
+        program: &SchedClassifier,
+        pin: impl Fn(&Device) -> String,
+        devices: &[Device],
+    ) -> Result<Vec<u32>, Error> {
+        match self.kind {
+            Kind::Tcx => {
+                let lacks = |device: &&Device| {
+                    // A device that is gone is told of by netlink.
+                    !self.links.has(program, &pin(device), device).unwrap_or(true)
+                };
+                Ok(devices.iter().filter(lacks).map(|device| device.ifindex).collect())
+            }
+            Kind::Clsact => clsact::lacking(devices).map_err(Error::Devices),
+        }
     }
 
     /// Interface indexes of devices that have the program, as far as that is on record.
@@ -106,8 +127,13 @@ pub(super) fn remove_filters(keep: impl Fn(u32) -> bool) -> Result<(), Error> {
     devices.iter().map(Interface::index).filter(|ifindex| !keep(*ifindex)).try_for_each(clsact::detach)
 }
 
+/// Name of a tap's link.
+pub(super) fn pin(device: &Device) -> String {
+    device.ifindex.to_string()
+}
+
 /// Name of the service device's link.
-const SERVICE: &str = "service";
+pub(super) const SERVICE: &str = "service";
 
 fn explain(device: &Device, error: &(dyn StdError + 'static)) -> Error {
     let errno = io_error(error).and_then(io::Error::raw_os_error);

@@ -1,17 +1,13 @@
 //! TCX links: attaching, adopting what a former agent pinned, detaching.
 //!
-//! The pins are the state. A link lives as long as its pin (or its device), so nothing is kept open here and nothing is
-//! lost when the agent dies. A TCX link (Linux 6.6, commit e420bed02507) is no qdisc: neither Open vSwitch nor a
-//! `tc qdisc del` removes it.
-use std::{
-    error::Error as StdError,
-    fs, io,
-    path::{Path, PathBuf},
-};
+//! A link lives as long as its pin, our descriptor or its device: the pins outlive an agent that dies, and the
+//! descriptors a BPF file system that somebody cleans up. A TCX link (Linux 6.6, commit e420bed02507) is no qdisc:
+//! neither Open vSwitch nor a `tc qdisc del` removes it.
+use std::{collections::HashMap, error::Error as StdError, fs, io, path::PathBuf};
 
 use aya::programs::{
     LinkOrder, SchedClassifier, TcAttachType,
-    links::{FdLink, LinkError, PinnedLink},
+    links::{FdLink, PinnedLink},
     tc::{SchedClassifierLink, TcAttachOptions},
 };
 use tracing::debug;
@@ -23,11 +19,13 @@ use crate::datapath::{Device, Error};
 #[derive(Debug)]
 pub(in crate::datapath) struct Links {
     folder: PathBuf,
+    /// By the names of their pins.
+    held: HashMap<String, FdLink>,
 }
 
 impl Links {
     pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder }
+        Self { folder, held: HashMap::new() }
     }
 
     /// Names of the pins.
@@ -43,40 +41,61 @@ impl Links {
     /// Puts the program on a device's ingress under the pin `name`, as the first of the device's programs. A live link
     /// under that name gets the program instead, in one step; a dead one is replaced.
     pub(super) fn attach(
-        &self,
+        &mut self,
         program: &mut SchedClassifier,
         name: &str,
         device: &Device,
     ) -> Result<(), Error> {
         let failed = |error: &(dyn StdError + 'static)| explain(device, error);
-        let path = self.folder.join(name);
-        if let Some(link) = self.live(&path, device)? {
-            let ours = program.info().map_err(|error| failed(&error))?.id();
-            if link.info().map_err(|error| failed(&error))?.program_id() != ours {
-                let link = SchedClassifierLink::try_from(link).map_err(|error| failed(&error))?;
-                let id = program.attach_to_link(link).map_err(|error| failed(&error))?;
-                keep(program.take_link(id).map_err(|error| failed(&error))?)
-                    .map_err(|error| failed(&error))?;
-                debug!(device = device.name, "adopted a pinned link");
+        let link = match self.live(name, device)? {
+            Some(link) => {
+                let ours = program.info().map_err(|error| failed(&error))?.id();
+                if link.info().map_err(|error| failed(&error))?.program_id() == ours {
+                    link
+                } else {
+                    let link = SchedClassifierLink::try_from(link).map_err(|error| failed(&error))?;
+                    let id = program.attach_to_link(link).map_err(|error| failed(&error))?;
+                    debug!(device = device.name, "adopted a pinned link");
+                    let link = program.take_link(id).map_err(|error| failed(&error))?;
+                    FdLink::try_from(link).map_err(|error| failed(&error))?
+                }
             }
-            return Ok(());
-        }
-        self.detach(name)?;
-        check_name(device)?;
-        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let id = program
-            .attach_with_options(&device.name, TcAttachType::Ingress, options)
-            .map_err(|error| failed(&error))?;
-        let link = program.take_link(id).map_err(|error| failed(&error))?;
-        check_name(device)?;
-        let link = FdLink::try_from(link).map_err(|error| failed(&error))?;
-        let pinned = link.pin(&path);
-        pinned.map_err(|error| Error::Pin { path, error: io::Error::other(error) })?;
+            None => {
+                self.detach(name)?;
+                check_name(device)?;
+                let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+                let id = program
+                    .attach_with_options(&device.name, TcAttachType::Ingress, options)
+                    .map_err(|error| failed(&error))?;
+                let link = program.take_link(id).map_err(|error| failed(&error))?;
+                check_name(device)?;
+                FdLink::try_from(link).map_err(|error| failed(&error))?
+            }
+        };
+        let path = self.folder.join(name);
+        let link = if path.exists() {
+            link
+        } else {
+            let pinned = link.pin(&path);
+            pinned.map_err(|error| Error::Pin { path, error: io::Error::other(error) })?.into()
+        };
+        self.held.insert(name.to_owned(), link);
         Ok(())
     }
 
+    /// Whether the device has the program, under that pin.
+    pub(super) fn has(&self, program: &SchedClassifier, name: &str, device: &Device) -> Result<bool, Error> {
+        if !self.folder.join(name).exists() {
+            return Ok(false);
+        }
+        check_name(device)?;
+        let ours = program.info().map_err(|error| explain(device, &error))?.id();
+        attached_to(device, ours)
+    }
+
     /// Removes the pin; the kernel removes the link a moment later.
-    pub(super) fn detach(&self, name: &str) -> Result<(), Error> {
+    pub(super) fn detach(&mut self, name: &str) -> Result<(), Error> {
+        self.held.remove(name);
         let path = self.folder.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::Pin { path, error }),
@@ -84,25 +103,31 @@ impl Links {
         }
     }
 
-    /// The pinned link, if it is still attached to this very device: the device's programs include the link's.
-    fn live(&self, path: &Path, device: &Device) -> Result<Option<FdLink>, Error> {
-        if !path.exists() {
-            return Ok(None);
-        }
-        let Ok(pinned) = PinnedLink::from_pin(path) else { return Ok(None) };
-        let link = FdLink::from(pinned);
+    /// The link that is held or pinned, if it is still attached to this very device: the device's programs include the
+    /// link's.
+    fn live(&mut self, name: &str, device: &Device) -> Result<Option<FdLink>, Error> {
+        let link = match self.held.remove(name) {
+            Some(link) => link,
+            None => {
+                let path = self.folder.join(name);
+                if !path.exists() {
+                    return Ok(None);
+                }
+                let Ok(pinned) = PinnedLink::from_pin(path) else { return Ok(None) };
+                FdLink::from(pinned)
+            }
+        };
         let program = link.info().map_err(|error| explain(device, &error))?.program_id();
         if check_name(device).is_err() {
             return Ok(None);
         }
-        let attached = SchedClassifier::query_tcx(&device.name, TcAttachType::Ingress)
-            .map_err(|error| explain(device, &error))?;
-        Ok(attached.1.iter().any(|info| info.id() == program).then_some(link))
+        Ok(attached_to(device, program)?.then_some(link))
     }
 }
 
-/// Lets go of a link without detaching it: its pin holds it.
-fn keep(link: SchedClassifierLink) -> Result<(), LinkError> {
-    drop(FdLink::try_from(link)?);
-    Ok(())
+/// Whether a program, by its id, is among those of the device.
+fn attached_to(device: &Device, program: u32) -> Result<bool, Error> {
+    let attached = SchedClassifier::query_tcx(&device.name, TcAttachType::Ingress)
+        .map_err(|error| explain(device, &error))?;
+    Ok(attached.1.iter().any(|info| info.id() == program))
 }

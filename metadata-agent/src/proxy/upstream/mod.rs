@@ -21,7 +21,7 @@ mod tls;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -59,6 +59,7 @@ pub struct Nova {
     next: AtomicUsize,
     /// This machine lacked something for a connection.
     exhausted: Notice,
+    last_connected: Mutex<Option<Instant>>,
 }
 
 impl Nova {
@@ -73,6 +74,7 @@ impl Nova {
             // A thousand hypervisors must not all begin with the same endpoint.
             next: AtomicUsize::new(std::process::id() as usize),
             exhausted: Notice::default(),
+            last_connected: Mutex::default(),
         })
     }
 
@@ -93,13 +95,20 @@ impl Nova {
         Order { on_trial: on_trial.map(|at| down.remove(at)), up, down }
     }
 
-    /// Makes a connection to any endpoint, only to see that it can be made.
+    /// Makes a connection to any endpoint, only to see that it can be made. What comes of it says nothing of endpoints to
+    /// requests, which find out for themselves.
     pub async fn reach(&self) -> Result<(), String> {
-        let attempts = (0..self.endpoints.len()).map(async |index| {
-            let failure = |error| format!("nova at {}: {}", self.endpoints[index], chain(&error));
-            self.connect(index, Instant::now() + 2 * self.connect_timeout).await.map(drop).map_err(failure)
+        let attempts = self.endpoints.iter().map(async |endpoint| {
+            let failure = |error| format!("nova at {endpoint}: {}", chain(&error));
+            let dialled = dial(endpoint, self.tls.as_ref(), self.connect_timeout, self.connect_timeout).await;
+            dialled.map(drop).map_err(failure)
         });
         race(attempts.collect(), Duration::ZERO).await.map_err(|failures| failures.join("; "))
+    }
+
+    /// When the last connection for a request was made.
+    pub fn last_connected(&self) -> Option<Instant> {
+        *self.last_connected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a connection to an endpoint that is down. While it refuses, nobody listens there yet: it is waited for until
@@ -133,6 +142,7 @@ impl Nova {
         match dial(endpoint, self.tls.as_ref(), time, self.connect_timeout).await {
             Ok(stream) => {
                 endpoint.connected();
+                *self.last_connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
                 Ok(Connection::new(stream, index, begun, self.response_timeout))
             }
             Err(error) => {

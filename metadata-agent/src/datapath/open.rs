@@ -1,0 +1,105 @@
+//! What other threads see of the sources behind the ports, and what they say of them: the connections each has open.
+#![allow(unsafe_code, reason = "the memory of a map is shared with the kernel")]
+use std::{
+    net::IpAddr,
+    num::NonZeroUsize,
+    os::fd::AsFd as _,
+    path::Path,
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use aya::maps::{Array, Map, MapData};
+use metadata_ebpf::{
+    address::{MAX_PORTS, SOURCES_PER_PORT, Tag},
+    map::PortSources,
+};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::{
+    Error,
+    tables::{failed, pinned},
+};
+
+/// The sources behind the ports, and the counters of their open connections.
+pub struct SourceTable {
+    sources: Array<MapData, PortSources>,
+    open: OpenCounters,
+}
+
+impl std::fmt::Debug for SourceTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SourceTable")
+    }
+}
+
+impl SourceTable {
+    /// Over the maps pinned in `folder`. Connections of a former agent have ended with it.
+    pub(super) fn open(folder: &Path) -> Result<Self, Error> {
+        let sources = Array::try_from(Map::Array(pinned(folder, "SOURCES")?));
+        let sources = sources.map_err(|error| failed("SOURCES", error))?;
+        let open = OpenCounters::of(&pinned(folder, "OPEN")?)?;
+        open.clear();
+        Ok(Self { sources, open })
+    }
+}
+
+impl crate::proxy::directory::Sources for SourceTable {
+    fn source(&self, tag: Tag) -> Option<IpAddr> {
+        let port = self.sources.get(&tag.index(), 0).ok()?;
+        let source = port.sources.get(tag.source())?;
+        (port.generation as u8 == tag.generation() && source.last_seen != 0).then(|| source.ip())
+    }
+
+    fn opened(&self, tag: Tag) {
+        self.open.counter(tag).fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn closed(&self, tag: Tag) {
+        self.open.counter(tag).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The memory of the map `OPEN`, which the programs read. It stays for as long as the agent runs.
+struct OpenCounters(NonNull<AtomicU32>);
+
+const COUNTERS: usize = MAX_PORTS as usize * SOURCES_PER_PORT;
+const BYTES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(COUNTERS * size_of::<AtomicU32>() - 1);
+
+// SAFETY: what is behind the pointer is atomic, and lasts until it is dropped.
+unsafe impl Send for OpenCounters {}
+// SAFETY: as above.
+unsafe impl Sync for OpenCounters {}
+
+impl OpenCounters {
+    fn of(map: &MapData) -> Result<Self, Error> {
+        let fd = map.fd().as_fd();
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping, at a place of the kernel's choice, of a map whose values have that many bytes together:
+        // each has 64, which the kernel does not round up.
+        let memory = unsafe { mmap(None, BYTES, protection, MapFlags::MAP_SHARED, fd, 0) };
+        Ok(Self(memory.map_err(|errno| Error::Shared(errno.into()))?.cast()))
+    }
+
+    fn counter(&self, tag: Tag) -> &AtomicU32 {
+        let number = (tag.index() as usize * SOURCES_PER_PORT + tag.source()) % COUNTERS;
+        // SAFETY: within the mapping; the kernel's programs only read it.
+        unsafe { self.0.add(number).as_ref() }
+    }
+
+    fn clear(&self) {
+        for index in 0..MAX_PORTS {
+            for source in 0..SOURCES_PER_PORT as u32 {
+                self.counter(Tag::new(0, index, source)).store(0, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Drop for OpenCounters {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `of` made; nobody has a reference into it that outlives us.
+        let unmapped = unsafe { munmap(self.0.cast(), BYTES.get()) };
+        debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+    }
+}

@@ -1,0 +1,172 @@
+//! What the agent writes into the maps and reads from them: assignments, what it says of itself, counters.
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+};
+use metadata_ebpf::{
+    address::MAX_PORTS,
+    counter::Counter,
+    map::{Control, Owner, Port, PortKey, PortSources},
+};
+use nix::time::{ClockId, clock_gettime};
+
+use super::{Assignment, Error, Indexes};
+
+/// Maps that outlive the agent, so that a restarted one finds ports and sources as they were.
+pub(super) const PINNED: [&str; 5] = ["PORTS", "SOURCES", "COUNTERS", "CONTROL", "OPEN"];
+
+/// The maps of the loaded programs.
+pub(super) struct Tables {
+    ports: HashMap<MapData, PortKey, Port>,
+    sources: Array<MapData, PortSources>,
+    counters: PerCpuArray<MapData, u64>,
+    control: Array<MapData, Control>,
+    /// Each once more, to pin it again if somebody took the pin away.
+    pins: Vec<(&'static str, MapData)>,
+    /// As last written.
+    said: Control,
+}
+
+/// An assignment that was found in the maps, and whose it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adopted {
+    /// The assignment.
+    pub assignment: Assignment,
+    /// Who it was for.
+    pub owner: Owner,
+}
+
+impl Tables {
+    /// Takes them from the loaded object, which has pinned them in `folder`.
+    pub(super) fn take(ebpf: &mut Ebpf, folder: &Path) -> Result<Self, Error> {
+        let pins = PINNED.map(|name| Ok((name, pinned(folder, name)?)));
+        Ok(Self {
+            ports: typed(ebpf, "PORTS")?,
+            sources: typed(ebpf, "SOURCES")?,
+            counters: typed(ebpf, "COUNTERS")?,
+            control: typed(ebpf, "CONTROL")?,
+            pins: pins.into_iter().collect::<Result<_, _>>()?,
+            said: Control { alive_until: 0, logging: 0, leaving: 0, ipv6: 0, probe: 0 },
+        })
+    }
+
+    /// Pins those again that have lost their pins in `folder`; returns whether there were any.
+    pub(super) fn pin_again(&self, folder: &Path) -> Result<bool, Error> {
+        let mut any = false;
+        for (name, map) in &self.pins {
+            let path = folder.join(name);
+            if !path.exists() {
+                map.pin(&path).map_err(|error| Error::Pin { path, error: std::io::Error::other(error) })?;
+                any = true;
+            }
+        }
+        Ok(any)
+    }
+
+    /// What the maps hold: the assignments of a former agent, and the generation each index had last.
+    ///
+    /// An agent that died between the two writes of an assignment left half of one, which nothing could use: removed.
+    pub(super) fn assignments(&mut self) -> Result<(BTreeMap<PortKey, Adopted>, Indexes), Error> {
+        let mut states = Vec::with_capacity(MAX_PORTS as usize);
+        for index in 0..MAX_PORTS {
+            states.push(self.sources.get(&index, 0).map_err(|error| failed("SOURCES", error))?);
+        }
+        let entries: Result<Vec<_>, _> = self.ports.iter().collect();
+        let mut assigned = BTreeMap::new();
+        for (key, port) in entries.map_err(|error| failed("PORTS", error))? {
+            let is_whole = states.get(port.index as usize).is_some_and(|state| {
+                (state.ifindex, state.vlan, state.generation, state.ended)
+                    == (key.ifindex, key.vlan, port.generation, 0)
+            });
+            if is_whole {
+                let assignment = Assignment { index: port.index, generation: port.generation as u8 };
+                assigned.insert(key, Adopted { assignment, owner: port.owner });
+            } else {
+                self.ports.remove(&key).map_err(|error| failed("PORTS", error))?;
+            }
+        }
+        let used: Vec<u32> = assigned.values().map(|adopted| adopted.assignment.index).collect();
+        for (index, state) in (0..MAX_PORTS).zip(&states) {
+            if state.ifindex != 0 && !used.contains(&index) {
+                self.release(Assignment { index, generation: state.generation as u8 })?;
+            }
+        }
+        let generations = states.iter().map(|state| state.generation as u8).collect();
+        Ok((assigned, Indexes::new(generations, used.into_iter())))
+    }
+
+    /// Begins an assignment: nothing is known behind it yet, and nothing leads to it.
+    pub(super) fn begin(&mut self, key: PortKey, assignment: Assignment) -> Result<(), Error> {
+        let state = PortSources::assigned(key, assignment.generation);
+        self.sources.set(assignment.index, state, 0).map_err(|error| failed("SOURCES", error))
+    }
+
+    /// Makes frames of `key` belong to a port, or changes what is known about it; what was learned behind it stays.
+    pub(super) fn enter(&mut self, key: PortKey, port: Port) -> Result<(), Error> {
+        self.ports.insert(key, port, 0).map_err(|error| failed("PORTS", error))
+    }
+
+    /// Ends an assignment: from now on nothing comes in for it, and nothing but resets goes out.
+    pub(super) fn end(&mut self, key: PortKey, assignment: Assignment) -> Result<(), Error> {
+        // An entry that is not there is what is wanted, and aya has no error of its own for it.
+        if self.ports.get(&key, 0).is_ok() {
+            self.ports.remove(&key).map_err(|error| failed("PORTS", error))?;
+        }
+        let state = self.sources.get(&assignment.index, 0).map_err(|error| failed("SOURCES", error))?;
+        self.sources.set(assignment.index, state.ended(), 0).map_err(|error| failed("SOURCES", error))
+    }
+
+    /// Forgets an assignment that has ended, but for its generation.
+    pub(super) fn release(&mut self, assignment: Assignment) -> Result<(), Error> {
+        let state = PortSources::released(assignment.generation);
+        self.sources.set(assignment.index, state, 0).map_err(|error| failed("SOURCES", error))
+    }
+
+    /// How many new sources of that index were refused.
+    pub(super) fn exhausted(&self, assignment: Assignment) -> Result<u64, Error> {
+        let state = self.sources.get(&assignment.index, 0).map_err(|error| failed("SOURCES", error))?;
+        Ok(if state.generation as u8 == assignment.generation { state.exhausted } else { 0 })
+    }
+
+    /// Changes what the programs are told about the agent.
+    pub(super) fn say(&mut self, change: impl FnOnce(&mut Control)) -> Result<(), Error> {
+        change(&mut self.said);
+        self.control.set(0, self.said, 0).map_err(|error| failed("CONTROL", error))
+    }
+
+    /// The counters, summed over the processors.
+    pub(super) fn counters(&self) -> Result<Vec<(Counter, u64)>, Error> {
+        Counter::ALL
+            .iter()
+            .map(|counter| {
+                let values = self.counters.get(&(*counter as u32), 0);
+                let values = values.map_err(|error| failed("COUNTERS", error))?;
+                Ok((*counter, values.iter().sum()))
+            })
+            .collect()
+    }
+}
+
+/// A map by its pin.
+pub(super) fn pinned(folder: &Path, name: &'static str) -> Result<MapData, Error> {
+    MapData::from_pin(folder.join(name)).map_err(|error| failed(name, error))
+}
+
+/// The kernel's monotonic clock as the programs read it, in nanoseconds, so much later.
+pub(super) fn monotonic(later: Duration) -> u64 {
+    // This clock is on every Linux.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    u64::try_from((now + later).as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn typed<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error> {
+    let map = ebpf.take_map(name);
+    let map = map.ok_or_else(|| Error::Load(anyhow::anyhow!("the object has no map {name}")))?;
+    M::try_from(map).map_err(|error| failed(name, error))
+}
+
+pub(super) fn failed(map: &'static str, error: MapError) -> Error {
+    Error::Map { map, error }
+}

@@ -1,0 +1,144 @@
+//! What of a node's troubles makes it not ready, for operators and for Neutron alike: one rule, in one place.
+//!
+//! What is wrong with one port is said for that port, and the node stays ready: nobody else is better off with an agent
+//! that is taken for dead. What concerns every guest makes the node not ready, and most guests count as all: the
+//! databases, the way from a tap to a worker, Nova, and programs that most taps lack.
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::watch, time::timeout};
+
+use crate::{datapath::Family, proxy::Nova, reconcile::Applied};
+
+/// How long a look whether Nova is there may take.
+const REACH: Duration = Duration::from_secs(5);
+/// How often Nova is looked for where no request does, while it is there and while it is not. A connection is all it
+/// costs.
+const NOVA_EVERY: Duration = Duration::from_secs(15);
+const NOVA_AGAIN: Duration = Duration::from_secs(2);
+/// Failures in a row, after each of which the path was repaired, that make it a broken one.
+const BROKEN: u32 = 2;
+
+/// The node's troubles.
+#[derive(Debug, Default)]
+pub struct Health {
+    programs: Option<String>,
+    /// Failures in a row, and the last of them, over IPv4 and IPv6.
+    paths: [(u32, String); 2],
+    datapath: Option<String>,
+}
+
+impl Health {
+    /// Notes what came of applying.
+    pub fn applied(&mut self, applied: Applied) {
+        let Applied { waiting, failed, ports } = applied;
+        self.programs = if waiting > 0 {
+            Some(format!("{waiting} of {ports} ports wait for their taps to get the program"))
+        } else if failed * 2 > ports {
+            Some(format!("{failed} of {ports} ports cannot be served: `show ports` and the log say why"))
+        } else {
+            None
+        };
+    }
+
+    /// Notes what came of one connection from inside; tells whether it was the first that failed.
+    pub fn probed(&mut self, family: Family, result: Result<(), String>) -> bool {
+        let path = &mut self.paths[usize::from(family == Family::V6)];
+        *path = match result {
+            Ok(()) => (0, String::new()),
+            Err(problem) => (path.0.saturating_add(1), problem),
+        };
+        path.0 == 1
+    }
+
+    /// Notes whether programs, pins and device could be looked after.
+    pub fn looked_after(&mut self, result: Result<(), String>) {
+        self.datapath = result.err();
+    }
+
+    /// What makes the node not ready.
+    pub fn problems(&self) -> Vec<String> {
+        let broken = self.paths.iter().filter(|(failures, _)| *failures >= BROKEN);
+        let paths = broken.map(|(_, problem)| {
+            format!("guests do not reach the service, nor does the agent itself: {problem}; the log says what was tried")
+        });
+        self.programs.iter().cloned().chain(paths).chain(self.datapath.clone()).collect()
+    }
+}
+
+/// Whether a connection to Nova can be made, and when that was last asked.
+#[derive(Debug)]
+pub struct Reachability {
+    nova: Arc<Nova>,
+    state: watch::Sender<State>,
+}
+
+#[derive(Debug, Clone)]
+struct State {
+    asked: Instant,
+    problem: Option<String>,
+}
+
+impl Reachability {
+    /// Nothing is known yet, which is no problem.
+    pub fn new(nova: Arc<Nova>) -> Self {
+        Self { nova, state: watch::Sender::new(State { asked: Instant::now(), problem: None }) }
+    }
+
+    /// Makes a connection to any endpoint.
+    pub async fn check(&self) -> Result<(), String> {
+        self.state.send_modify(|state| state.asked = Instant::now());
+        let reached = timeout(REACH, self.nova.reach()).await;
+        let reached = reached.unwrap_or_else(|_| Err("nova does not answer in time".to_owned()));
+        self.state.send_modify(|state| state.problem = reached.clone().err());
+        reached
+    }
+
+    /// Whether it is time to check again.
+    pub fn is_due(&self, now: Instant) -> bool {
+        let state = self.state.borrow();
+        match state.problem {
+            Some(_) => now.saturating_duration_since(state.asked) >= NOVA_AGAIN,
+            None => {
+                let reached =
+                    self.nova.last_connected().map_or(state.asked, |reached| reached.max(state.asked));
+                now.saturating_duration_since(reached) >= NOVA_EVERY
+            }
+        }
+    }
+
+    /// Why Nova cannot be reached, if so.
+    pub fn problem(&self) -> Option<String> {
+        self.state.borrow().problem.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trouble_of_one_is_not_that_of_all() {
+        let mut health = Health::default();
+        let mut after = |waiting, failed, ports| {
+            health.applied(Applied { waiting, failed, ports });
+            health.problems().len()
+        };
+        assert_eq!([after(0, 0, 0), after(0, 1, 2), after(0, 2, 3), after(0, 1, 1)], [0, 0, 1, 1]);
+        assert_eq!(after(1, 0, 200), 1);
+    }
+
+    #[test]
+    fn a_path_is_broken_when_repairing_it_did_not_help() {
+        let mut health = Health::default();
+        let failed = || Err("no answer".to_owned());
+        assert!(health.probed(Family::V4, failed()) && health.problems().is_empty());
+        assert!(!health.probed(Family::V6, Ok(())), "the other family says nothing of this one");
+        assert!(!health.probed(Family::V4, failed()));
+        assert!(health.problems()[0].contains("no answer"));
+        assert!(!health.probed(Family::V4, Ok(())) && health.problems().is_empty());
+        assert!(health.probed(Family::V4, failed()));
+    }
+}

@@ -1,0 +1,236 @@
+//! One port that is served: its assignment, who it is for, and what of it is in force.
+use std::sync::Arc;
+
+use metadata_ebpf::map::{Limit, OWN_ADDRESSES, Owner, Port as Entered, PortKey, Source};
+use serde_json::{Value, json};
+use tracing::{error, warn};
+use uuid::{Uuid, uuid};
+
+use crate::{
+    datapath::{Assignment, Device},
+    inventory::{DesiredPort, Who},
+    proxy::directory::{Port, Resolution, Signer},
+};
+
+/// Why a device has no program that nobody has tried to attach yet.
+pub(super) const NOT_YET: &str = "not yet";
+
+/// Namespace of the fingerprints.
+const FINGERPRINTS: Uuid = uuid!("6f1f1f0e-3c0c-4d57-8f0b-0d6a4a7d8b11");
+
+/// What one tap may ask of the datapath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// New connections.
+    pub connections: Limit,
+    /// ARP, neighbour discovery and echo requests, and segments of connections that nobody has.
+    pub answers: Limit,
+}
+
+/// A port that is being served.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) assignment: Assignment,
+    pub(super) wanted: DesiredPort,
+    /// Who it is for: which port, and instance and project as they were last known, which it stays for also while the
+    /// source has lost them.
+    owner: Owner,
+    /// What is in the map.
+    pub(super) entered: Option<Entered>,
+    /// Whether the program is on the tap, and if not, why.
+    pub(super) attached: Result<(), String>,
+    pub(super) entry: Arc<Port>,
+    /// Whether it was said that it has more sources than places.
+    pub(super) told_exhausted: bool,
+    foreign_until: u64,
+}
+
+impl Served {
+    /// An assignment that `owner` has or had. The program is not on the tap yet.
+    pub(super) fn new(
+        signer: &Signer,
+        wanted: &DesiredPort,
+        assignment: Assignment,
+        before: Owner,
+        foreign_until: u64,
+    ) -> Self {
+        let resolution = resolve(signer, &wanted.who, &wanted.port);
+        let (id, tap) = (wanted.port.clone(), wanted.device.name.clone());
+        Self {
+            assignment,
+            wanted: wanted.clone(),
+            owner: latest(before, owner(wanted)),
+            entered: None,
+            attached: Err(NOT_YET.to_owned()),
+            entry: Arc::new(Port::new(id, tap, assignment.generation, resolution)),
+            told_exhausted: false,
+            foreign_until,
+        }
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.wanted.device
+    }
+
+    /// Takes what is known now.
+    pub(super) fn update(&mut self, signer: &Signer, wanted: &DesiredPort) {
+        if self.wanted != *wanted {
+            self.entry.resolve(resolve(signer, &wanted.who, &wanted.port));
+            self.owner = latest(self.owner, owner(wanted));
+            self.wanted = wanted.clone();
+        }
+    }
+
+    /// Whether this assignment may go on as what is wanted now. A port's addresses may change under it; which port,
+    /// instance or project it is may not, because connections and learned sources belong to who it was.
+    pub(super) fn continues_as(&self, wanted: Option<&DesiredPort>) -> bool {
+        wanted
+            .is_some_and(|wanted| self.wanted.device == wanted.device && succeeds(self.owner, owner(wanted)))
+    }
+
+    /// What the map should hold; `meter` is the index whose limits count.
+    pub(super) fn value(&self, limits: Limits, meter: u32) -> Entered {
+        let mut own = [[0; 4]; OWN_ADDRESSES];
+        for (place, address) in own.iter_mut().zip(&self.wanted.own) {
+            *place = Source::compared(*address);
+        }
+        let Assignment { index, generation } = self.assignment;
+        Entered {
+            meter,
+            connections: limits.connections,
+            answers: limits.answers,
+            foreign_until: self.foreign_until,
+            own,
+            owner: self.owner,
+            ..Entered::new(index, generation)
+        }
+    }
+
+    /// What is known of the identity, and what is wrong with it.
+    pub(super) fn state(&self) -> (&'static str, String) {
+        match self.entry.resolution() {
+            Resolution::Known(_) => ("known", String::new()),
+            Resolution::Pending(reason) => ("unknown", reason.to_string()),
+            Resolution::Conflict(reason) => ("conflict", reason.to_string()),
+        }
+    }
+
+    pub(super) fn describe(&self, key: PortKey) -> Value {
+        let (state, reason) = self.state();
+        let reason = match &self.attached {
+            Ok(()) => reason,
+            Err(error) => format!("not attached: {error}"),
+        };
+        let identity = match &self.wanted.who {
+            Who::Known(identity) => Some(identity),
+            _ => None,
+        };
+        json!({
+            "port": self.wanted.port,
+            "tap": self.wanted.device.name,
+            "ifindex": key.ifindex,
+            "vlan": key.vlan,
+            "index": self.assignment.index,
+            "generation": self.assignment.generation,
+            "state": state,
+            "reason": reason,
+            "instance": identity.map(|identity| &identity.instance),
+            "project": identity.map(|identity| &identity.project),
+            "network": identity.map(|identity| &identity.network),
+            "fixed_ips": identity.map_or_else(Vec::new, |identity| identity.fixed_ips.clone()),
+        })
+    }
+}
+
+/// A port that there was no room for.
+pub(super) fn describe_refused(key: PortKey, port: &DesiredPort, reason: &str) -> Value {
+    json!({
+        "port": port.port,
+        "tap": port.device.name,
+        "ifindex": key.ifindex,
+        "vlan": key.vlan,
+        "state": "unserved",
+        "reason": reason,
+    })
+}
+
+/// Who a port is for, by fingerprints that fit into the map.
+pub(super) fn owner(wanted: &DesiredPort) -> Owner {
+    // Ids are of a tenant's choice where Neutron lets them be: a separator that none can hold keeps two of them apart.
+    let fingerprint = |text: &str| {
+        let (high, low) = Uuid::new_v5(&FINGERPRINTS, text.as_bytes()).as_u64_pair();
+        [high, low]
+    };
+    let identity = match &wanted.who {
+        Who::Known(identity) => fingerprint(&format!("{}\n{}", identity.instance, identity.project)),
+        Who::Pending(_) | Who::Conflict(_) => [0; 2],
+    };
+    Owner { port: fingerprint(&wanted.port), identity }
+}
+
+/// Whether an assignment of `before` may be that of `now`: the same port, and no other instance or project.
+pub(super) fn succeeds(before: Owner, now: Owner) -> bool {
+    let same_identity =
+        before.identity == now.identity || before.identity == [0; 2] || now.identity == [0; 2];
+    before.port == now.port && same_identity
+}
+
+/// What is known of the owner after something else was.
+fn latest(before: Owner, now: Owner) -> Owner {
+    if now.identity == [0; 2] { Owner { identity: before.identity, ..now } } else { now }
+}
+
+fn resolve(signer: &Signer, who: &Who, port: &str) -> Resolution {
+    match who {
+        Who::Pending(reason) => Resolution::Pending(reason.as_str().into()),
+        Who::Conflict(reason) => {
+            error!(port, reason, "contradictory identity, the port is not served");
+            Resolution::Conflict(reason.as_str().into())
+        }
+        Who::Known(identity) => match signer.sign(identity.clone()) {
+            Ok(signed) => Resolution::Known(Arc::new(signed)),
+            Err(error) => {
+                warn!(port, %error, "unusable identity");
+                Resolution::Pending(error.to_string().into())
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::directory::Identity;
+
+    fn wanted(port: &str, identity: Option<(&str, &str)>) -> DesiredPort {
+        let who = match identity {
+            None => Who::Pending("not yet".into()),
+            Some((instance, project)) => Who::Known(Identity {
+                port: port.into(),
+                instance: instance.into(),
+                project: project.into(),
+                network: String::new(),
+                fixed_ips: Vec::new(),
+            }),
+        };
+        let device = Device { ifindex: 7, name: "tap0".into() };
+        DesiredPort { device, port: port.into(), who, own: Vec::new(), policed: false }
+    }
+
+    #[test]
+    fn an_assignment_goes_on_for_the_same_and_for_nobody_else() {
+        let of = |port, identity| owner(&wanted(port, identity));
+        let known = of("p", Some(("i", "t")));
+        assert!(succeeds(known, known));
+        assert!(succeeds(known, of("p", None)) && succeeds(of("p", None), known));
+        for other in
+            [of("q", Some(("i", "t"))), of("p", Some(("j", "t"))), of("p", Some(("i", "u"))), of("q", None)]
+        {
+            assert!(!succeeds(known, other), "{other:?}");
+        }
+        // What was known once is not forgotten while it is not.
+        let lost = latest(known, of("p", None));
+        assert!(!succeeds(lost, of("p", Some(("j", "t")))));
+        assert_ne!(of("p", Some(("a", "b\nc"))).identity, of("p", Some(("a\nb", "d"))).identity);
+    }
+}

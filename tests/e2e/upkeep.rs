@@ -1,0 +1,149 @@
+//! The agent looks after its datapath: whatever an operator or another program does to it is repaired, or said.
+
+use std::{fs, net::SocketAddrV6, net::TcpStream, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use metadata_ebpf::map::LAYOUT;
+use metadata_tests::{
+    agent::service_namespace,
+    check::{META_DATA, is_identity_of},
+    cloud::{Chassis as _, Cloud},
+    command::{Words as _, run},
+    guest::{Generation, Guest, METADATA_V6},
+    http::Connection,
+    kernel,
+    netns::Namespace,
+    stage::Stage,
+    wait::until,
+};
+
+/// Some times as long as it takes on a machine that has nothing else to do.
+const HEALED: Duration = Duration::from_secs(30);
+/// How long one attempt of a guest may take: it tries again, as boot clients do.
+const ATTEMPT: Duration = Duration::from_secs(1);
+
+/// What is done to the datapath.
+type Accident = fn(&Cloud<Stage>, &Guest) -> Result<()>;
+
+fn service(cloud: &Cloud<Stage>) -> Namespace {
+    Namespace::existing(&service_namespace(&cloud.chassis))
+}
+
+fn ask(guest: &Guest, scope: Option<u32>) -> Result<()> {
+    let mut connection = match scope {
+        None => guest.connect_with(None, ATTEMPT)?,
+        Some(scope) => {
+            let address = SocketAddrV6::new(METADATA_V6, 80, 0, scope).into();
+            let stream = guest.netns.run(move || TcpStream::connect_timeout(&address, ATTEMPT))??;
+            stream.set_read_timeout(Some(ATTEMPT))?;
+            Connection::new(stream)
+        }
+    };
+    is_identity_of(&guest.port, &connection.request("GET", META_DATA, &[], b"")?)
+}
+
+fn is_served(guest: &Guest) -> Result<()> {
+    let scope = guest.netns.ifindex("eth0")?;
+    for scope in [None, Some(scope)] {
+        until("the guest is answered again", HEALED, || ask(guest, scope))?;
+    }
+    Ok(())
+}
+
+const ACCIDENTS: [(&str, Accident); 10] = [
+    ("the host end is down", |cloud, _| cloud.chassis.host().ip("link set metadata0 down").map(drop)),
+    ("the host end is deleted", |cloud, _| cloud.chassis.host().ip("link del metadata0").map(drop)),
+    ("the inner end was down", |cloud, _| {
+        service(cloud).ip("link set metadata1 down")?;
+        service(cloud).ip("link set metadata1 up").map(drop)
+    }),
+    ("the inner end is down", |cloud, _| service(cloud).ip("link set metadata1 down").map(drop)),
+    ("the addresses are gone", |cloud, _| service(cloud).ip("addr flush dev metadata1").map(drop)),
+    ("the routes are gone", |cloud, _| {
+        service(cloud).ip("route flush 240.0.0.0/8")?;
+        service(cloud).ip("-6 route flush fd00:a9fe:a9fe::/96").map(drop)
+    }),
+    ("the next hop is gone", |cloud, _| {
+        service(cloud).ip("neigh flush nud permanent dev metadata1").map(drop)
+    }),
+    ("the namespace has lost its name", |cloud, _| {
+        run(std::process::Command::new("ip").words("netns del").arg(service(cloud).name())).map(drop)
+    }),
+    ("the pin of a tap's link is gone", |cloud, guest| {
+        if !kernel::has_tcx()? || std::env::var("METADATA_TEST_ATTACH").is_ok_and(|mode| mode == "clsact") {
+            return Ok(());
+        }
+        let ifindex = cloud.chassis.ifindex(guest)?;
+        let links = cloud.agent.run_dir().join(format!("bpf/layout-{LAYOUT}/links"));
+        fs::remove_file(links.join(ifindex.to_string()))?;
+        fs::remove_file(links.join("service")).context("the service device's link")
+    }),
+    ("the BPF file system is unmounted", |cloud, _| {
+        let bpf = cloud.agent.run_dir().join("bpf");
+        run(std::process::Command::new("umount").arg(bpf)).map(drop)
+    }),
+];
+
+#[test]
+fn accidents_are_repaired() -> Result<()> {
+    let mut cloud = Cloud::with_inventory()?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    guest.enable_ipv6(Generation::Eui64)?;
+    is_served(&guest)?;
+    for (name, accident) in ACCIDENTS {
+        println!("{name}");
+        accident(&cloud, &guest).context(name)?;
+        is_served(&guest).context(name)?;
+        cloud.agent.wait_ready().context(name)?;
+        let maps = cloud.agent.run_dir().join(format!("bpf/layout-{LAYOUT}/SOURCES"));
+        for path in [service(&cloud).path(), maps] {
+            let is_there = || path.try_exists()?.then_some(()).context("it is not");
+            until(&format!("{} is there", path.display()), HEALED, is_there).context(name)?;
+        }
+    }
+    // A successor finds everything that it adopts.
+    let learned = cloud.agent.counter("source_learned")?;
+    cloud.agent.kill()?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_ready()?;
+    is_served(&guest)?;
+    is_identity_of(&other.port, &other.get(META_DATA)?)?;
+    ensure!(cloud.agent.counter("source_learned")? <= learned + 1, "the maps were made anew");
+    Ok(())
+}
+
+/// What cannot be repaired is said, and the node is not ready for as long as it lasts.
+#[test]
+fn a_broken_path_that_cannot_be_repaired_is_said() -> Result<()> {
+    let mut cloud = Cloud::with_inventory()?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    is_answered(&guest)?;
+    // More particular than any route of ours.
+    let routes = ["240.0.0.0/9", "240.128.0.0/9"];
+    for route in routes {
+        service(&cloud).ip(format!("route add blackhole {route}"))?;
+    }
+    cloud.agent.wait_pending("guests do not reach the service")?;
+    ensure!(cloud.agent.metric("metadata_ready")? == 0.0);
+    for route in routes {
+        service(&cloud).ip(format!("route del blackhole {route}"))?;
+    }
+    cloud.agent.wait_ready()?;
+    is_answered(&guest)
+}
+
+fn is_answered(guest: &Guest) -> Result<()> {
+    until("the guest is answered", HEALED, || ask(guest, None))
+}
+
+/// The agent's own connections are nobody's: neither counted nor logged.
+#[test]
+fn looking_after_it_leaves_no_trace() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let before = cloud.agent.settled_counters()?;
+    std::thread::sleep(Duration::from_secs(5));
+    ensure!(cloud.agent.counters()? == before, "{:?} after {before:?}", cloud.agent.counters()?);
+    ensure!(cloud.agent.metric("metadata_connections_accepted_total")? == 0.0);
+    ensure!(!cloud.agent.log()?.contains("access"), "{}", cloud.agent.log()?);
+    Ok(())
+}
