@@ -1,19 +1,21 @@
 //! Commands, and how the parts of a running agent are put together.
+mod config_files;
+
 use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
-    path::PathBuf,
     process::ExitCode,
     sync::Arc,
 };
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use metadata_ebpf::map::Limit;
 use tokio::runtime;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
+use self::config_files::ConfigFiles;
 use crate::{
     admin,
     config::{self, Config, Rate},
@@ -66,25 +68,6 @@ enum What {
     Metrics,
 }
 
-#[derive(Debug, Args)]
-struct ConfigFiles {
-    /// An INI file; may be given several times, later ones win.
-    #[arg(long = "config-file", value_name = "FILE")]
-    files: Vec<PathBuf>,
-    /// A folder of INI files (*.conf), read after the files.
-    #[arg(long = "config-dir", value_name = "FOLDER")]
-    folders: Vec<PathBuf>,
-}
-
-impl ConfigFiles {
-    fn read(&self) -> anyhow::Result<Config> {
-        if self.files.is_empty() && self.folders.is_empty() {
-            bail!("no configuration: name at least one with --config-file or --config-dir");
-        }
-        Ok(Config::read(&self.files, &self.folders)?)
-    }
-}
-
 /// What a process ends with whose configuration is at fault (`EX_CONFIG` of sysexits.h): trying again would not help.
 const EX_CONFIG: u8 = 78;
 
@@ -105,6 +88,9 @@ pub fn run() -> anyhow::Result<()> {
             // For the certificates, which are part of it.
             Nova::new(&config.nova, Arc::new(Metrics::new().register(proxy::Metrics::register)))?;
             println!("{config:#?}");
+            for warning in config.warnings() {
+                eprintln!("warning: {warning}");
+            }
             Ok(())
         }
         Command::Show { what, files } => show(what, &files.read()?),
@@ -114,6 +100,9 @@ pub fn run() -> anyhow::Result<()> {
 
 fn serve(config: &Config) -> anyhow::Result<()> {
     let (log, _writer) = LogFilter::install(config.debug)?;
+    for warning in config.warnings() {
+        warn!("{warning}");
+    }
     startup::check_capabilities()?;
     startup::check_kernel()?;
     startup::allow_connections(config.limits.connections)?;

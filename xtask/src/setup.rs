@@ -41,6 +41,10 @@ const CLOUD_INIT_FILES: &[(&str, &str)] = &[
     ("/usr/lib/python3/dist-packages/yaml", "python3-yaml"),
 ];
 
+/// What configurations are compared with. The interpreter is Debian's, whose modules these are.
+const OSLO_CONFIG_FILES: &[(&str, &str)] =
+    &[("/usr/bin/python3", "python3"), ("/usr/lib/python3/dist-packages/oslo_config", "python3-oslo.config")];
+
 /// The suites of which the tests take cloud-init: before it asked over IPv6, and since.
 const CLOUD_INIT_SUITES: &[&str] = &["bookworm", "trixie"];
 
@@ -88,6 +92,7 @@ pub(crate) fn for_build() -> anyhow::Result<()> {
 pub(crate) fn for_tests() -> anyhow::Result<()> {
     packages(TEST_PROGRAMS)?;
     packages(CLOUD_INIT_FILES)?;
+    packages(OSLO_CONFIG_FILES)?;
     cloud_init()?;
     for_build()
 }
