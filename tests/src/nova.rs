@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use aws_lc_rs::hmac;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -19,7 +20,6 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use instance::Instance;
 pub use instance::{key_name, public_key, vendor_data};
-use ring::hmac;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use crate::{netns::Namespace, port::Port};

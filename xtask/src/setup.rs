@@ -9,7 +9,7 @@ use crate::{
     debian, ebpf,
 };
 
-/// What building needs: a C compiler and make for a crate with C and assembler parts (ring), and for bpf-linker's.
+/// What building needs: a C compiler for a crate with C and assembler parts (aws-lc-sys), and for bpf-linker's.
 const BUILD_PROGRAMS: &[(&str, &str)] = &[("cc", "gcc libc6-dev")];
 
 /// What tests and demo run, and the packages they come in.
