@@ -23,6 +23,7 @@ use crate::{
     datapath::{self, Datapath, Netns, ServiceDevice},
     logging::{self, LogFilter},
     metrics::Metrics,
+    preflight,
     proxy::{
         self, Nova, Proxy, Workers,
         directory::{Directory, Signer},
@@ -43,7 +44,7 @@ struct Cli {
 enum Command {
     /// Serve the guests of this host until told to stop. Programs and pins stay when it does.
     Run(ConfigFiles),
-    /// Check the configuration and print it as understood.
+    /// Check the configuration and the files it names, and print it as understood.
     CheckConfig(ConfigFiles),
     /// Ask the running agent.
     Show {
@@ -85,11 +86,16 @@ pub fn run() -> anyhow::Result<()> {
         Command::Run(files) => serve(&files.read()?),
         Command::CheckConfig(files) => {
             let config = files.read()?;
-            // For the certificates, which are part of it.
-            Nova::new(&config.nova, Arc::new(Metrics::new().register(proxy::Metrics::register)))?;
             println!("{config:#?}");
             for warning in config.warnings() {
                 eprintln!("warning: {warning}");
+            }
+            let problems = preflight::problems(&config);
+            for problem in &problems {
+                eprintln!("error: {problem:#}");
+            }
+            if !problems.is_empty() {
+                bail!("the configuration names what cannot be used ({} of it)", problems.len());
             }
             Ok(())
         }
