@@ -11,7 +11,11 @@
 //! | `PUT /leave` | ends the agent for good: new connections pass, those under way are served |
 //! | `PUT /log?datapath=on` (or `off`) | log records of the eBPF programs, one for each frame that is ours |
 use std::{
-    convert::Infallible, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc,
+    convert::Infallible,
+    io,
+    net::{SocketAddr, TcpListener as StdTcpListener},
+    path::Path,
+    sync::Arc,
 };
 
 use anyhow::Context as _;
@@ -20,6 +24,8 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_T
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::stat::{Mode, fchmod};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -103,22 +109,38 @@ pub fn serve(run_dir: &Path, tcp: Option<SocketAddr>) -> anyhow::Result<mpsc::Re
     }
     let (sender, receiver) = mpsc::channel(16);
     if let Some(address) = tcp {
-        let bind = || {
-            let listener = std::net::TcpListener::bind(address)?;
-            listener.set_nonblocking(true)?;
-            TcpListener::from_std(listener)
-        };
-        let listener = bind().with_context(|| format!("cannot listen at admin_listen = {address}"))?;
+        let listener = bind(address, address.port())?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         if address.ip().is_unspecified() {
             warn!(%address, "admin_listen is every address of this host: whoever reaches one, guests too, can read the numbers");
         }
         let sender = sender.clone();
         tokio::spawn(accept(sender, Access::Monitoring, async move || Ok(listener.accept().await?.0)));
     }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    let listener = private_socket(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
     tokio::spawn(accept(sender, Access::All, async move || Ok(listener.accept().await?.0)));
     Ok(receiver)
+}
+
+fn bind(address: SocketAddr, port: u16) -> anyhow::Result<StdTcpListener> {
+    StdTcpListener::bind(SocketAddr::new(address.ip(), port))
+        .with_context(|| format!("cannot listen at admin_listen = {address}"))
+}
+
+/// Whether `admin_listen` names an address of this host. The port may be in use by a running agent.
+pub fn check_address(address: SocketAddr) -> anyhow::Result<()> {
+    bind(address, 0).map(drop)
+}
+
+/// A socket for nobody else. A socket's mode before it is bound is the one that its file gets, so that nothing has to be
+/// changed through a path, which may lead elsewhere by then.
+fn private_socket(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(128)?;
+    UnixListener::from_std(socket.into())
 }
 
 /// What may be asked.

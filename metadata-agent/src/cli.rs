@@ -1,20 +1,23 @@
 //! Commands, and how the parts of a running agent are put together.
+mod config_files;
+
 use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use metadata_ebpf::map::Limit;
 use tokio::runtime;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
+use self::config_files::ConfigFiles;
 use crate::{
     admin,
     config::{self, Config, Rate},
@@ -22,6 +25,7 @@ use crate::{
     datapath::{Datapath, Netns, ServiceDevice},
     logging::{self, LogFilter},
     metrics::Metrics,
+    preflight,
     proxy::{
         self, Nova, Proxy, Workers,
         directory::{Directory, Signer},
@@ -42,7 +46,7 @@ struct Cli {
 enum Command {
     /// Serve the guests of this host until told to stop. Programs and pins stay when it does.
     Run(ConfigFiles),
-    /// Check the configuration and print it as understood.
+    /// Check the configuration and the files it names, and print it as understood.
     CheckConfig(ConfigFiles),
     /// Ask the running agent.
     Show {
@@ -66,25 +70,6 @@ enum What {
     Counters,
     /// Everything that is counted, in Prometheus' text format.
     Metrics,
-}
-
-#[derive(Debug, Args)]
-struct ConfigFiles {
-    /// An INI file; may be given several times, later ones win.
-    #[arg(long = "config-file", value_name = "FILE")]
-    files: Vec<PathBuf>,
-    /// A folder of INI files (*.conf), read after the files.
-    #[arg(long = "config-dir", value_name = "FOLDER")]
-    folders: Vec<PathBuf>,
-}
-
-impl ConfigFiles {
-    fn read(&self) -> anyhow::Result<Config> {
-        if self.files.is_empty() && self.folders.is_empty() {
-            bail!("no configuration: name at least one with --config-file or --config-dir");
-        }
-        Ok(Config::read(&self.files, &self.folders)?)
-    }
 }
 
 /// How long an agent that leaves may take: what is under way is served for some seconds.
@@ -115,9 +100,17 @@ pub fn run() -> anyhow::Result<ExitCode> {
         }
         Command::CheckConfig(files) => {
             let config = files.read()?;
-            // For the certificates, which are part of it.
-            Nova::new(&config.nova, Arc::new(Metrics::new().register(proxy::Metrics::register)))?;
             println!("{config:#?}");
+            for warning in config.warnings() {
+                eprintln!("warning: {warning}");
+            }
+            let problems = preflight::problems(&config);
+            for problem in &problems {
+                eprintln!("error: {problem:#}");
+            }
+            if !problems.is_empty() {
+                bail!("the configuration names what cannot be used ({} of it)", problems.len());
+            }
         }
         Command::Show { what, files } => show(what, &files.read()?)?,
         Command::Cleanup(files) => cleanup(&files.read()?)?,
@@ -127,6 +120,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
 
 fn serve(config: &Config) -> anyhow::Result<Ending> {
     let (log, _writer) = LogFilter::install(config.debug)?;
+    for warning in config.warnings() {
+        warn!("{warning}");
+    }
     startup::check_capabilities()?;
     startup::check_kernel()?;
     startup::allow_connections(config.limits.connections)?;

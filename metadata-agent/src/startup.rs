@@ -17,6 +17,8 @@ use nix::{
 };
 use tracing::warn;
 
+use crate::files;
+
 /// Held for as long as the agent runs.
 #[derive(Debug)]
 pub struct RunLock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
@@ -115,7 +117,8 @@ pub fn lock(run_dir: &Path) -> anyhow::Result<RunLock> {
         .mode(0o700)
         .create(run_dir)
         .with_context(|| format!("cannot make the run directory {}", at()))?;
-    let file = File::create(run_dir.join("lock")).with_context(|| format!("cannot write in {}", at()))?;
+    let file =
+        files::open_lock(&run_dir.join("lock")).with_context(|| format!("cannot open {}/lock", at()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(RunLock(lock)),
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(

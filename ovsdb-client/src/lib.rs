@@ -116,6 +116,7 @@ pub use row::{Column, Row};
 pub use schema::{AtomicType, ColumnSchema, ColumnType, Schema, TableSchema};
 pub use splitter::{SplitError, Splitter};
 pub use tls::TlsError;
+pub use tls_peer::{FileError, Role};
 pub use transport::ConnectError;
 pub use uuid::Uuid;
 pub use value::{Atom, Value};

@@ -1,7 +1,10 @@
 //! The Southbound as a cluster over TLS is taken apart in every way; known guests never notice, new ones are served.
 
 use std::{
-    fs, thread,
+    fs,
+    os::unix::fs::symlink,
+    process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -10,6 +13,7 @@ use metadata_tests::{
     agent::Options,
     check::{META_DATA, is_identity_of, own_identity},
     cloud::{Chassis as _, Cloud},
+    command::run,
     guest::Guest,
     nova::{SECRET, signature},
     ovn::{Credentials, Lab, Pki, Routing},
@@ -252,5 +256,43 @@ fn certificates_are_replaced() -> Result<()> {
         newcomer_is_served(&cloud, &network)
     })?;
     assert_unnoticed(&answers);
+    Ok(())
+}
+
+/// `state_path` is Neutron's, who is not root: what is put in the place of ours is neither waited for nor followed.
+#[test]
+fn a_fifo_in_the_identities_place_holds_up_nobody() -> Result<()> {
+    let mut cloud = cloud(&[])?;
+    let guests = cloud.overlapping_guests()?;
+    guests.iter().try_for_each(|guest| cloud.agent.wait_remembered(guest))?;
+    cloud.agent.kill()?;
+    let folder = cloud.chassis.sandbox().path("state/metadata-agent");
+    let file = folder.join("identities.json");
+    fs::remove_file(&file)?;
+    run(Command::new("mkfifo").arg(&file))?;
+    cloud.agent.resume()?;
+    guests.iter().try_for_each(own_identity)?;
+    until("the fifo has become a file", RECOVERY, || {
+        ensure!(fs::symlink_metadata(&file)?.is_file());
+        Ok(())
+    })?;
+    guests.iter().try_for_each(|guest| cloud.agent.wait_remembered(guest))?;
+    ensure!(cloud.agent.log()?.contains("it is no regular file"), "nothing is said of the fifo");
+
+    // The whole folder leads elsewhere.
+    cloud.agent.kill()?;
+    let elsewhere = cloud.chassis.sandbox().path("elsewhere");
+    fs::rename(&folder, &elsewhere)?;
+    let before = fs::metadata(elsewhere.join("identities.json"))?.modified()?;
+    symlink(&elsewhere, &folder)?;
+    cloud.agent.resume()?;
+    guests.iter().try_for_each(own_identity)?;
+    cloud.agent.wait_ready()?;
+    until("the log says that nothing is remembered", RECOVERY, || {
+        let log = cloud.agent.log()?;
+        ensure!(log.contains("cannot remember identities") && log.contains("a symbolic link to one"));
+        Ok(())
+    })?;
+    assert_eq!(fs::metadata(elsewhere.join("identities.json"))?.modified()?, before);
     Ok(())
 }

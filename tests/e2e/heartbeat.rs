@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use aya::{
     Ebpf,
     programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
@@ -23,7 +24,6 @@ use metadata_tests::{
     traffic::meanwhile,
     wait::until,
 };
-use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 const ID: &str = "neutron:ovn-metadata-id";
 const BRIDGE: &str = "neutron:ovn-bridge";

@@ -252,6 +252,23 @@ fn who_is_slow_is_not_waited_for() -> Result<()> {
     is_identity_of(&slow.port, &idle.request("GET", META_DATA, &[], b"")?)?;
     assert!(idle.is_closed()?);
 
+    // So is one with nothing but a few empty lines, which begin no request. Many do, and go on with one, too.
+    let mut lines = slow.connect()?;
+    is_identity_of(&slow.port, &lines.request("GET", META_DATA, &[], b"")?)?;
+    lines.send(b"\r\n\r\n\r")?;
+    thread::sleep(Duration::from_millis(100));
+    lines.send(b"\n")?;
+    assert!(lines.is_closed()?);
+    for count in [2, 20] {
+        let mut lines = slow.connect()?;
+        is_identity_of(&slow.port, &lines.request("GET", META_DATA, &[], b"")?)?;
+        lines.send("\r\n".repeat(count).as_bytes())?;
+        is_identity_of(&slow.port, &lines.request("GET", META_DATA, &[], b"")?)?;
+    }
+    let mut many = slow.connect()?;
+    many.send("\r\n".repeat(20).as_bytes())?;
+    assert_eq!(many.response("GET")?.status, 408);
+
     // However busy, it does not last for ever.
     let began = Instant::now();
     let mut busy = slow.connect()?;

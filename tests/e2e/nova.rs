@@ -24,6 +24,8 @@ use metadata_tests::{
 mod endpoints;
 #[path = "nova/machines.rs"]
 mod machines;
+#[path = "nova/openssl.rs"]
+mod openssl;
 #[path = "nova/tls.rs"]
 mod tls;
 

@@ -6,11 +6,13 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     net::{Ipv4Addr, SocketAddrV4},
+    os::fd::AsRawFd as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread::{self, JoinHandle},
 };
 
 use anyhow::{Context as _, Result};
+use aws_lc_rs::hmac;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -19,7 +21,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use instance::Instance;
 pub use instance::{key_name, public_key, vendor_data};
-use ring::hmac;
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::{net::TcpListener, sync::oneshot};
 
 use crate::{netns::Namespace, port::Port};
@@ -157,7 +159,8 @@ pub fn signature(instance: &str) -> String {
     tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Dropping the runtime at the end closes what is still open.
+/// Dropping the runtime at the end closes what is still open. To listen is ended as well: a child that another thread forks just
+/// then has the socket for a moment longer.
 fn serve(
     listener: std::net::TcpListener,
     state: Arc<Mutex<State>>,
@@ -166,11 +169,12 @@ fn serve(
 ) -> Result<()> {
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let listening = listener.try_clone()?;
     let listener = runtime.block_on(async { TcpListener::from_std(listener) })?;
     runtime.spawn(accept(listener, state));
     let _ = ready.send(Ok(()));
     let _ = runtime.block_on(stopped);
-    Ok(())
+    Ok(shutdown(listening.as_raw_fd(), Shutdown::Both)?)
 }
 
 async fn accept(listener: TcpListener, state: Arc<Mutex<State>>) {

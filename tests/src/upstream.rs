@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -12,6 +13,7 @@ use std::{
 };
 
 use anyhow::Result;
+use nix::sys::socket::{self, shutdown};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::{netns::Namespace, sandbox::Sandbox};
@@ -81,6 +83,7 @@ struct Shared {
     script: Mutex<Script>,
     requests: Mutex<Vec<Vec<u8>>>,
     /// Every connection accepted so far.
+    listener: TcpListener,
     connections: Mutex<Vec<TcpStream>>,
     tls: Mutex<Option<Arc<ServerConfig>>>,
     released: AtomicBool,
@@ -104,13 +107,14 @@ impl Upstream {
         let shared = Arc::new(Shared {
             script: Mutex::new(script),
             requests: Mutex::default(),
+            listener,
             connections: Mutex::default(),
             tls: Mutex::new(tls),
             released: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         });
         let server = shared.clone();
-        thread::spawn(move || server.accept(&listener));
+        thread::spawn(move || server.accept());
         Ok(Self { shared })
     }
 
@@ -143,6 +147,8 @@ impl Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::Release);
+        // Closing would not do: the thread sleeps, and a child that another forks just then has the socket, too.
+        let _ = shutdown(self.shared.listener.as_raw_fd(), socket::Shutdown::Both);
         for connection in &*self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner) {
             // It may have ended by itself.
             let _ = connection.shutdown(Shutdown::Both);
@@ -151,9 +157,9 @@ impl Drop for Upstream {
 }
 
 impl Shared {
-    fn accept(self: Arc<Self>, listener: &TcpListener) {
+    fn accept(self: Arc<Self>) {
         while !self.stopped.load(Ordering::Acquire) {
-            match listener.accept() {
+            match self.listener.accept() {
                 Ok((stream, _)) => {
                     let kept = stream.try_clone().ok();
                     self.connections.lock().unwrap_or_else(PoisonError::into_inner).extend(kept);

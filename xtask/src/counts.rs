@@ -1,5 +1,6 @@
-//! How many tests ran, told from what `cargo test` prints.
+//! How many tests ran, and which did not and why, told from what `cargo test` prints.
 use std::{
+    collections::BTreeMap,
     env, fmt,
     io::{BufRead as _, BufReader},
     ops::AddAssign,
@@ -12,16 +13,19 @@ use anyhow::{Context as _, bail};
 use crate::command::{line, say};
 
 /// Tests by how they ended.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Counts {
     passed: u32,
     failed: u32,
     ignored: u32,
+    /// How many of the ignored say what: for what they are, and what runs them.
+    reasons: BTreeMap<String, u32>,
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.ignored)
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.ignored)?;
+        self.reasons.iter().try_for_each(|(reason, count)| write!(f, "\n  skipped {count} {reason}"))
     }
 }
 
@@ -30,6 +34,9 @@ impl AddAssign for Counts {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
+        for (reason, count) in other.reasons {
+            *self.reasons.entry(reason).or_default() += count;
+        }
     }
 }
 
@@ -41,7 +48,13 @@ impl Counts {
             let mut parts = rest.split("; ").filter_map(|part| part.split_once(' '));
             parts.find(|(_, name)| *name == what)?.0.parse().ok()
         };
-        Some(Self { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
+        let [passed, failed, ignored] = [count("passed")?, count("failed")?, count("ignored")?];
+        Some(Self { passed, failed, ignored, ..Self::default() })
+    }
+
+    /// Why a test was skipped, from its line: `test name ... ignored, for another machine: how to have it`.
+    fn reason(line: &str) -> Option<&str> {
+        line.trim().strip_prefix("test ")?.split_once(" ... ignored, ").map(|(_, reason)| reason)
     }
 }
 
@@ -64,6 +77,9 @@ pub(crate) fn run_tests(command: &mut Command) -> anyhow::Result<Counts> {
             if let Some(counts) = Counts::of(&line) {
                 total += counts;
             }
+            if let Some(reason) = Counts::reason(&line) {
+                *total.reasons.entry(reason.to_owned()).or_default() += 1;
+            }
         }
     }
     let status = child.wait()?;
@@ -83,7 +99,21 @@ mod tests {
     #[test]
     fn closing_lines_are_counted() {
         let line = "test result: FAILED. 12 passed; 3 failed; 4 ignored; 0 measured; 0 filtered out; finished in 0.1s";
-        assert_eq!(Counts::of(line), Some(Counts { passed: 12, failed: 3, ignored: 4 }));
+        let counts = Counts::of(line).unwrap();
+        assert_eq!((counts.passed, counts.failed, counts.ignored), (12, 3, 4));
         assert_eq!(Counts::of("test counters ... ok"), None);
+    }
+
+    #[test]
+    fn what_is_skipped_says_how_it_is_run() {
+        let reason = "for another machine: cargo xtask vm-test";
+        assert_eq!(Counts::reason(&format!("test a::b ... ignored, {reason}")), Some(reason));
+        assert_eq!(Counts::reason("test a::b ... ignored"), None);
+        let mut total = Counts { passed: 1, ignored: 1, ..Counts::default() };
+        for _ in 0..2 {
+            total += Counts { ignored: 1, reasons: [(reason.to_owned(), 1)].into(), ..Counts::default() };
+        }
+        let text = format!("1 passed, 0 failed, 3 skipped\n  skipped 2 {reason}");
+        assert_eq!(total.to_string(), text);
     }
 }

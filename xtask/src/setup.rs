@@ -9,7 +9,7 @@ use crate::{
     debian, ebpf,
 };
 
-/// What building needs: a C compiler and make for a crate with C and assembler parts (ring), and for bpf-linker's.
+/// What building needs: a C compiler for a crate with C and assembler parts (aws-lc-sys), and for bpf-linker's.
 const BUILD_PROGRAMS: &[(&str, &str)] = &[("cc", "gcc libc6-dev")];
 
 /// What tests and demo run, and the packages they come in.
@@ -40,6 +40,10 @@ const CLOUD_INIT_FILES: &[(&str, &str)] = &[
     ("/usr/lib/python3/dist-packages/requests", "python3-requests"),
     ("/usr/lib/python3/dist-packages/yaml", "python3-yaml"),
 ];
+
+/// What configurations are compared with. The interpreter is Debian's, whose modules these are.
+const OSLO_CONFIG_FILES: &[(&str, &str)] =
+    &[("/usr/bin/python3", "python3"), ("/usr/lib/python3/dist-packages/oslo_config", "python3-oslo.config")];
 
 /// The suites of which the tests take cloud-init: before it asked over IPv6, and since.
 const CLOUD_INIT_SUITES: &[&str] = &["bookworm", "trixie"];
@@ -88,6 +92,7 @@ pub(crate) fn for_build() -> anyhow::Result<()> {
 pub(crate) fn for_tests() -> anyhow::Result<()> {
     packages(TEST_PROGRAMS)?;
     packages(CLOUD_INIT_FILES)?;
+    packages(OSLO_CONFIG_FILES)?;
     cloud_init()?;
     for_build()
 }

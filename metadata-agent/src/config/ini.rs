@@ -1,8 +1,8 @@
-//! Reads the INI files of OpenStack services the way oslo.config does.
+//! Reads the INI files of OpenStack services the way oslo.config does (`iniparser` and `cfg.ConfigParser`).
 //!
-//! Rules, from oslo.config's `iniparser` and `cfg`: `key = value` or `key: value`, whichever comes first; an indented
-//! line continues the value above it; comments start a line with `#` or `;`; a pair of quotes around a value is taken
-//! off; `$name`, `${name}` and `${group.name}` are replaced, `$$` is a dollar; of several values the last one counts.
+//! `key = value` or `key: value`, whichever comes first; an indented line continues the value above it; comments start a
+//! line with `#` or `;`; a pair of quotes around a value is taken off; sections' names are the same in upper and lower
+//! case, but for DEFAULT's; of several values the last one counts. `oslo.rs` compares all of that.
 use std::{
     collections::BTreeMap,
     fmt,
@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-/// Section used before any header, and when a reference names no other.
+/// The section that references name by naming none.
 pub(super) const DEFAULT: &str = "DEFAULT";
 
 /// Where a value stands.
@@ -31,7 +31,7 @@ impl fmt::Display for Origin {
 /// A value and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Value {
-    /// The text, references already replaced.
+    /// The text.
     pub text: String,
     /// For error messages.
     pub origin: Origin,
@@ -66,10 +66,10 @@ pub enum Error {
     },
 }
 
-/// All options of some files: section → option → values in the order they were read.
+/// All options of some files: section → option → the value that was read last.
 #[derive(Debug, Default)]
 pub(super) struct Ini {
-    sections: BTreeMap<String, BTreeMap<String, Vec<Value>>>,
+    sections: BTreeMap<String, BTreeMap<String, Value>>,
 }
 
 impl Ini {
@@ -93,132 +93,100 @@ impl Ini {
     /// Adds the text of a file; `path` is for messages.
     pub(super) fn parse(&mut self, path: &Path, text: &str) -> Result<(), Error> {
         let file: Arc<Path> = path.into();
-        let mut section = DEFAULT.to_owned();
-        let mut open: Option<(String, Vec<String>, usize)> = None;
-        for (index, line) in text.lines().enumerate() {
+        let mut section: Option<String> = None;
+        let mut open: Option<Open> = None;
+        for (index, line) in lines(text).enumerate() {
             let origin = Origin { file: file.clone(), line: index + 1 };
             let syntax = |problem| Error::Syntax { origin: origin.clone(), problem };
-            if line.trim().is_empty() {
-                self.close(&section, open.take(), &file);
-            } else if line.starts_with([' ', '\t']) {
-                match &mut open {
-                    Some((_, lines, _)) => lines.push(line.trim().to_owned()),
-                    None => {
-                        return Err(syntax(
-                            "an indented line continues the option above it, and there is none",
-                        ));
-                    }
-                }
-            } else if line.starts_with(['#', ';']) {
-                self.close(&section, open.take(), &file);
-            } else if let Some(rest) = line.strip_prefix('[') {
-                self.close(&section, open.take(), &file);
-                let Some(name) = rest.trim_end().strip_suffix(']') else {
-                    return Err(syntax("a section header must end with ']'"));
+            let line = line.trim_end_matches(is_space);
+            if line.starts_with([' ', '\t']) {
+                let Some(open) = &mut open else {
+                    return Err(syntax("an indented line continues the option above it, and there is none"));
                 };
-                section = name.to_owned();
-            } else {
-                self.close(&section, open.take(), &file);
-                let Some(at) = line.find(['=', ':']) else {
-                    return Err(syntax(
-                        "expected 'option = value', a [section], or a comment starting with '#'",
-                    ));
-                };
-                let key = line[..at].trim();
-                if key.is_empty() {
-                    return Err(syntax("there is no option name before the sign"));
-                }
-                open = Some((key.to_owned(), vec![unquote(line[at + 1..].trim()).to_owned()], index + 1));
+                open.lines.push(line.trim_start_matches(is_space).to_owned());
+                continue;
             }
+            self.close(section.as_deref(), open.take())?;
+            if line.is_empty() || line.starts_with(['#', ';']) {
+                continue;
+            }
+            if let Some(rest) = line.strip_prefix('[') {
+                section = match rest.strip_suffix(']') {
+                    Some("") => return Err(syntax("a section has a name")),
+                    Some(name) => Some(normalized(name)),
+                    None => return Err(syntax("a section header must end with ']'")),
+                };
+                continue;
+            }
+            let Some((key, value)) = line.split_once(['=', ':']) else {
+                return Err(syntax("expected 'option = value', a [section], or a comment starting with '#'"));
+            };
+            let key = key.trim_matches(is_space).to_owned();
+            if key.is_empty() {
+                return Err(syntax("there is no option name before the sign"));
+            }
+            open = Some(Open { key, lines: vec![unquote(value.trim_matches(is_space)).to_owned()], origin });
         }
-        self.close(&section, open.take(), &file);
+        self.close(section.as_deref(), open)
+    }
+
+    fn close(&mut self, section: Option<&str>, option: Option<Open>) -> Result<(), Error> {
+        let Some(Open { key, lines, origin }) = option else { return Ok(()) };
+        let Some(section) = section else {
+            let problem = "the option stands before any section; is a line [DEFAULT] missing above it?";
+            return Err(Error::Syntax { origin, problem });
+        };
+        let value = Value { text: lines.join("\n"), origin };
+        self.sections.entry(section.to_owned()).or_default().insert(key, value);
         Ok(())
     }
 
-    fn close(&mut self, section: &str, option: Option<(String, Vec<String>, usize)>, file: &Arc<Path>) {
-        if let Some((key, lines, line)) = option {
-            let value = Value { text: lines.join("\n"), origin: Origin { file: file.clone(), line } };
-            self.sections.entry(section.to_owned()).or_default().entry(key).or_default().push(value);
-        }
-    }
-
-    /// The last value of an option, references replaced.
-    pub(super) fn get(&self, section: &str, option: &str) -> Option<Value> {
-        self.get_nested(section, option, 0)
+    /// The last value of an option, references as they stand. `section` is in lower case, unless it is DEFAULT.
+    pub(super) fn raw(&self, section: &str, option: &str) -> Option<&Value> {
+        self.sections.get(section)?.get(option)
     }
 
     /// Names and values' origins of everything in a section.
     pub(super) fn options(&self, section: &str) -> impl Iterator<Item = (&str, &Origin)> {
         let options = self.sections.get(section).into_iter().flatten();
-        options.filter_map(|(name, values)| Some((name.as_str(), &values.last()?.origin)))
-    }
-
-    fn get_nested(&self, section: &str, option: &str, depth: usize) -> Option<Value> {
-        let value = self.sections.get(section)?.get(option)?.last()?;
-        Some(Value { text: self.substitute(section, &value.text, depth), origin: value.origin.clone() })
-    }
-
-    /// A reference that leads nowhere stays as it stands, as in oslo.config (`safe_substitute`).
-    fn substitute(&self, section: &str, text: &str, depth: usize) -> String {
-        /// Deeper nesting than this can only be a circle.
-        const MAX_DEPTH: usize = 16;
-        if depth >= MAX_DEPTH {
-            return text.to_owned();
-        }
-        let text = text.replace("\\$", "$$");
-        let mut out = String::with_capacity(text.len());
-        let mut rest = text.as_str();
-        while let Some(at) = rest.find('$') {
-            out.push_str(&rest[..at]);
-            rest = &rest[at + 1..];
-            if let Some(after) = rest.strip_prefix('$') {
-                out.push('$');
-                rest = after;
-                continue;
-            }
-            let (name, length) = reference(rest);
-            let found = name.and_then(|name| match name.split_once('.') {
-                Some((group, option)) => self.get_nested(group, option, depth + 1),
-                None => self
-                    .get_nested(section, name, depth + 1)
-                    .or_else(|| self.get_nested(DEFAULT, name, depth + 1)),
-            });
-            match found {
-                Some(value) => out.push_str(&value.text),
-                None => {
-                    out.push('$');
-                    out.push_str(&rest[..length]);
-                }
-            }
-            rest = &rest[length..];
-        }
-        out.push_str(rest);
-        out
+        options.map(|(name, value)| (name.as_str(), &value.origin))
     }
 }
 
-/// The name a `$` refers to, and how many bytes of what follows the `$` belong to the reference.
-fn reference(rest: &str) -> (Option<&str>, usize) {
-    if let Some(inner) = rest.strip_prefix('{') {
-        return match inner.find('}') {
-            Some(end) => (Some(&inner[..end]), end + 2),
-            None => (None, 0),
-        };
-    }
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
-    let end = rest.find(|c| !word(c)).unwrap_or(rest.len());
-    let name = rest[..end].trim_end_matches('.');
-    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
-        (None, 0)
-    } else {
-        (Some(name), name.len())
-    }
+/// An option whose value may go on.
+struct Open {
+    key: String,
+    lines: Vec<String>,
+    origin: Origin,
+}
+
+/// Lines as Python reads them from a file: each of LF, CR and CR LF ends one.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let Some(end) = text.find(['\n', '\r']) else { return rest.take() };
+        let after = &text[end..];
+        rest = after.strip_prefix("\r\n").or_else(|| after.get(1..));
+        Some(&text[..end])
+    })
+}
+
+/// What Python's `strip` takes off: Unicode's space, and the separators of ASCII.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// The name that a section goes by.
+pub(super) fn normalized(section: &str) -> String {
+    if section == DEFAULT { DEFAULT.to_owned() } else { section.to_lowercase() }
 }
 
 fn unquote(text: &str) -> &str {
     for quote in ['"', '\''] {
-        if let Some(inner) = text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote)) {
-            return inner;
+        if let Some(rest) = text.strip_prefix(quote) {
+            // A quote that stands alone is its own end.
+            return if rest.is_empty() { "" } else { rest.strip_suffix(quote).unwrap_or(text) };
         }
     }
     text
@@ -234,10 +202,6 @@ mod tests {
         Ok(ini)
     }
 
-    fn get(text: &str, section: &str, option: &str) -> Option<String> {
-        parse(text).unwrap().get(section, option).map(|value| value.text)
-    }
-
     #[test]
     fn values_as_oslo_reads_them() {
         let cases = [
@@ -249,35 +213,36 @@ mod tests {
             ("[a]\nx = 'quoted '", "quoted "),
             ("[a]\nx = \"quoted\"", "quoted"),
             ("[a]\nx = \"one sided", "\"one sided"),
+            ("[a]\nx = \"", ""),
             ("[a]\nx = a # not a comment", "a # not a comment"),
             ("[a]\nx = one,\n    two,\n\tthree\ny = 1", "one,\ntwo,\nthree"),
             ("[a]\nx = old\nx = new", "new"),
             ("[a]\nx = 1\n[b]\nx = 2\n[a]\nx = 3", "3"),
+            ("[a]\nx = 1\n[A]\nx = 2", "2"),
             ("[a]\nx =", ""),
             ("# c\n; c\n\n[a]\nx = 1", "1"),
-            ("[a]\nx = pa\\$\\$word", "pa$$word"),
-            ("[a]\nx = back\\slash", "back\\slash"),
+            ("[a]\r\nx = 1\r\n", "1"),
+            ("[a]\rx = 1\ry = 2\r", "1"),
         ];
         for (text, expected) in cases {
-            assert_eq!(get(text, "a", "x").as_deref(), Some(expected), "{text:?}");
+            assert_eq!(parse(text).unwrap().raw("a", "x").unwrap().text, expected, "{text:?}");
         }
     }
 
     #[test]
-    fn references() {
-        let text = "state_path = /var/lib\n[a]\nx = $state_path/y and ${state_path}, ${b.z}; $unknown $$5 $\n[b]\nz = $state_path";
-        assert_eq!(get(text, "a", "x").as_deref(), Some("/var/lib/y and /var/lib, /var/lib; $unknown $5 $"));
-        // A circle ends, in whatever text.
-        assert!(get("[a]\nx = $y\ny = $x", "a", "x").is_some());
+    fn the_section_default_is_written_so() {
+        for header in ["default", "Default"] {
+            assert_eq!(parse(&format!("[{header}]\nx = 1")).unwrap().raw(DEFAULT, "x"), None, "{header}");
+        }
     }
 
     #[test]
     fn later_files_win() {
         let mut ini = parse("[a]\nx = 1\ny = 1").unwrap();
         ini.parse(Path::new("second.ini"), "[a]\nx = 2").unwrap();
-        assert_eq!(ini.get("a", "x").unwrap().text, "2");
-        assert_eq!(ini.get("a", "x").unwrap().origin.to_string(), "second.ini:2");
-        assert_eq!(ini.get("a", "y").unwrap().text, "1");
+        assert_eq!(ini.raw("a", "x").unwrap().text, "2");
+        assert_eq!(ini.raw("a", "x").unwrap().origin.to_string(), "second.ini:2");
+        assert_eq!(ini.raw("a", "y").unwrap().text, "1");
     }
 
     #[test]
@@ -285,8 +250,10 @@ mod tests {
         let cases = [
             ("[a]\nno sign", "test.ini:2: expected 'option = value'"),
             ("[a\nx = 1", "test.ini:1: a section header must end with ']'"),
+            ("[]\nx = 1", "test.ini:1: a section has a name"),
             ("  x = 1", "test.ini:1: an indented line continues"),
             ("[a]\n= 1", "test.ini:2: there is no option name"),
+            ("\nx = 1", "test.ini:2: the option stands before any section"),
         ];
         for (text, expected) in cases {
             let error = parse(text).unwrap_err().to_string();

@@ -1,13 +1,21 @@
 //! The agent's settings: Neutron's options under their own names, ours in `[metadata_ebpf]`.
+mod defaults;
 mod ini;
 mod limits;
 mod nova;
 mod options;
+#[cfg(test)]
+mod oslo;
 mod ovn;
+mod references;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use ini::{DEFAULT, Ini, Origin, Value};
 pub use nova::{ClientCertificate, Endpoint, Nova, NovaTls, Secret};
@@ -52,6 +60,15 @@ pub struct Config {
     pub limits: Limits,
     /// `[metadata_ebpf] admin_listen`: where else than on its socket the admin interface may be read.
     pub admin_listen: Option<SocketAddr>,
+}
+
+/// What the command line names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// `--config-file`.
+    File(PathBuf),
+    /// `--config-dir`.
+    Folder(PathBuf),
 }
 
 /// How the eBPF programs are put on devices.
@@ -118,6 +135,19 @@ pub enum Error {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// A reference in an option's value leads nowhere. The value is not shown: it may be the secret.
+    #[error(
+        "{origin}: [{section}] {option} has a reference to an option that is not set, or to itself; a dollar sign is \
+         written $$, and a reference with letters or a dot behind it ${{name}}"
+    )]
+    Reference {
+        /// Where it stands.
+        origin: Origin,
+        /// Its section.
+        section: &'static str,
+        /// Its name.
+        option: &'static str,
+    },
     /// An option in our own section that does not exist.
     #[error("{origin}: [{SECTION}] has no option {option:?}; it has: {known}")]
     Unknown {
@@ -179,24 +209,18 @@ const OWN: &[&str] = &[
 ];
 
 impl Config {
-    /// Reads the files in their order, then those of the folders (`*.conf`, sorted), as oslo.config does.
-    pub fn read(files: &[PathBuf], folders: &[PathBuf]) -> Result<Self, Error> {
-        let mut ini = Ini::default();
-        for file in files {
-            ini.read(file)?;
-        }
-        for folder in folders {
-            let list = || -> std::io::Result<Vec<PathBuf>> {
-                std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
-            };
-            let mut entries = list().map_err(|error| Error::Folder { path: folder.clone(), error })?;
-            entries.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
-            entries.sort();
-            for file in &entries {
-                ini.read(file)?;
-            }
-        }
-        Self::from_ini(&Options(&ini))
+    /// Reads files and folders in their order, as oslo.config does.
+    pub fn read(places: &[Place]) -> Result<Self, Error> {
+        Self::from_ini(&Options(&read(places)?))
+    }
+
+    /// What is no error and yet hardly meant.
+    pub fn warnings(&self) -> Vec<&'static str> {
+        let empty = self.nova.secret.is_empty().then_some(
+            "[DEFAULT] metadata_proxy_shared_secret is empty: whoever reaches Nova's metadata port can ask for any \
+             instance's; set it to the same secret here and in nova's [neutron]",
+        );
+        empty.into_iter().collect()
     }
 
     fn from_ini(options: &Options<'_>) -> Result<Self, Error> {
@@ -206,7 +230,7 @@ impl Config {
             None => ovn::source(options)?,
         };
         let run_dir = options.path(SECTION, "run_dir")?.unwrap_or_else(|| "/run/metadata-agent".into());
-        let state_dir = options.path(DEFAULT, "state_path")?.unwrap_or_else(|| "/var/lib/neutron".into());
+        let state_dir = options.path(DEFAULT, "state_path")?.unwrap_or_else(|| defaults::STATE_PATH.into());
         Ok(Self {
             state_dir: state_dir.join("metadata-agent"),
             debug: options.parse(DEFAULT, "debug", false, boolean)?,
@@ -233,6 +257,35 @@ impl Config {
             })?,
         })
     }
+}
+
+fn read(places: &[Place]) -> Result<Ini, Error> {
+    let mut ini = Ini::default();
+    for place in places {
+        match place {
+            Place::File(file) => ini.read(file)?,
+            Place::Folder(folder) => {
+                for file in &files(folder)? {
+                    ini.read(file)?;
+                }
+            }
+        }
+    }
+    Ok(ini)
+}
+
+/// `*.conf`, sorted, without those whose name begins with a dot.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let list = || -> std::io::Result<Vec<PathBuf>> {
+        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
+    };
+    let mut files = list().map_err(|error| Error::Folder { path: folder.into(), error })?;
+    files.retain(|file| {
+        let name = file.file_name().unwrap_or_default().as_encoded_bytes();
+        name.ends_with(b".conf") && !name.starts_with(b".")
+    });
+    files.sort();
+    Ok(files)
 }
 
 fn attach_mode(text: &str) -> Result<AttachMode, String> {

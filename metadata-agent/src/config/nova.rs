@@ -1,8 +1,8 @@
 //! How to reach nova-metadata, by Neutron's options.
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use super::{
-    Error,
+    Error, defaults,
     ini::DEFAULT,
     options::{Options, boolean, number, timeout},
 };
@@ -64,15 +64,15 @@ pub struct ClientCertificate {
 
 impl Nova {
     pub(super) fn from_ini(options: &Options<'_>) -> Result<Self, Error> {
-        let secret =
-            options.text(DEFAULT, "metadata_proxy_shared_secret").filter(|value| !value.text.is_empty());
-        let secret = secret.ok_or(Error::Missing {
+        let secret = options.text(DEFAULT, "metadata_proxy_shared_secret")?.ok_or(Error::Missing {
             section: DEFAULT,
             option: "metadata_proxy_shared_secret",
-            remedy: "set it to the value of nova's [neutron] metadata_proxy_shared_secret",
+            remedy: "set it to the value of nova's [neutron] metadata_proxy_shared_secret, which may be empty",
         })?;
-        let port = options.parse(DEFAULT, "nova_metadata_port", 8775, |text| number(text, 1, 65535))? as u16;
-        let default = vec![Endpoint { host: "127.0.0.1".to_owned(), port }];
+        let port = options.parse(DEFAULT, "nova_metadata_port", defaults::NOVA_PORT, |text| {
+            Ok(number(text, 1, 65535)? as u16)
+        })?;
+        let default = vec![Endpoint { host: defaults::NOVA_HOST.to_owned(), port }];
         let https = options.parse(DEFAULT, "nova_metadata_protocol", false, |text| match text {
             "http" => Ok(false),
             "https" => Ok(true),
@@ -141,14 +141,30 @@ fn endpoint(word: &str, default: u16) -> Result<Endpoint, String> {
         Some(port) => number(port, 1, 65535).ok().map(|port| port as u16),
         None => None,
     };
-    let is_name = |host: &str| host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-    let is_address = |host: &str| host.parse::<std::net::Ipv6Addr>().is_ok();
+    // A dot at the end is taken off, as oslo.config does: certificates have none.
+    let host = match host.strip_suffix('.') {
+        Some(name) if is_name(name) => name,
+        _ => host,
+    };
     match port {
-        Some(port) if !host.is_empty() && (is_name(host) || is_address(host)) => {
+        Some(port) if is_name(host) || host.parse::<IpAddr>().is_ok() => {
             Ok(Endpoint { host: host.to_owned(), port })
         }
         _ => Err(format!("{word:?} is no host[:port]; an IPv6 address with a port stands in brackets")),
     }
+}
+
+/// By oslo.config's rules, which take a mistyped address for no name; underscores are let pass, as in its later versions.
+fn is_name(host: &str) -> bool {
+    let is_label = |label: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.chars().all(allowed)
+    };
+    let last = host.rsplit('.').next().unwrap_or_default();
+    host.len() <= 253 && host.split('.').all(is_label) && !last.chars().all(|c| c.is_ascii_digit())
 }
 
 /// A text that never appears in logs.
@@ -159,6 +175,11 @@ impl Secret {
     /// The secret itself.
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it is known to everybody.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -181,6 +202,7 @@ mod tests {
             names("nova.example.com:80, [fd00::1],fd00::2\n [fd00::3]:81").unwrap(),
             ["nova.example.com:80", "[fd00::1]:8775", "[fd00::2]:8775", "[fd00::3]:81"]
         );
+        assert_eq!(names("nova.example.com.,nova.:80").unwrap(), ["nova.example.com:8775", "nova:80"]);
         for bad in [
             "",
             ",",
@@ -194,6 +216,7 @@ mod tests {
             "http://a",
             "a/b",
             "x::y::z",
+            ".",
         ] {
             assert!(names(bad).is_err(), "{bad}: {:?}", names(bad));
         }

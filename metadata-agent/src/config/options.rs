@@ -7,15 +7,20 @@ use std::{
 use super::{
     Error, OWN, Rate, SECTION,
     ini::{Ini, Value},
+    references,
 };
 
 /// The options of all files.
 pub(super) struct Options<'a>(pub(super) &'a Ini);
 
 impl Options<'_> {
-    /// The last value, if there is one.
-    pub(super) fn text(&self, section: &str, option: &str) -> Option<Value> {
-        self.0.get(section, option)
+    /// The last value, if there is one, references replaced.
+    pub(super) fn text(&self, section: &'static str, option: &'static str) -> Result<Option<Value>, Error> {
+        let Some(Value { text, origin }) = self.0.raw(section, option) else { return Ok(None) };
+        match references::resolve(self.0, section, text) {
+            Ok(text) => Ok(Some(Value { text, origin: origin.clone() })),
+            Err(references::Unresolved) => Err(Error::Reference { origin: origin.clone(), section, option }),
+        }
     }
 
     /// The value as `parse` understands it.
@@ -26,13 +31,13 @@ impl Options<'_> {
         default: T,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<T, Error> {
-        let Some(value) = self.text(section, option) else { return Ok(default) };
+        let Some(value) = self.text(section, option)? else { return Ok(default) };
         parse(value.text.trim()).map_err(|problem| Error::new(section, option, value, problem))
     }
 
     /// A path, if one is named.
     pub(super) fn path(&self, section: &'static str, option: &'static str) -> Result<Option<PathBuf>, Error> {
-        let value = self.text(section, option).filter(|value| !value.text.is_empty());
+        let value = self.text(section, option)?.filter(|value| !value.text.is_empty());
         value.map(|value| absolute(section, option, &value)).transpose()
     }
 

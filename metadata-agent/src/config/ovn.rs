@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use super::{
-    Error, Source,
+    Error, Source, defaults,
     ini::Value,
     options::{Options, milliseconds, seconds},
 };
@@ -16,20 +16,20 @@ pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
     // As python-ovs has it, for those who mean seconds.
     let probe = if probe.is_zero() { probe } else { probe.max(LEAST_INTERVAL) };
     let client = |section, option, default: &str, database| {
-        let value = options.text(section, option).unwrap_or_else(|| Value::default(default));
+        let value = options.text(section, option)?.unwrap_or_else(|| Value::default(default));
         let remotes = remotes(&value.text).map_err(|problem| Error::new(section, option, value, problem))?;
         let mut config = ovsdb_client::Config::new(remotes, database);
         config.probe_interval = probe;
         Ok::<_, Error>(Box::new(config))
     };
-    let ovs = client("ovs", "ovsdb_connection", "unix:/run/openvswitch/db.sock", "Open_vSwitch")?;
+    let ovs = client("ovs", "ovsdb_connection", defaults::OVS, "Open_vSwitch")?;
     if has_tls(&ovs)
-        && let Some(value) = options.text("ovs", "ovsdb_connection")
+        && let Some(value) = options.text("ovs", "ovsdb_connection")?
     {
         let problem = "ssl: is for the Southbound; the local Open vSwitch is asked over unix: or tcp:";
         return Err(Error::new("ovs", "ovsdb_connection", value, problem.into()));
     }
-    let mut southbound = client("ovn", "ovn_sb_connection", "tcp:127.0.0.1:6642", "OVN_Southbound")?;
+    let mut southbound = client("ovn", "ovn_sb_connection", defaults::SOUTHBOUND, "OVN_Southbound")?;
     let longest = options.parse("ovn", "ovsdb_retry_max_interval", southbound.backoff_max, seconds)?;
     southbound.backoff_max = longest.max(LEAST_INTERVAL);
     if has_tls(&southbound) {

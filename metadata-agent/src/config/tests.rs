@@ -10,7 +10,7 @@ fn read(text: &str) -> Result<Config, Error> {
     Config::from_ini(&Options(&ini))
 }
 
-const SECRET: &str = "metadata_proxy_shared_secret = s3cret\n";
+const SECRET: &str = "[DEFAULT]\nmetadata_proxy_shared_secret = s3cret\n";
 
 #[test]
 fn neutrons_file_as_it_is() {
@@ -41,27 +41,28 @@ fn defaults() {
 #[test]
 fn errors_name_place_and_remedy() {
     let cases = [
+        ("debug = $x\n", "test.ini:3: [DEFAULT] debug has a reference to an option that is not set"),
         ("", "metadata_proxy_shared_secret is not set in any configuration file: set it to"),
         (
             "nova_metadata_port = 99999\n",
-            "test.ini:2: [DEFAULT] nova_metadata_port = \"99999\": expected a whole",
+            "test.ini:3: [DEFAULT] nova_metadata_port = \"99999\": expected a whole",
         ),
-        ("debug = maybe\n", "test.ini:2: [DEFAULT] debug = \"maybe\": expected true or false"),
+        ("debug = maybe\n", "test.ini:3: [DEFAULT] debug = \"maybe\": expected true or false"),
         (
             "[metadata_ebpf]\nnetsn = x\n",
-            "test.ini:3: [metadata_ebpf] has no option \"netsn\"; it has: netns",
+            "test.ini:4: [metadata_ebpf] has no option \"netsn\"; it has: netns",
         ),
         (
             "[metadata_ebpf]\nrun_dir = x\n",
-            "test.ini:3: [metadata_ebpf] run_dir = \"x\": expected an absolute path",
+            "test.ini:4: [metadata_ebpf] run_dir = \"x\": expected an absolute path",
         ),
         (
             "[metadata_ebpf]\nnetns = a/b\n",
-            "test.ini:3: [metadata_ebpf] netns = \"a/b\": expected a file name",
+            "test.ini:4: [metadata_ebpf] netns = \"a/b\": expected a file name",
         ),
         (
             "[ovn]\novn_sb_connection = udp:1.2.3.4:5\n",
-            "test.ini:3: [ovn] ovn_sb_connection = \"udp:1.2.3.4:5\": ",
+            "test.ini:4: [ovn] ovn_sb_connection = \"udp:1.2.3.4:5\": ",
         ),
         ("[ovn]\novn_sb_connection = ssl:1.2.3.4:5\n", "[ovn] ovn_sb_private_key is not set"),
         ("[metadata_ebpf]\nunknown_identity_hold = -1\n", "expected seconds"),
@@ -83,7 +84,7 @@ fn errors_name_place_and_remedy() {
 #[test]
 fn neutrons_limits_and_times() {
     let text = format!(
-        "[DEFAULT]\n{SECRET}[metadata_rate_limiting]\nrate_limit_enabled = True\nip_versions = 4,6\n\
+        "{SECRET}[metadata_rate_limiting]\nrate_limit_enabled = True\nip_versions = 4,6\n\
          base_window_duration = 60\nbase_query_rate_limit = 100\nburst_query_rate_limit = 20\n\
          [metadata_haproxy]\ntimeout_connect = 3\ntimeout_client = 4\ntimeout_server = 5\n\
          timeout_http_request = 6\ntimeout_http_keep_alive = 7\n"
@@ -111,4 +112,15 @@ fn https_to_nova() {
     assert!(error.contains("nova_client_priv_key is not set"), "{error}");
     // As Neutron: without https these are of no interest.
     assert_eq!(read(&format!("{SECRET}nova_client_cert = /c\n")).unwrap().nova.tls, None);
+}
+
+#[test]
+fn an_empty_secret_is_a_warning() {
+    assert_eq!(read(SECRET).unwrap().warnings(), Vec::<&str>::new());
+    let [warning] = read("[DEFAULT]\nmetadata_proxy_shared_secret =\n").unwrap().warnings()[..] else {
+        panic!("no warning")
+    };
+    assert!(warning.starts_with("[DEFAULT] metadata_proxy_shared_secret is empty"), "{warning}");
+    let error = read("[DEFAULT]\nmetadata_proxy_shared_secret = pa$word\n").unwrap_err().to_string();
+    assert!(error.contains("written $$") && !error.contains("$word"), "{error}");
 }

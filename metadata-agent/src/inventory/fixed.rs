@@ -128,7 +128,7 @@ impl Entry {
 }
 
 fn parse(path: &Path) -> Result<Vec<Entry>, Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::Read { path: path.into(), error })?;
+    let text = crate::files::read_text(path).map_err(|error| Error::Read { path: path.into(), error })?;
     let file: File =
         toml::from_str(&text).map_err(|error| Error::Syntax { path: path.into(), error: Box::new(error) })?;
     for (index, entry) in file.port.iter().enumerate() {

@@ -1,36 +1,40 @@
 //! Identities that were known, kept on disk: an agent that starts while the Southbound is away serves the guests it
 //! served before.
 //!
-//! Only where the local Open vSwitch names the same instance: then nothing can have changed that matters.
+//! Only where the local Open vSwitch names the same instance: then nothing can have changed that matters. Writing takes as long as
+//! the disk does, and is done by a thread of its own (`writer.rs`).
+mod writer;
+
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use nix::libc;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use self::writer::Writer;
+use crate::files::Folder;
 use crate::proxy::directory::Identity;
 
 /// Version of the file; another one is not read.
 const VERSION: u32 = 1;
 /// How long changes are collected before they are written.
 const COLLECT: Duration = Duration::from_secs(1);
-/// How long after a failure it is tried again.
-const AGAIN: Duration = Duration::from_secs(60);
 const FILE: &str = "identities.json";
 
 /// Who was behind each tap.
 #[derive(Debug)]
 pub(super) struct Remembered {
-    path: PathBuf,
+    folder: PathBuf,
     taps: Taps,
     /// When the file is to be brought up to date, if it lacks something.
     due: Option<Instant>,
+    /// Begun when there is something to write.
+    writer: Option<Writer>,
 }
 
 /// Identities by the Neutron port that the tap is plugged for, and by VLAN: 0 for that port itself, others for the
@@ -63,7 +67,7 @@ impl Remembered {
     /// From the file in `folder`. One that cannot be read is as good as none, and says so.
     pub(super) fn read(folder: &Path) -> Self {
         let path = folder.join(FILE);
-        let taps = match load(&path) {
+        let taps = match load(folder) {
             Ok(taps) => taps,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Taps::new(),
             Err(error) => {
@@ -74,7 +78,7 @@ impl Remembered {
         if !taps.is_empty() {
             info!(taps = taps.len(), "identities remembered from a former agent");
         }
-        Self { path, taps, due: None }
+        Self { folder: folder.to_owned(), taps, due: None, writer: None }
     }
 
     /// The identity that the port of a tap had.
@@ -109,30 +113,22 @@ impl Remembered {
         self.due
     }
 
-    /// Brings the file up to date, in one step: a reader finds the old or the new one. What failed is tried again.
+    /// Has the file brought up to date, and waits for nothing. What fails is tried again.
     pub(super) fn write(&mut self, now: Instant) {
         self.due = None;
-        if let Err(error) = self.store() {
-            self.due = Some(now + AGAIN);
-            warn!(path = %self.path.display(), %error, "cannot remember identities; set [DEFAULT] state_path to a folder \
-                that the agent can write to");
-        }
-    }
-
-    fn store(&self) -> io::Result<()> {
-        use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
-        if let Some(folder) = self.path.parent() {
-            fs::create_dir_all(folder)?;
-        }
         let file = File { version: VERSION, identities: entries(&self.taps) };
-        let new = self.path.with_extension("new");
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        // The folder may be Neutron's, which must not choose what we write to.
-        let mut out = options.custom_flags(libc::O_NOFOLLOW).open(&new)?;
-        out.write_all(&serde_json::to_vec(&file)?)?;
-        out.sync_all()?;
-        fs::rename(new, &self.path)
+        let written = serde_json::to_vec(&file).map_err(io::Error::from).and_then(|contents| {
+            let writer = match &mut self.writer {
+                Some(writer) => writer,
+                none => none.insert(Writer::start(&self.folder)?),
+            };
+            writer.write(contents);
+            Ok(())
+        });
+        if let Err(error) = written {
+            self.due = Some(now + writer::AGAIN);
+            warn!(%error, "cannot remember identities");
+        }
     }
 }
 
@@ -146,8 +142,8 @@ fn entries(taps: &Taps) -> Vec<Entry> {
     .collect()
 }
 
-fn load(path: &Path) -> io::Result<Taps> {
-    let file: File = serde_json::from_slice(&fs::read(path)?)?;
+fn load(folder: &Path) -> io::Result<Taps> {
+    let file: File = serde_json::from_slice(&Folder::open(folder)?.read(FILE)?)?;
     if file.version != VERSION {
         return Err(io::Error::other(format!("its version is {}, this agent reads {VERSION}", file.version)));
     }
@@ -162,7 +158,10 @@ fn load(path: &Path) -> io::Result<Taps> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::files::tests::each_oddity;
 
     fn identity(port: &str) -> Identity {
         Identity {
@@ -174,9 +173,13 @@ mod tests {
         }
     }
 
+    fn scratch(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("remembered-{name}-{}", std::process::id()))
+    }
+
     #[test]
     fn written_and_read_again() {
-        let folder = std::env::temp_dir().join(format!("remembered-{}", std::process::id()));
+        let folder = scratch("again");
         let mut remembered = Remembered::read(&folder);
         assert!(remembered.port("a").is_none());
         let now = Instant::now();
@@ -187,6 +190,8 @@ mod tests {
         remembered.write(now);
         remembered.replace(now, [("b", 7, &subport), ("b", 0, &b), ("a", 0, &a)].into_iter());
         assert_eq!(remembered.write_at(), None, "the same again is no change");
+        // What was to be written is, however the agent ends.
+        drop(remembered);
 
         let again = Remembered::read(&folder);
         assert_eq!((again.port("b"), again.port("subport")), (Some(&b), None));
@@ -197,15 +202,25 @@ mod tests {
         fs::write(folder.join(FILE), "{\"vers").unwrap();
         assert!(Remembered::read(&folder).port("b").is_none());
         fs::remove_dir_all(&folder).unwrap();
+    }
 
-        // A file in the folder's place.
-        fs::write(&folder, "").unwrap();
-        remembered.replace(now, [("a", 0, &a)].into_iter());
-        remembered.write(now);
-        assert_eq!(remembered.write_at(), Some(now + AGAIN), "what failed is tried again");
-        fs::remove_file(&folder).unwrap();
-        remembered.write(now);
-        assert_eq!((remembered.write_at(), Remembered::read(&folder).port("a")), (None, Some(&a)));
+    #[test]
+    fn whatever_is_in_the_files_place_is_not_waited_for() {
+        let folder = scratch("odd");
+        fs::create_dir(&folder).unwrap();
+        let (a, file) = (identity("a"), folder.join(FILE));
+        each_oddity(&file, |_| {
+            let mut remembered = Remembered::read(&folder);
+            assert!(remembered.port("a").is_none());
+            remembered.replace(Instant::now(), [("a", 0, &a)].into_iter());
+            remembered.write(Instant::now());
+            drop(remembered);
+            if file.is_dir() {
+                assert!(Remembered::read(&folder).port("a").is_none());
+            } else {
+                assert_eq!(Remembered::read(&folder).port("a"), Some(&a));
+            }
+        });
         fs::remove_dir_all(folder).unwrap();
     }
 }

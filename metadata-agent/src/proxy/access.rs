@@ -103,7 +103,7 @@ impl Drop for Exchange<'_> {
             project = of(|identity| &identity.project),
             source = caller.source.map(tracing::field::display),
             method = request.map(|request| method(request.method)),
-            path = request.map(|request| forward::path_class(request.target)),
+            path = request.map(|request| forward::path_class(&request.target)),
             status = outcome.status,
             bytes = outcome.bytes,
             ms = milliseconds(total),

@@ -32,6 +32,9 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// byte each has five times as many as it has itself.
 const LEAST_AROUND: usize = 16 * 1024;
 
+/// Empty lines between two requests that are no part of the second.
+const MOST_EMPTY_LINES: u32 = 8;
+
 /// How long the first request of a connection may take when the agent stops.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
@@ -91,19 +94,22 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     /// Waits until a request begins; false if none does.
     async fn begins(&mut self, is_fresh: bool) -> bool {
         let until = tokio::time::Instant::now() + self.proxy.limits.idle;
-        // An empty line that follows a body says nothing (RFC 9112, section 2.2). More of them count as part of a head,
-        // which has a length and a time.
-        let mut may_skip = true;
+        // Empty lines that follow a body say nothing (RFC 9112, section 2.2). More of them count as part of a head, which has
+        // a length and a time.
+        let mut may_skip = MOST_EMPTY_LINES;
         loop {
-            if may_skip && self.received.starts_with(b"\r\n") {
+            while may_skip > 0 && self.received.starts_with(b"\r\n") {
                 self.received.advance(2);
-                may_skip = false;
+                may_skip -= 1;
             }
-            if !self.received.is_empty() {
+            let may_be_empty = may_skip > 0 && *self.received == *b"\r";
+            if !self.received.is_empty() && !may_be_empty {
                 return true;
             }
             // What an idle connection keeps is nothing.
-            self.received = BytesMut::new();
+            if self.received.is_empty() {
+                self.received = BytesMut::new();
+            }
             let received = tokio::select! {
                 biased;
                 received = timeout_at(until, receive(&mut self.stream, &mut self.received)) => received,

@@ -2,8 +2,8 @@
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
+use aws_lc_rs::hmac;
 use metadata_ebpf::address::Tag;
-use ring::hmac;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;

@@ -29,7 +29,7 @@ pub(super) fn to_nova(
     host: &str,
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024 + body.len());
-    for part in [guest.method, b" ", guest.target, b" HTTP/1.1\r\n"] {
+    for part in [guest.method, b" ", &guest.target, b" HTTP/1.1\r\n"] {
         out.extend_from_slice(part);
     }
     write_field(b"Host", host.as_bytes(), &mut out);

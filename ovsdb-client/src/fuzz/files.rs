@@ -8,6 +8,7 @@ use crate::config::TlsConfig;
 use crate::remote::Remotes;
 use crate::tls::{Connector, TlsError};
 use fuzz::{Random, fuzz};
+use tls_peer::FileError;
 
 const REMOTES: &[&str] = &[
     "ssl:192.0.2.1:6642,ssl:192.0.2.2:6642",
@@ -64,7 +65,7 @@ fn files() {
         }
         match Connector::load(&broken) {
             Ok(_) => {}
-            Err(TlsError::File { path, problem, .. }) => {
+            Err(TlsError::File(FileError { path, problem, .. })) => {
                 assert!(paths.contains(&&path) && !problem.is_empty(), "{path:?}: {problem}");
             }
             Err(other) => panic!("it does not say which file: {other}"),

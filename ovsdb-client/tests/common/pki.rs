@@ -56,6 +56,20 @@ impl Pki {
         run("openssl", &arguments, &self.0.0.join("pki/switchca"));
     }
 
+    /// A certificate of X.509 version 1, which openssl makes without a configuration, for a key of this kind.
+    pub fn issue_v1(&self, name: &str, authority: &str, key: &[&str]) {
+        let file = |suffix: &str| self.file(&format!("{name}-{suffix}"));
+        let (request, key_file, certificate) = (file("req.pem"), file("privkey.pem"), file("cert.pem"));
+        let key = [&["genpkey", "-out", &key_file, "-algorithm"], key].concat();
+        run("openssl", &key, &self.0.0);
+        let request_of = ["req", "-new", "-key", &key_file, "-subj", "/CN=x", "-out", &request];
+        run("openssl", &request_of, &self.0.0);
+        let signer_key = self.file(&format!("pki/{authority}ca/private/cakey.pem"));
+        let (signer, files) = (self.authority(authority), ["-in", &request, "-out", &certificate]);
+        let signer = ["-CA", &signer, "-CAkey", &signer_key, "-CAcreateserial"];
+        run("openssl", &[&["x509", "-req"], &files[..], &signer].concat(), &self.0.0);
+    }
+
     pub fn authority(&self, authority: &str) -> String {
         self.file(&format!("pki/{authority}ca/cacert.pem"))
     }

@@ -1,22 +1,17 @@
 //! TLS to Nova, with files that are read again when they change.
-mod verifier;
-
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
+    io,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
-use rustls::{
-    ClientConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
-};
+use rustls::ClientConfig;
+use tls_peer::{FileError, Identity, Refusal, Role, Settings, Stamps, Trust};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tracing::{info, warn};
 
-use self::verifier::Verifier;
 use super::notice::Notice;
 use crate::config;
 
@@ -31,52 +26,47 @@ pub struct TlsError {
     unread: bool,
 }
 
-impl TlsError {
-    fn new(option: &'static str, path: &Path, problem: impl ToString) -> Self {
-        Self { option, path: path.to_owned(), problem: problem.to_string(), unread: false }
-    }
-}
-
 /// The files as configured, and what was made of them.
 #[derive(Debug)]
 pub(super) struct Tls {
-    files: config::NovaTls,
+    settings: Settings,
     loaded: Mutex<Loaded>,
     unusable: Notice,
 }
 
 #[derive(Debug)]
 struct Loaded {
-    stamps: Vec<Stamp>,
+    stamps: Stamps,
     client: Arc<ClientConfig>,
     at: Instant,
 }
 
-/// What changes with a file's contents: inode, length and time of modification.
-type Stamp = Option<(u64, u64, SystemTime)>;
-
 impl Tls {
     pub(super) fn load(files: &config::NovaTls) -> Result<Self, TlsError> {
-        let loaded = Loaded { stamps: stamps(files), client: client(files)?, at: Instant::now() };
-        Ok(Self { files: files.clone(), loaded: Mutex::new(loaded), unusable: Notice::default() })
+        let settings = settings(files);
+        let loaded = Loaded { stamps: settings.stamps(), client: client(&settings)?, at: Instant::now() };
+        Ok(Self { settings, loaded: Mutex::new(loaded), unusable: Notice::default() })
     }
 
     pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let name = tls_peer::server_name(host).map_err(io::Error::other)?;
         TlsConnector::from(self.current()).connect(name, stream).await.map_err(|error| self.explain(error))
     }
 
     fn explain(&self, error: io::Error) -> io::Error {
-        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(rustls::Error::InvalidCertificate(_)) => {
-                let trusted = match &self.files.ca {
-                    Some(path) => format!("auth_ca_cert = {}", path.display()),
-                    None => "auth_ca_cert is not set: the system's authorities".to_owned(),
-                };
-                io::Error::other(format!("nova's certificate is refused ({trusted}): {error}"))
+        let trusted = match &self.settings.trust {
+            Trust::Authorities(path) => format!("auth_ca_cert = {}", path.display()),
+            Trust::System | Trust::Anybody => "auth_ca_cert is not set: the system's authorities".to_owned(),
+        };
+        let problem = match tls_peer::refusal(&error) {
+            Some(Refusal::UnknownIssuer) => "it is not trusted, and nobody who is has signed it".to_owned(),
+            Some(Refusal::Certificate(problem)) => problem,
+            Some(Refusal::Alert(alert)) => {
+                return io::Error::other(format!("nova ends the handshake: {alert}"));
             }
-            _ => error,
-        }
+            None => return error,
+        };
+        io::Error::other(format!("nova's certificate is refused ({trusted}): {problem}"))
     }
 
     /// Since when the files that are in use are.
@@ -96,11 +86,11 @@ impl Tls {
     /// Looked at for each new connection, which costs far more than that: certificates are renewed while we run.
     fn current(&self) -> Arc<ClientConfig> {
         let mut loaded = self.lock();
-        let stamps = stamps(&self.files);
+        let stamps = self.settings.stamps();
         if stamps == loaded.stamps {
             return loaded.client.clone();
         }
-        match client(&self.files) {
+        match client(&self.settings) {
             Ok(client) => {
                 info!("certificates for nova were read again");
                 *loaded = Loaded { stamps, client, at: Instant::now() };
@@ -119,81 +109,35 @@ impl Tls {
     }
 }
 
-fn stamps(files: &config::NovaTls) -> Vec<Stamp> {
-    use std::os::unix::fs::MetadataExt as _;
-    let stamp = |path: &PathBuf| {
-        let metadata = fs::metadata(path).ok()?;
-        Some((metadata.ino(), metadata.len(), metadata.modified().ok()?))
+fn settings(files: &config::NovaTls) -> Settings {
+    let trust = match &files.ca {
+        _ if files.insecure => Trust::Anybody,
+        Some(path) => Trust::Authorities(path.clone()),
+        None => Trust::System,
     };
-    let pair = files.client.iter().flat_map(|client| [&client.certificate, &client.private_key]);
-    files.ca.iter().chain(pair).map(stamp).collect()
+    let identity = files.client.as_ref().map(|files| Identity {
+        certificate: files.certificate.clone(),
+        private_key: files.private_key.clone(),
+    });
+    Settings { trust, identity, verify_name: true }
 }
 
-fn client(files: &config::NovaTls) -> Result<Arc<ClientConfig>, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError::new("nova_metadata_protocol", Path::new("https"), error))?;
-    let verifier = if files.insecure {
-        Verifier::of_any(&provider)
-    } else {
-        let (path, trusted) = trusted(files)?;
-        Verifier::of_trusted(&provider, trusted)
-            .map_err(|error| TlsError::new("auth_ca_cert", path, error))?
-    };
-    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
-    let client = match &files.client {
-        None => builder.with_no_client_auth(),
-        Some(client) => {
-            let chain = certificates("nova_client_cert", &client.certificate)?;
-            let unusable = |error: String| TlsError::new("nova_client_priv_key", &client.private_key, error);
-            let key = read("nova_client_priv_key", &client.private_key)?;
-            let key = PrivateKeyDer::from_pem_slice(&key)
-                .map_err(|error| unusable(format!("holds no usable key: {error}")))?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| {
-                unusable(format!(
-                    "does not go with nova_client_cert {}: {error}",
-                    client.certificate.display()
-                ))
-            })?
-        }
-    };
-    Ok(Arc::new(client))
-}
-
-/// Whom to trust, and what says so.
-fn trusted(files: &config::NovaTls) -> Result<(&Path, Vec<CertificateDer<'static>>), TlsError> {
-    match &files.ca {
-        Some(path) => Ok((path, certificates("auth_ca_cert", path)?)),
-        None => {
-            let (path, system) = (Path::new("/etc/ssl/certs"), rustls_native_certs::load_native_certs());
-            if system.certs.is_empty() {
-                let problem =
-                    "the system has no certificate authorities: install ca-certificates, or set auth_ca_cert";
-                return Err(TlsError::new("auth_ca_cert is not set;", path, problem));
-            }
-            Ok((path, system.certs))
-        }
-    }
-}
-
-fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|error| TlsError { unread: true, ..TlsError::new(option, path, error) })
-}
-
-fn certificates(option: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(option, path)?).collect();
-    match parsed {
-        Ok(certificates) if certificates.is_empty() => {
-            Err(TlsError::new(option, path, "holds no certificate"))
-        }
-        Ok(certificates) => Ok(certificates),
-        Err(error) => Err(TlsError::new(option, path, format!("is not PEM: {error}"))),
-    }
+fn client(settings: &Settings) -> Result<Arc<ClientConfig>, TlsError> {
+    settings.load().map_err(|FileError { role, path, problem, unread }| {
+        let option = match role {
+            Role::Authorities if matches!(settings.trust, Trust::System) => "auth_ca_cert is not set;",
+            Role::Authorities => "auth_ca_cert",
+            Role::Certificate => "nova_client_cert",
+            Role::PrivateKey => "nova_client_priv_key",
+        };
+        TlsError { option, path, problem, unread }
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::*;
     use crate::config::{ClientCertificate, NovaTls};
 
@@ -213,6 +157,11 @@ mod tests {
         assert!(load(&missing, None).starts_with(&format!("auth_ca_cert {missing_path}: No such file")));
         assert_eq!(load(&text, None), format!("auth_ca_cert {text_path}: holds no certificate"));
         assert_eq!(load(&text, Some(&text)), format!("nova_client_cert {text_path}: holds no certificate"));
+        let folder_path = folder.display();
+        assert!(
+            load(&folder, None)
+                .starts_with(&format!("auth_ca_cert {folder_path}: holds no file with a hash"))
+        );
         fs::remove_dir_all(&folder).unwrap();
     }
 }

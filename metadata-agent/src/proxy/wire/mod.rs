@@ -36,6 +36,8 @@ pub(super) enum Malformed {
     Version,
     #[error("a request target that is no path; this is no proxy")]
     Target,
+    #[error("a request target with a #, which servers read in different ways")]
+    Fragment,
     #[error("a header line without a proper name")]
     FieldName,
     #[error("a header value with control characters")]

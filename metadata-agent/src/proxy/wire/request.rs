@@ -1,4 +1,6 @@
 //! A guest's request head.
+use std::borrow::Cow;
+
 use super::{
     Framing, Malformed,
     fields::{Fields, first_line},
@@ -15,11 +17,11 @@ pub(in crate::proxy) enum Version {
 }
 
 /// What a guest asks, as it stands on the wire.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(in crate::proxy) struct Request<'b> {
     pub(in crate::proxy) method: &'b [u8],
     /// Path and query, byte for byte.
-    pub(in crate::proxy) target: &'b [u8],
+    pub(in crate::proxy) target: Cow<'b, [u8]>,
     pub(in crate::proxy) version: Version,
     pub(in crate::proxy) fields: Fields<'b>,
     pub(in crate::proxy) body: Framing,
@@ -30,8 +32,7 @@ pub(in crate::proxy) struct Request<'b> {
 }
 
 /// Names under which a guest may address us in a target (RFC 9112, section 3.2.2, demands that form to be accepted).
-const OURS: [&str; 4] =
-    ["169.254.169.254", "169.254.169.254:80", "[fe80::a9fe:a9fe]", "[fe80::a9fe:a9fe]:80"];
+const OURS: [&str; 2] = ["169.254.169.254", "[fe80::a9fe:a9fe]"];
 
 impl<'b> Request<'b> {
     /// Of a complete head.
@@ -77,21 +78,39 @@ impl<'b> Request<'b> {
     }
 }
 
-fn path<'b>(method: &[u8], target: &'b [u8]) -> Result<&'b [u8], Malformed> {
+fn path<'b>(method: &[u8], target: &'b [u8]) -> Result<Cow<'b, [u8]>, Malformed> {
     // Bytes above 0x7f are no part of a URL, but they are data. A TRACE would tell the guest what we add.
     if matches!(method, b"CONNECT" | b"TRACE") || target.iter().any(|byte| byte.is_ascii_control()) {
         return Err(Malformed::Target);
     }
+    // No target has a fragment. Where one does, some servers take it for a part of the path, others cut it off.
+    if target.contains(&b'#') {
+        return Err(Malformed::Fragment);
+    }
     let mut path = target;
-    if target.len() > 7 && target[..7].eq_ignore_ascii_case(b"http://") {
-        let rest = &target[7..];
-        let slash = rest.iter().position(|byte| *byte == b'/').ok_or(Malformed::Target)?;
-        if !OURS.iter().any(|ours| rest[..slash].eq_ignore_ascii_case(ours.as_bytes())) {
+    if let Some((scheme, rest)) = target.split_at_checked(b"http://".len())
+        && scheme.eq_ignore_ascii_case(b"http://")
+    {
+        let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+        let (authority, rest) = rest.split_at(end);
+        if !is_ours(authority) {
             return Err(Malformed::Target);
         }
-        path = &rest[slash..];
+        // An empty path is a slash, also before a query (RFC 9112, section 3.2.1).
+        if !rest.starts_with(b"/") {
+            return Ok([b"/", rest].concat().into());
+        }
+        path = rest;
     }
-    if path.starts_with(b"/") { Ok(path) } else { Err(Malformed::Target) }
+    if path.starts_with(b"/") { Ok(path.into()) } else { Err(Malformed::Target) }
+}
+
+/// Whether it is an address of ours; the port is 80, also where it is empty or missing (RFC 3986, section 6.2.3).
+fn is_ours(authority: &[u8]) -> bool {
+    OURS.iter().any(|address| {
+        let (host, port) = authority.split_at_checked(address.len()).unwrap_or_default();
+        host.eq_ignore_ascii_case(address.as_bytes()) && matches!(port, b"" | b":" | b":80")
+    })
 }
 
 fn framing(fields: Fields<'_>, version: Version) -> Result<Framing, Malformed> {
@@ -117,11 +136,11 @@ mod tests {
     #[test]
     fn what_clients_send() {
         let request = parse("GET /a%2F?q=\u{e4} HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n").unwrap();
-        assert_eq!((request.method, request.target), (&b"GET"[..], "/a%2F?q=\u{e4}".as_bytes()));
+        assert_eq!((request.method, &*request.target), (&b"GET"[..], "/a%2F?q=\u{e4}".as_bytes()));
         assert_eq!((request.body, request.keep_alive), (Framing::Length(0), true));
         assert!(request.is_safe());
         let request = Request::parse(b"GET /\xff\xfe HTTP/1.0\r\n\r\n").unwrap();
-        assert_eq!((request.target, request.keep_alive), (&b"/\xff\xfe"[..], false));
+        assert_eq!((&*request.target, request.keep_alive), (&b"/\xff\xfe"[..], false));
         let request =
             parse("POST /p HTTP/1.1\r\nExpect: 100-Continue\r\nContent-Length: 07\r\n\r\n").unwrap();
         assert_eq!((request.body, request.expects_continue), (Framing::Length(7), true));
@@ -138,12 +157,28 @@ mod tests {
         for target in
             ["http://169.254.169.254/a?b", "HTTP://169.254.169.254:80/a?b", "http://[FE80::A9FE:A9FE]/a?b"]
         {
-            assert_eq!(parse(&format!("GET {target} HTTP/1.1\r\n\r\n")).unwrap().target, b"/a?b");
+            assert_eq!(&*parse(&format!("GET {target} HTTP/1.1\r\n\r\n")).unwrap().target, b"/a?b");
+        }
+        for (target, path) in [
+            ("http://169.254.169.254", "/"),
+            ("http://169.254.169.254:", "/"),
+            ("http://[fe80::a9fe:a9fe]:80", "/"),
+            ("http://169.254.169.254?a=/b", "/?a=/b"),
+        ] {
+            let head = format!("GET {target} HTTP/1.1\r\n\r\n");
+            assert_eq!(&*parse(&head).unwrap().target, path.as_bytes(), "{target}");
         }
         for line in [
             "GET http://another.host/ HTTP/1.1",
-            "GET http://169.254.169.254 HTTP/1.1",
+            "GET http:// HTTP/1.1",
+            "GET http:///a HTTP/1.1",
+            "GET http://169.254.169.254:8080 HTTP/1.1",
+            "GET http://169.254.169.254:080/ HTTP/1.1",
+            "GET http://169.254.169.2541/ HTTP/1.1",
+            "GET http://169.254.169.254\\/ HTTP/1.1",
             "GET http://169.254.169.254@evil/ HTTP/1.1",
+            "GET http://evil@169.254.169.254 HTTP/1.1",
+            "GET ?a HTTP/1.1",
             "GET https://169.254.169.254/ HTTP/1.1",
             "GET latest HTTP/1.1",
             "OPTIONS * HTTP/1.1",
@@ -155,6 +190,12 @@ mod tests {
             "GET /a\x7f HTTP/1.1",
         ] {
             assert_eq!(parse(&format!("{line}\r\n\r\n")).err(), Some(Malformed::Target), "{line}");
+        }
+        for target in
+            ["/a#b", "/#", "#", "/a?b#c", "http://169.254.169.254#/a", "http://169.254.169.254/#@evil"]
+        {
+            let head = format!("GET {target} HTTP/1.1\r\n\r\n");
+            assert_eq!(parse(&head).err(), Some(Malformed::Fragment), "{target}");
         }
     }
 

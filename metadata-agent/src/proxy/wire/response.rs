@@ -42,16 +42,18 @@ impl Response {
         let (version, status) = status_line(line)?;
         let fields = Fields::parse(rest)?;
         let chunked = fields.is_chunked()?;
-        let announced = fields.only("content-length", Malformed::ContentLength)?.map(length).transpose()?;
+        let announced = announced(fields)?;
         let body = match announced {
             _ if method == b"HEAD" || matches!(status, 100..=199 | 204 | 304) => Framing::Length(0),
-            Some(_) if chunked => return Err(Malformed::BothFramings),
+            // Chunks tell the end, whatever else does (RFC 9112, section 6.3).
+            _ if chunked => Framing::Chunked,
             Some(length) => Framing::Length(length),
-            None if chunked => Framing::Chunked,
             None => Framing::Close,
         };
+        // What is told twice may mean that somebody adds it who reads it otherwise.
+        let told_twice = chunked && announced.is_some() || fields.members("content-length").count() > 1;
         let closes = fields.members("connection").any(|member| member.eq_ignore_ascii_case(b"close"));
-        let keep_alive = version == Version::Http11 && !closes && body != Framing::Close;
+        let keep_alive = version == Version::Http11 && !closes && !told_twice && body != Framing::Close;
         let names_fields = fields.values("connection").next().is_some();
         Ok(Self { status, body, announced, keep_alive, names_fields, head })
     }
@@ -120,6 +122,19 @@ pub(in crate::proxy) fn write_connection(version: Version, keep_alive: bool, out
 pub(in crate::proxy) fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     for part in [name, b": ", value, b"\r\n"] {
         out.extend_from_slice(part);
+    }
+}
+
+/// The body's length. Nova, or a server before it, may say it several times, in one field or more, as long as it is the same
+/// (RFC 9112, section 6.3).
+fn announced(fields: Fields<'_>) -> Result<Option<u64>, Malformed> {
+    if fields.values("content-length").next().is_none() {
+        return Ok(None);
+    }
+    let lengths: Vec<u64> = fields.members("content-length").map(length).collect::<Result<_, _>>()?;
+    match lengths.first() {
+        Some(first) if lengths.iter().all(|length| length == first) => Ok(Some(*first)),
+        _ => Err(Malformed::ContentLength),
     }
 }
 
@@ -197,6 +212,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_twice_and_the_same_is_understood() {
+        for fields in [
+            "Content-Length: 5\r\nContent-Length: 5",
+            "Content-Length: 5, 5",
+            "Content-Length: 5,\r\ncontent-length: 05",
+        ] {
+            let head = String::leak(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n"));
+            let response = parse(head, "GET").unwrap();
+            assert_eq!((response.body, response.keep_alive), (Framing::Length(5), false), "{fields}");
+            assert_eq!(passed(head, GET), "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n");
+        }
+        let both = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let response = parse(both, "GET").unwrap();
+        assert_eq!((response.body, response.keep_alive), (Framing::Chunked, false));
+        assert_eq!(passed(both, GET), "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    }
+
+    #[test]
     fn broken_heads_are_refused() {
         for (head, problem) in [
             ("SSH-2.0-x\r\n\r\n", Malformed::StatusLine),
@@ -206,10 +239,10 @@ mod tests {
             ("HTTP/1.1  200\r\n\r\n", Malformed::StatusLine),
             ("HTTP/1.1 200 a\rb\r\n\r\n", Malformed::StatusLine),
             ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", Malformed::ContentLength),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-                Malformed::BothFramings,
-            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n", Malformed::ContentLength),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 1, x\r\n\r\n", Malformed::ContentLength),
+            ("HTTP/1.1 200 OK\r\nContent-Length: ,\r\n\r\n", Malformed::ContentLength),
+            ("HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n", Malformed::ContentLength),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", Malformed::TransferEncoding),
             ("HTTP/1.1 200 OK\r\nA\r\n\r\n", Malformed::FieldName),
         ] {

@@ -1,0 +1,112 @@
+//! A TLS client that reads the files and takes the certificates which clients with OpenSSL do, on rustls.
+//!
+//! rustls and webpki are strict where OpenSSL is not: X.509 certificates of version 1 and an authority's certificate on a server
+//! (`leaf.rs`), `TRUSTED CERTIFICATE` in PEM (`pem.rs`) and folders of hashed names (`anchors.rs`). What stays refused is
+//! said in words ([`refusal()`]): certificates with a common name only where names are verified, signatures by SHA-1, RSA with less than
+//! 2048 bits, and curves other than P-256, P-384, P-521 and Ed25519.
+mod anchors;
+mod der;
+mod files;
+mod identity;
+mod leaf;
+mod p521;
+mod pem;
+mod refusal;
+mod trusted;
+mod verifier;
+
+use std::{path::PathBuf, sync::Arc};
+
+use rustls::{
+    ClientConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{InvalidDnsNameError, ServerName},
+};
+
+use self::{anchors::Anchors, verifier::Verifier};
+pub use self::{
+    files::{FileError, Role, Stamps},
+    refusal::{Refusal, refusal},
+};
+
+/// A client: whom it trusts, and what it shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Which servers' certificates are good.
+    pub trust: Trust,
+    /// The client's own certificate.
+    pub identity: Option<Identity>,
+    /// Whether a server's certificate must be for the name that was connected to.
+    pub verify_name: bool,
+}
+
+/// Which servers' certificates are good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// Any, whatever is in it; nor must the server have its key.
+    Anybody,
+    /// Those of the system's authorities.
+    System,
+    /// Those that one in this PEM file or folder of hashed names (`openssl rehash`) has signed, and these themselves.
+    Authorities(PathBuf),
+}
+
+/// Files of a certificate and its key, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The certificate, and those up to the authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub private_key: PathBuf,
+}
+
+impl Settings {
+    /// Reads all files.
+    pub fn load(&self) -> Result<Arc<ClientConfig>, FileError> {
+        let provider = Arc::new(provider());
+        let verifier = match &self.trust {
+            Trust::Anybody => Verifier::of_any(&provider),
+            Trust::System => Verifier::of_trusted(&provider, Anchors::system()?, self.verify_name),
+            Trust::Authorities(path) => {
+                Verifier::of_trusted(&provider, Anchors::read(path)?, self.verify_name)
+            }
+        };
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(rustls::ALL_VERSIONS)
+            .map_err(|error| FileError::of_provider(&error))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        Ok(Arc::new(match &self.identity {
+            None => builder.with_no_client_auth(),
+            Some(files) => builder.with_client_cert_resolver(files.load(&provider)?),
+        }))
+    }
+
+    /// What changes when a file's contents do.
+    pub fn stamps(&self) -> Stamps {
+        let mut stamps = Stamps::default();
+        if let Trust::Authorities(path) = &self.trust {
+            stamps.add(path);
+            for file in anchors::hashed(path).unwrap_or_default() {
+                stamps.add(&file);
+            }
+        }
+        if let Some(files) = &self.identity {
+            stamps.add(&files.certificate);
+            stamps.add(&files.private_key);
+        }
+        stamps
+    }
+}
+
+/// The name that a server's certificate is for, if it is verified: without a dot at its end, and without a zone.
+pub fn server_name(host: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
+    let host = host.split('%').next().unwrap_or(host);
+    ServerName::try_from(host.strip_suffix('.').unwrap_or(host).to_owned())
+}
+
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups.push(&p521::P521);
+    provider
+}
