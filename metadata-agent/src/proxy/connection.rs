@@ -205,7 +205,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         let is_v4 = self.caller.is_v4;
         let build = |host: &str| forward::to_nova(request, &body, &who, is_v4, host);
         let repeatable = request.is_safe() && body.is_empty();
-        let answer = self.upstream.send(request.method, repeatable, build).await;
+        let answer = self.upstream.send(&who, request.method, repeatable, build).await;
         outcome.nova = Some(asked.elapsed());
         match answer {
             Ok(answer) => self.pass_on(answer, request, !body.is_empty(), form, outcome).await,

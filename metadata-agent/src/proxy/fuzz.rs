@@ -130,7 +130,7 @@ fn connections() {
         ..Limits::default()
     };
     let metrics = Metrics::register(&mut Registry::default());
-    let upstream = Upstream::new(Arc::new(Nova::new(&endpoint, Arc::new(metrics.clone())).unwrap()));
+    let upstream = Upstream::new(Arc::new(Nova::new(&endpoint, Arc::new(metrics.clone())).unwrap()), 1);
     let proxy = Proxy::new(Arc::new(Directory::default()), Arc::new(NoSources), limits, metrics);
     let identity = Identity {
         port: "port".into(),

@@ -37,7 +37,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// How long the last request of a connection that has lasted its time may take.
 const OVERTIME: Duration = Duration::from_secs(60);
 /// How often a worker looks after its idle connections to Nova.
-const SWEEP: Duration = Duration::from_secs(5);
+const SWEEP: Duration = Duration::from_secs(1);
 /// How long, and for how many bytes, a refused guest is heard out.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 18);
 /// How many connections of a port, of those beyond its limit, are heard out at a time.
@@ -87,9 +87,10 @@ impl Workers {
         serving: &CancellationToken,
         stop: &CancellationToken,
     ) -> io::Result<Self> {
+        let count = listeners.len();
         let start = |(number, listeners)| {
-            let worker =
-                Worker { proxy: proxy.clone(), upstream: Upstream::new(nova.clone()), stop: stop.clone() };
+            let upstream = Upstream::new(nova.clone(), count);
+            let worker = Worker { proxy: proxy.clone(), upstream, stop: stop.clone() };
             let serving = serving.clone();
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new().name(format!("metadata-proxy-{number}")).spawn(move || {

@@ -41,7 +41,7 @@ use self::{
     tls::Tls,
 };
 pub use self::{endpoint::Observer, tls::TlsError};
-use super::answer::Refusal;
+use super::{answer::Refusal, directory::SignedIdentity};
 use crate::{config, error_chain::chain};
 
 /// How long a request waits for a Nova that is being restarted, and how often it looks. A boot can end with a 502, but
@@ -169,42 +169,45 @@ struct Order {
 #[derive(Debug)]
 pub(super) struct Upstream {
     nova: Arc<Nova>,
-    /// One for each endpoint.
-    pools: Vec<Pool>,
+    pool: Pool,
 }
 
 impl Upstream {
-    pub(super) fn new(nova: Arc<Nova>) -> Self {
-        let pools = nova.endpoints.iter().map(|_| Pool::default()).collect();
-        Self { nova, pools }
+    /// That of one of so many workers.
+    pub(super) fn new(nova: Arc<Nova>, workers: usize) -> Self {
+        Self { nova, pool: Pool::new(workers) }
     }
 
-    /// Sends what `build` makes for a host; returns when the answer has begun.
+    /// Sends what `build` makes for a host, in the name of `who`; returns when the answer has begun.
     ///
-    /// A request that may be repeated, which has no body, goes over a pooled connection, and when that or its endpoint
-    /// fails, to the next endpoint. Any other gets a new connection, since a pooled one may be dying, and is sent once.
+    /// A request that may be repeated, which has no body, goes over a pooled connection, over a new one if that does not
+    /// make sense, and when the endpoint fails, to the next one. Any other gets a new connection, since a pooled one may be dying, and is sent once.
     /// One of which nothing could be sent waits a little for an endpoint to come back.
     pub(super) async fn send(
         &self,
+        who: &Arc<SignedIdentity>,
         method: &[u8],
         repeatable: bool,
         build: impl Fn(&str) -> Vec<u8>,
     ) -> Result<Answer, Refusal> {
         let started = Instant::now();
         let deadline = started + self.nova.response_timeout;
-        let mut errand = Errand { nova: &self.nova, method, repeatable, build, deadline, mute: Vec::new() };
+        let mut errand =
+            Errand { nova: &self.nova, who, method, repeatable, build, deadline, mute: Vec::new() };
         let Order { on_trial, up, mut down } = self.nova.order(started, repeatable);
         let mut refusal = Refusal::Unreachable;
         for index in on_trial.into_iter().chain(up).take_while(|_| Instant::now() < deadline) {
             let time =
                 if on_trial == Some(index) { self.nova.connect_timeout } else { self.nova.response_timeout };
             if repeatable
-                && let Some(connection) = self.pools[index].take(self.nova.tls.as_ref(), Instant::now())
+                && let Some(connection) =
+                    self.pool.take(index, &who.identity, self.nova.tls.as_ref(), Instant::now())
             {
                 match errand.run(connection, time).await {
-                    // It was closed while it was idle, as the request went out: that says nothing of its endpoint.
-                    Err(Broken::Unanswered) => {
-                        debug!(nova = %self.nova.endpoints[index], "a pooled connection was closed")
+                    // It was closed while it was idle, as the request went out, or something was left over on it: that
+                    // says nothing of its endpoint.
+                    Err(error) if error.is_nonsense() => {
+                        debug!(nova = %self.nova.endpoints[index], %error, "a pooled connection is of no use");
                     }
                     Err(error) => {
                         refusal = errand.broke(index, &error)?;
@@ -264,7 +267,7 @@ impl Upstream {
             return;
         }
         if let Some(connection) = answer.into_reusable() {
-            self.pools[connection.endpoint].put(connection, Instant::now());
+            self.pool.put(connection, Instant::now());
         }
     }
 
@@ -274,15 +277,14 @@ impl Upstream {
         if let Some(tls) = tls {
             tls.refresh();
         }
-        for pool in &self.pools {
-            pool.sweep(tls, Instant::now());
-        }
+        self.pool.sweep(tls, Instant::now());
     }
 }
 
 /// One request, on its way from endpoint to endpoint.
 struct Errand<'a, B> {
     nova: &'a Nova,
+    who: &'a Arc<SignedIdentity>,
     method: &'a [u8],
     repeatable: bool,
     build: B,
@@ -294,7 +296,8 @@ struct Errand<'a, B> {
 
 impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
     /// Has it answered over that connection, within `time` and before the deadline.
-    async fn run(&mut self, connection: Connection, time: Duration) -> Result<Answer, Broken> {
+    async fn run(&mut self, mut connection: Connection, time: Duration) -> Result<Answer, Broken> {
+        connection.belong_to(self.who);
         let endpoint = &self.nova.endpoints[connection.endpoint];
         let request = (self.build)(&endpoint.address().authority());
         let time = time.min(self.deadline.saturating_duration_since(Instant::now()));
