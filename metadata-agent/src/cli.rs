@@ -139,7 +139,7 @@ fn serve(config: &Config) -> anyhow::Result<()> {
     let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;
     let mut control = control_plane.block_on(async {
         tokio::spawn(logging::follow_datapath(datapath_log));
-        Control::start(config, reconciler, log, nova.clone(), metrics, serving.clone()).await
+        Control::start(config, reconciler, log, nova.clone(), metrics, proxy.clone(), serving.clone()).await
     })?;
     // Not before everything that can be wrong was found good: a connection that was made is reset if we end, and while
     // nobody listens guests try again.

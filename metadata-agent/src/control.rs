@@ -18,7 +18,7 @@ use crate::{
     inventory::{Desired, Links, Ovn, StaticInventory},
     logging::LogFilter,
     metrics::Metrics,
-    proxy::Nova,
+    proxy::{Nova, Proxy},
     reconcile::{Applied, Reconciler},
 };
 
@@ -36,6 +36,7 @@ pub struct Control {
     admin: mpsc::Receiver<Exchange>,
     log: LogFilter,
     metrics: Metrics,
+    proxy: Arc<Proxy>,
     /// Why not every port is served, if so.
     unable: Option<&'static str>,
     /// Cancelled when guests can be served: the first time everything was applied.
@@ -128,6 +129,7 @@ impl Control {
         log: LogFilter,
         nova: Arc<Nova>,
         metrics: Metrics,
+        proxy: Arc<Proxy>,
         serving: CancellationToken,
     ) -> anyhow::Result<Self> {
         Ok(Self {
@@ -137,6 +139,7 @@ impl Control {
             admin: crate::admin::serve(&config.run_dir, config.admin_listen)?,
             log,
             metrics,
+            proxy,
             unable: None,
             serving,
         })
@@ -212,7 +215,8 @@ impl Control {
             Question::Ready => {
                 let pending = self.pending();
                 if pending.is_empty() {
-                    Answer::ok("ready\n")
+                    let notes = self.proxy.notes().into_iter().map(|note| format!("note: {note}\n"));
+                    Answer::ok(format!("ready\n{}", notes.collect::<String>()))
                 } else {
                     Answer::error(StatusCode::SERVICE_UNAVAILABLE, pending.join("\n") + "\n")
                 }

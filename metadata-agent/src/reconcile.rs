@@ -252,7 +252,7 @@ impl Reconciler {
                 let device = &wanted.device;
                 info!(tap = device.name, ifindex = device.ifindex, port = wanted.port, "port found");
                 let resolution = resolve(&self.signer, &wanted.who, &wanted.port);
-                let (id, tap) = (wanted.port.clone(), device.name.clone());
+                let (id, tap) = (wanted.port.clone(), self.directory.tap(&device.name));
                 let entry = Arc::new(Port::new(id, tap, assignment.generation, resolution));
                 let attached = Err(NOT_YET.to_owned());
                 let identity = identity(&wanted.who);

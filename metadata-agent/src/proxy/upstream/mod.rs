@@ -5,14 +5,12 @@
 //! dial        making a connection          lookup   where a name is
 //! race        several ways to one end      tls      certificates, read again when they change
 //! connection  a request out, an answer in  pool     connections that wait for requests
-//! notice      warnings, one a minute
 //! ```
 mod connection;
 mod dial;
 mod endpoint;
 mod health;
 mod lookup;
-mod notice;
 mod pool;
 mod race;
 #[cfg(test)]
@@ -30,18 +28,21 @@ use std::{
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-pub(super) use self::connection::Answer;
+pub(super) use self::{connection::Answer, dial::RECEIVE_BUFFER as NOVA_BUFFER};
 use self::{
     connection::{Broken, Connection},
     dial::{ConnectError, dial},
     endpoint::Endpoint,
-    notice::Notice,
     pool::Pool,
     race::race,
     tls::Tls,
 };
 pub use self::{endpoint::Observer, tls::TlsError};
-use super::{answer::Refusal, directory::SignedIdentity};
+use super::{
+    answer::Refusal,
+    directory::SignedIdentity,
+    notice::{self, Notice},
+};
 use crate::{config, error_chain::chain};
 
 /// How long a request waits for a Nova that is being restarted, and how often it looks. A boot can end with a 502, but
