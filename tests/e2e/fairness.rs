@@ -17,7 +17,7 @@ use metadata_tests::{
     nova,
     ovn::{Lab, Routing},
     port::Port,
-    stage::{Path, Stage},
+    stage::Stage,
     trunk::Uplink,
     upstream::{Script, Upstream},
     wait::until,
@@ -35,17 +35,8 @@ const PASSWORD: &str = "/openstack/latest/password";
 fn cloud<const N: usize>(options: &[&str]) -> Result<(Cloud<Stage>, [Guest; N])> {
     let more = options.iter().map(|line| ("metadata_ebpf", (*line).to_owned())).collect();
     let cloud = Cloud::on(Stage::start()?, &Options { more, ..Options::default() })?;
-    let mut guests = Vec::new();
-    for number in 0..N {
-        let network = cloud.chassis.add_network(&format!("tenant{number}"))?;
-        guests.push(cloud.chassis.add_guest(&network, Path::OnLink)?);
-    }
-    cloud.chassis.write_inventory(&guests.iter().map(|guest| &guest.port).collect::<Vec<_>>())?;
-    for guest in &guests {
-        cloud.nova.add_instance(&guest.port);
-        cloud.agent.wait_served(guest, cloud.chassis.ifindex(guest)?)?;
-    }
-    Ok((cloud, guests.try_into().ok().context("there are as many as wanted")?))
+    let guests = cloud.guests()?;
+    Ok((cloud, guests))
 }
 
 /// The same with a server of our own in Nova's place.

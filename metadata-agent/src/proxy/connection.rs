@@ -242,7 +242,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
         let is_v4 = self.caller.is_v4;
         let build = |host: &str| forward::to_nova(request, &body, &who, is_v4, host);
         let repeatable = request.is_safe() && body.is_empty();
-        let answer = self.upstream.send(&who, request.method, repeatable, build);
+        let answer = self.upstream.send(&who, &self.caller.port.tap, request.method, repeatable, build);
         let answer = self.unless_departed(answer).await?;
         outcome.nova = Some(asked.elapsed());
         match answer {

@@ -16,7 +16,7 @@ use super::{
 /// A device behind which guests are. Both families count together, and reconnecting does not help.
 #[derive(Debug)]
 pub struct Tap {
-    name: String,
+    name: Arc<str>,
     /// What its connections hold.
     pub(super) used: Amounts,
     /// Connections beyond a limit that are still heard out.
@@ -36,12 +36,16 @@ impl Tap {
     /// One that takes nothing yet.
     pub(super) fn new(name: &str) -> Self {
         Self {
-            name: name.to_owned(),
+            name: name.into(),
             used: Amounts::default(),
             turned_away: Gauge::default(),
             rates: Mutex::default(),
             places: Mutex::default(),
         }
+    }
+
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.name
     }
 
     /// Counts a request, or says how long the next one has to wait.

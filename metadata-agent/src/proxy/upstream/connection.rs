@@ -52,6 +52,12 @@ impl Broken {
         matches!(self, Self::Io(_) | Self::Unanswered | Self::Closed)
     }
 
+    /// Whether the kernel found out that nobody is there, which has nothing to do with what was asked.
+    pub(super) fn is_silence(&self) -> bool {
+        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+        matches!(self, Self::Io(error) if matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable))
+    }
+
     /// Whether the server said something that is no answer, or not to its end: over a connection that was used before,
     /// it may be left over from that.
     pub(super) fn is_nonsense(&self) -> bool {
