@@ -20,6 +20,7 @@ use crate::{
     control::Control,
     datapath::{self, Datapath, Netns, ServiceDevice},
     logging::{self, LogFilter},
+    memory,
     metrics::Metrics,
     proxy::{
         self, Nova, Proxy, Workers,
@@ -139,6 +140,7 @@ fn serve(config: &Config) -> anyhow::Result<()> {
     let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;
     let mut control = control_plane.block_on(async {
         tokio::spawn(logging::follow_datapath(datapath_log));
+        tokio::spawn(memory::give_back_after_bursts());
         Control::start(config, reconciler, log, nova.clone(), metrics, proxy.clone(), serving.clone()).await
     })?;
     // Not before everything that can be wrong was found good: a connection that was made is reset if we end, and while

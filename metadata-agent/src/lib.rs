@@ -11,6 +11,7 @@ mod error_chain;
 pub mod inventory;
 mod log_writer;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod proxy;
 pub mod reconcile;
