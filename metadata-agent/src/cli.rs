@@ -24,6 +24,7 @@ use crate::{
     control::{Control, Ending, Parts},
     datapath::{Datapath, Netns, ServiceDevice},
     logging::{self, LogFilter},
+    memory,
     metrics::Metrics,
     preflight,
     proxy::{
@@ -148,8 +149,9 @@ fn serve(config: &Config) -> anyhow::Result<Ending> {
     let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;
     let mut control = control_plane.block_on(async {
         tokio::spawn(logging::follow_datapath(datapath_log));
-        let (nova, serving) = (nova.clone(), serving.clone());
-        Control::start(config, Parts { reconciler, service, nova, log, metrics, serving }).await
+        tokio::spawn(memory::give_back_after_bursts());
+        let (nova, proxy, serving) = (nova.clone(), proxy.clone(), serving.clone());
+        Control::start(config, Parts { reconciler, service, nova, log, metrics, proxy, serving }).await
     })?;
     // Not before everything that can be wrong was found good: a connection that was made is reset if we end, and while
     // nobody listens guests try again.

@@ -20,7 +20,7 @@ use crate::{
     inventory::{Desired, Links, Ovn, StaticInventory, Unserved},
     logging::LogFilter,
     metrics::{Metrics, Overview},
-    proxy::{Nova, PROBE_ANSWER},
+    proxy::{Nova, PROBE_ANSWER, Proxy},
     reconcile::Reconciler,
 };
 
@@ -52,6 +52,7 @@ pub struct Control {
     told: Unserved,
     /// What was missing when that was last logged.
     told_pending: Vec<String>,
+    proxy: Arc<Proxy>,
     /// Cancelled when guests can be served: the first time everything was applied.
     serving: CancellationToken,
 }
@@ -156,6 +157,8 @@ pub struct Parts {
     pub log: LogFilter,
     /// What is counted.
     pub metrics: Metrics,
+    /// The guest-facing half.
+    pub proxy: Arc<Proxy>,
     /// Cancelled when guests can be served.
     pub serving: CancellationToken,
 }
@@ -163,7 +166,7 @@ pub struct Parts {
 impl Control {
     /// Subscribes to links and begins to connect to the source.
     pub async fn start(config: &Config, parts: Parts) -> anyhow::Result<Self> {
-        let Parts { reconciler, service, nova, log, metrics, serving } = parts;
+        let Parts { reconciler, service, nova, log, metrics, proxy, serving } = parts;
         let nova = Arc::new(Reachability::new(nova));
         Ok(Self {
             source: PortSource::open(config, nova.clone())?,
@@ -180,6 +183,7 @@ impl Control {
             unserved: Unserved::new(),
             told: Unserved::new(),
             told_pending: Vec::new(),
+            proxy,
             serving,
         })
     }
@@ -356,7 +360,8 @@ impl Control {
             Question::Ready => {
                 let pending = self.pending();
                 if pending.is_empty() {
-                    Answer::ok("ready\n")
+                    let notes = self.proxy.notes().into_iter().map(|note| format!("note: {note}\n"));
+                    Answer::ok(format!("ready\n{}", notes.collect::<String>()))
                 } else {
                     Answer::error(StatusCode::SERVICE_UNAVAILABLE, pending.join("\n") + "\n")
                 }

@@ -13,6 +13,7 @@ pub mod health;
 pub mod inventory;
 mod log_writer;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod preflight;
 pub mod proxy;

@@ -194,7 +194,8 @@ impl Reconciler {
         let assignment = self.indexes.take().ok_or(Error::Full)?;
         self.datapath.begin(key, assignment)?;
         self.datapath.enter(key, Entered::new(assignment.index, assignment.generation))?;
-        let entry = Arc::new(Port::probe(device.name.clone(), assignment.generation));
+        let tap = self.directory.tap(&device.name);
+        let entry = Arc::new(Port::probe(&device.name, tap, assignment.generation));
         self.probe = Some(ProbePort { device: device.clone(), index: assignment.index, entry });
         self.publish();
         self.datapath.attach(device)
@@ -342,7 +343,8 @@ impl Reconciler {
                 self.refused.remove(&key);
                 info!(tap = device.name, ifindex = device.ifindex, port = wanted.port, "port found");
                 let owner = adopted.map_or_else(|| owner(wanted), |adopted| adopted.owner);
-                vacant.insert(Served::new(&self.signer, wanted, assignment, owner, foreign_until));
+                let tap = self.directory.tap(&device.name);
+                vacant.insert(Served::new(&self.signer, wanted, tap, assignment, owner, foreign_until));
             }
         }
     }

@@ -81,17 +81,21 @@ fn a_port_has_so_many_connections() -> Result<()> {
     until("connections that ended do not count", SOON, || own_identity(&greedy))
 }
 
+/// Of those who have as many as anybody, none gets more; `fairness` has those who have less.
 #[test]
 fn all_ports_together_have_so_many_connections() -> Result<()> {
-    let (cloud, [greedy, other]) =
-        cloud(&[("metadata_ebpf", "connections = 3"), ("metadata_ebpf", "port_connections = 0")])?;
-    let parked: Vec<_> = (0..3).map(|_| greedy.connect()).collect::<http::Result<_>>()?;
+    let (cloud, [one, other]) =
+        cloud(&[("metadata_ebpf", "connections = 4"), ("metadata_ebpf", "port_connections = 0")])?;
+    let parked = [&one, &other, &one, &other].map(Guest::connect);
     until("all connections are taken", SOON, || {
         let count = cloud.agent.metric("metadata_connections")?;
-        ensure!(count == 3.0, "{count}");
+        ensure!(count == 4.0, "{count}");
         Ok(())
     })?;
-    assert_limited(&other.get(META_DATA)?, 503, &other, "the metadata service has too many connections");
+    for guest in [&one, &other] {
+        assert_limited(&guest.get(META_DATA)?, 503, guest, "the metadata service has too many connections");
+    }
+    assert_eq!(cloud.agent.metric("metadata_connections")?, 4.0);
     drop(parked);
     until("connections that ended do not count", SOON, || own_identity(&other))
 }

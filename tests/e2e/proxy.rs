@@ -2,8 +2,9 @@
 
 use std::{thread, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
+    agent::Options,
     check::{META_DATA, is_identity_of, own_identity},
     cloud::{Chassis as _, Cloud},
     command::{Words as _, run},
@@ -13,7 +14,9 @@ use metadata_tests::{
     process::memory,
     stage::Stage,
     upstream::{Script, Upstream},
+    wait::until,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 fn cloud_with_guest() -> Result<(Cloud<Stage>, Guest)> {
     let cloud = Cloud::with_inventory()?;
@@ -59,6 +62,51 @@ fn a_large_answer_takes_no_memory() -> Result<()> {
     let after = memory(cloud.agent.id()?)?;
     println!("{before} bytes, {during} within the answer, {after} after it");
     assert!(during.max(after) < before + (8 << 20), "{before}, {during}, {after} bytes");
+    Ok(())
+}
+
+/// What a burst takes goes back to the system some seconds after it.
+#[test]
+fn a_burst_of_bodies_leaves_no_memory() -> Result<()> {
+    const BODIES: u64 = 1024;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let options = ["port_connections = 0", "port_requests = 0", "connection_rate = 0"];
+    let more = options.map(|line| ("metadata_ebpf", line.to_owned())).to_vec();
+    let mut cloud = Cloud::on(Stage::start()?, &Options { more, ..Options::default() })?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    own_identity(&other)?;
+    cloud.nova.pause();
+    let held = Script::Held(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec());
+    let upstream = Upstream::start(cloud.chassis.host(), nova::ADDRESS, held)?;
+    let before = memory(cloud.agent.id()?)?;
+    let body = vec![b'x'; 65_536];
+    let mut posting = Vec::new();
+    for _ in 0..BODIES {
+        let mut connection = guest.connect()?;
+        connection.send(&http::request_head("POST", "/a", &[("Connection", "close")], body.len()))?;
+        connection.send(&body)?;
+        posting.push(connection);
+    }
+    let mut count = 0;
+    until("all of them are with Nova", Duration::from_secs(30), || {
+        count += upstream.take_requests().len() as u64;
+        ensure!(count == BODIES, "{count} are");
+        Ok(())
+    })?;
+    let during = memory(cloud.agent.id()?)?;
+    upstream.release();
+    for connection in &mut posting {
+        assert_eq!(connection.response("POST")?.text(), "ok");
+    }
+    drop(posting);
+    let after = until("memory is given back", Duration::from_secs(60), || {
+        let now = memory(cloud.agent.id()?)?;
+        ensure!(now < before + (16 << 20), "{now} bytes, {before} before, {during} meanwhile");
+        Ok(now)
+    })?;
+    println!("{before} bytes, {during} with {BODIES} bodies, {after} after them");
+    assert!(during > before + BODIES * 65_536, "{during} bytes were no burst");
     Ok(())
 }
 

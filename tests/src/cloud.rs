@@ -1,6 +1,6 @@
 //! A chassis, a Nova and an agent that belong together.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     agent::{Agent, Options},
@@ -76,6 +76,22 @@ impl Cloud<Stage> {
             self.agent.wait_served(guest, self.chassis.ifindex(guest)?)?;
         }
         Ok(guests)
+    }
+}
+
+impl Cloud<Stage> {
+    /// Guests with one address in a network each, known to Nova and in the inventory.
+    pub fn guests<const N: usize>(&self) -> Result<[Guest; N]> {
+        let guest = |number| -> Result<Guest> {
+            self.chassis.add_guest(&self.chassis.add_network(&format!("tenant{number}"))?, Path::OnLink)
+        };
+        let guests = (0..N).map(guest).collect::<Result<Vec<_>>>()?;
+        self.chassis.write_inventory(&guests.iter().map(|guest| &guest.port).collect::<Vec<_>>())?;
+        for guest in &guests {
+            self.nova.add_instance(&guest.port);
+            self.agent.wait_served(guest, self.chassis.ifindex(guest)?)?;
+        }
+        guests.try_into().ok().context("there are as many as wanted")
     }
 }
 

@@ -1,12 +1,13 @@
 //! A plain TCP or TLS server in Nova's place: keeps the exact bytes of each request, answers with given ones.
 
 use std::{
+    collections::HashMap,
     io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -21,6 +22,9 @@ use crate::{netns::Namespace, sandbox::Sandbox};
 /// Whoever is silent for longer is not waited for.
 const SILENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(2);
+
+/// Bytes of an answer, and after how long they are sent.
+pub type Piece = (Duration, Vec<u8>);
 
 /// What a request is answered with.
 #[derive(Debug, Clone)]
@@ -37,6 +41,8 @@ pub enum Script {
     Held(Vec<u8>),
     /// The first bytes, and then the second ones again and again.
     Endless(Vec<u8>, Vec<u8>),
+    /// What that makes of the request.
+    Made(fn(&str) -> Vec<Piece>),
 }
 
 /// A machine of its own for servers, on a link to the chassis: it can go without a word.
@@ -82,9 +88,11 @@ pub struct Upstream {
 struct Shared {
     script: Mutex<Script>,
     requests: Mutex<Vec<Vec<u8>>>,
-    /// Every connection accepted so far.
     listener: TcpListener,
-    connections: Mutex<Vec<TcpStream>>,
+    /// How many connections were accepted so far.
+    accepted: AtomicUsize,
+    /// Those that are open, by their number.
+    connections: Mutex<HashMap<usize, TcpStream>>,
     tls: Mutex<Option<Arc<ServerConfig>>>,
     released: AtomicBool,
     stopped: AtomicBool,
@@ -108,6 +116,7 @@ impl Upstream {
             script: Mutex::new(script),
             requests: Mutex::default(),
             listener,
+            accepted: AtomicUsize::new(0),
             connections: Mutex::default(),
             tls: Mutex::new(tls),
             released: AtomicBool::new(false),
@@ -135,7 +144,7 @@ impl Upstream {
 
     /// How many connections there were.
     pub fn connections(&self) -> usize {
-        self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.shared.accepted.load(Ordering::Acquire)
     }
 
     /// The bytes of the requests since this was last called, one entry for each.
@@ -149,7 +158,7 @@ impl Drop for Upstream {
         self.shared.stopped.store(true, Ordering::Release);
         // Closing would not do: the thread sleeps, and a child that another forks just then has the socket, too.
         let _ = shutdown(self.shared.listener.as_raw_fd(), socket::Shutdown::Both);
-        for connection in &*self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner) {
+        for connection in self.shared.connections().values() {
             // It may have ended by itself.
             let _ = connection.shutdown(Shutdown::Both);
         }
@@ -161,18 +170,23 @@ impl Shared {
         while !self.stopped.load(Ordering::Acquire) {
             match self.listener.accept() {
                 Ok((stream, _)) => {
-                    let kept = stream.try_clone().ok();
-                    self.connections.lock().unwrap_or_else(PoisonError::into_inner).extend(kept);
+                    let number = self.accepted.fetch_add(1, Ordering::AcqRel);
+                    self.connections().extend(stream.try_clone().ok().map(|kept| (number, kept)));
                     let server = self.clone();
                     thread::spawn(move || {
                         // Whoever went away in the middle wanted it so; a copy keeps the connection open otherwise.
                         let _ = server.serve_connection(&stream);
                         let _ = stream.shutdown(Shutdown::Both);
+                        server.connections().remove(&number);
                     });
                 }
                 Err(_) => thread::sleep(POLL),
             }
         }
+    }
+
+    fn connections(&self) -> MutexGuard<'_, HashMap<usize, TcpStream>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn serve_connection(&self, stream: &TcpStream) -> io::Result<()> {
@@ -190,6 +204,7 @@ impl Shared {
 
     fn serve(&self, mut stream: impl Read + Write) -> io::Result<()> {
         while let Some(request) = read_request(&mut stream)? {
+            let text = String::from_utf8_lossy(&request).into_owned();
             self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
             let script = self.script.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match script {
@@ -206,6 +221,12 @@ impl Shared {
                         thread::sleep(POLL);
                     }
                     stream.write_all(&bytes)?;
+                }
+                Script::Made(make) => {
+                    for (pause, bytes) in make(&text) {
+                        thread::sleep(pause);
+                        stream.write_all(&bytes)?;
+                    }
                 }
                 Script::Endless(begin, more) => {
                     stream.write_all(&begin)?;

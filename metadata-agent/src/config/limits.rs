@@ -26,6 +26,9 @@ pub(super) fn limits(options: &Options<'_>) -> Result<Limits, Error> {
     Ok(Limits {
         connections: most("connections", default.connections)?,
         requests: most("requests", default.requests)?,
+        unfinished_bytes: options.parse(SECTION, "unfinished_bytes", default.unfinished_bytes, |text| {
+            Ok(number(text, 1 << 20, 1 << 30)? as u32)
+        })?,
         port_connections: count("port_connections", default.port_connections)?,
         port_requests: count("port_requests", default.port_requests)?,
         port_held: count("port_held", default.port_held)?,

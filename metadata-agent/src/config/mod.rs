@@ -196,6 +196,7 @@ const OWN: &[&str] = &[
     "unknown_identity_hold",
     "connections",
     "requests",
+    "unfinished_bytes",
     "port_connections",
     "port_requests",
     "port_held",

@@ -59,7 +59,7 @@ pub(super) struct Outcome {
 /// Whether an answer was given to its end.
 #[derive(Debug, Default)]
 pub(super) enum Completion {
-    /// The port or the agent went away, or the connection lasted too long.
+    /// The port or the agent went away, the connection lasted too long, or it gave way to others.
     #[default]
     CutOff,
     /// The guest went away, or did not take its answer.
@@ -120,7 +120,7 @@ impl Outcome {
         let refused = self.refusal.as_ref().and_then(Refusal::reason);
         refused.or_else(|| match &self.end {
             Completion::CutOff => {
-                Some("cut off: its port or the agent went away, or its connection lasted too long".to_owned())
+                Some("cut off: its port or the agent went away, its connection lasted too long, or gave way to others".to_owned())
             }
             Completion::Left(error) => Some(format!("the guest left: {error}")),
             Completion::BrokenOff => Some("nova broke off its answer".to_owned()),

@@ -43,6 +43,7 @@ pub(super) enum Refusal {
 pub(super) enum Limit {
     Connections,
     Requests,
+    UnfinishedBytes,
     PortConnections,
     PortRequests,
     PortHeld,
@@ -55,6 +56,7 @@ impl Limit {
         match self {
             Self::Connections => "connections",
             Self::Requests => "requests",
+            Self::UnfinishedBytes => "unfinished_bytes",
             Self::PortConnections => "port_connections",
             Self::PortRequests => "port_requests",
             Self::PortHeld => "port_held",
@@ -66,6 +68,7 @@ impl Limit {
         match self {
             Self::Connections => "the metadata service has too many connections",
             Self::Requests => "the metadata service has too many requests at once",
+            Self::UnfinishedBytes => "the metadata service has too many slow requests and answers",
             Self::PortConnections => "too many connections",
             Self::PortRequests => "too many requests at once",
             Self::PortHeld => "too many requests wait for this port to become known",

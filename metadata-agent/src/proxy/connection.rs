@@ -16,12 +16,14 @@ use tracing::debug;
 use super::{
     access::{Caller, Completion, Exchange, Outcome},
     answer::{Form, Limit, Refusal, Whom},
+    closing::{Acknowledging, Buffers},
     directory::{Resolution, SignedIdentity},
     forward,
-    limits::Permit,
-    receive::receive,
+    receive::{departure, receive},
+    seat::{Held, Phase, Seat},
     server::Proxy,
-    upstream::{Answer, Upstream},
+    shares::Resource,
+    upstream::{Answer, NOVA_BUFFER, Upstream},
     wire::{Chunks, Framing, HeadEnd, Malformed, Request},
 };
 
@@ -48,6 +50,8 @@ pub(super) enum End {
     Unread,
     /// An answer was broken off, and nothing but a reset tells the guest so.
     Broken,
+    /// It had to give way to others for that limit, in that phase.
+    Evicted(Limit, Phase),
 }
 
 /// A conversation with a guest, over whatever carries bytes.
@@ -56,31 +60,40 @@ pub(super) struct Connection<'a, S> {
     pub(super) stream: S,
     pub(super) caller: &'a Caller,
     pub(super) proxy: &'a Proxy,
+    pub(super) seat: &'a Seat,
     pub(super) upstream: &'a Upstream,
     /// Ends the connection when what is under way is done.
     pub(super) stop: &'a CancellationToken,
     received: BytesMut,
+    /// How many bytes it counts for.
+    charged: u32,
+    /// How many more may wait behind those that are being sent, in the connection to Nova.
+    behind: u32,
 }
 
-impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
+impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
     pub(super) fn new(
         stream: S,
         caller: &'a Caller,
         proxy: &'a Proxy,
+        seat: &'a Seat,
         upstream: &'a Upstream,
         stop: &'a CancellationToken,
     ) -> Self {
-        Self { stream, caller, proxy, upstream, stop, received: BytesMut::new() }
+        Self { stream, caller, proxy, seat, upstream, stop, received: BytesMut::new(), charged: 0, behind: 0 }
     }
 
     /// Serves one request after another.
     pub(super) async fn serve(&mut self) -> End {
         let mut is_fresh = true;
-        while self.begins(is_fresh).await {
+        loop {
+            if let Err(end) = self.begins(is_fresh).await {
+                return end;
+            }
             is_fresh = false;
             // Apart, since its state is large and most connections are idle.
             match Box::pin(self.exchange()).await {
-                Ok(None) => {}
+                Ok(None) => self.seat.begin(Phase::Idle),
                 Ok(Some(end)) => return end,
                 Err(error) => {
                     debug!(tap = %self.caller.port.tap, %error, "connection of a guest ended");
@@ -88,12 +101,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 }
             }
         }
-        End::Closed
     }
 
-    /// Waits until a request begins; false if none does.
-    async fn begins(&mut self, is_fresh: bool) -> bool {
-        let until = tokio::time::Instant::now() + self.proxy.limits.idle;
+    /// Waits until a request begins, or says how the connection ends.
+    async fn begins(&mut self, is_fresh: bool) -> Result<(), End> {
+        let until = Instant::now() + self.proxy.limits.idle;
+        // The last answer counts until it is acknowledged. Most often that comes with the next request.
+        let mut acknowledging = Acknowledging::new(self.charged, Instant::now());
         // Empty lines that follow a body say nothing (RFC 9112, section 2.2). More of them count as part of a head, which has
         // a length and a time.
         let mut may_skip = MOST_EMPTY_LINES;
@@ -104,25 +118,45 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             }
             let may_be_empty = may_skip > 0 && *self.received == *b"\r";
             if !self.received.is_empty() && !may_be_empty {
-                return true;
+                return Ok(());
             }
             // What an idle connection keeps is nothing.
             if self.received.is_empty() {
                 self.received = BytesMut::new();
             }
+            let now = Instant::now();
+            let look = match self.charged {
+                0 => until,
+                left => now + acknowledging.next_look(left, now).ok_or(End::Broken)?,
+            };
             let received = tokio::select! {
                 biased;
-                received = timeout_at(until, receive(&mut self.stream, &mut self.received)) => received,
-                () = stopped(self.stop, is_fresh) => return false,
+                received = timeout_at(look.min(until).into(), receive(&mut self.stream, &mut self.received)) => received,
+                () = stopped(self.stop, is_fresh) => return Err(End::Closed),
             };
-            if !matches!(received, Ok(Ok(1..))) {
-                return false;
+            match received {
+                Ok(Ok(1..)) => {}
+                Err(_) if look < until => {
+                    let left = self.stream.kept().sum();
+                    self.charge(left).map_err(|_| End::Broken)?;
+                }
+                _ => return Err(End::Closed),
             }
         }
     }
 
+    /// Counts for so many bytes from now on.
+    fn charge(&mut self, bytes: u32) -> Result<(), Limit> {
+        if bytes != self.charged {
+            self.seat.set(Resource::Bytes, bytes)?;
+            self.charged = bytes;
+        }
+        Ok(())
+    }
+
     /// One request; tells how the connection ends, if it does. An error is the guest's: it went away.
     async fn exchange(&mut self) -> io::Result<Option<End>> {
+        self.seat.begin(Phase::Reading);
         let head = match timeout(self.proxy.limits.head, self.head()).await {
             Ok(Ok(Ok(Some(head)))) => head,
             Ok(Ok(Ok(None))) => return Ok(Some(End::Closed)),
@@ -149,6 +183,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 Ok(None) if self.received.len() < limit => {}
                 Ok(_) => return Ok(Err(Refusal::HeadTooLarge(limit))),
                 Err(problem) => return Ok(Err(Refusal::Malformed(problem))),
+            }
+            if let Err(limit) = self.charge(self.received.len() as u32) {
+                return Ok(Err(limited(limit)));
             }
             if receive(&mut self.stream, &mut self.received).await? == 0 {
                 return Ok(Ok(None));
@@ -182,15 +219,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     async fn answer(&mut self, request: &Request<'_>, outcome: &mut Outcome) -> io::Result<Option<End>> {
         let has_body = request.method != b"HEAD";
         let mut form = Form { version: request.version, keep_alive: request.keep_alive, has_body };
-        let admitted = match self.admit().await {
-            Ok(who) => {
-                outcome.who = Some(who.clone());
-                self.permits().map(|permits| (who, permits))
-            }
-            Err(refusal) => Err(refusal),
-        };
-        let (who, _permits) = match admitted {
-            Ok(admitted) => admitted,
+        let who = match self.admit().await? {
+            Ok(who) => who,
             Err(refusal) => {
                 // Refusing costs little, but not nothing: who asks too often must connect again, which has a limit too.
                 let may_repeat = refusal.limit() != Some(Limit::RequestRate);
@@ -199,6 +229,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 return self.refuse(refusal, form, outcome).await;
             }
         };
+        outcome.who = Some(who.clone());
         let body = match timeout(self.proxy.limits.head, self.body(request))
             .await
             .unwrap_or(Ok(Err(Refusal::Slow)))?
@@ -207,11 +238,18 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             Err(refusal) => return self.refuse(refusal, Form { keep_alive: false, ..form }, outcome).await,
         };
         form.keep_alive &= !self.stop.is_cancelled();
+        // What is complete counts as a request, and no longer by its bytes.
+        let place = self.seat.hold(Resource::Requests).and_then(|place| Ok((place, self.charge(0)?)));
+        let _place: Held<'a> = match place {
+            Ok((place, ())) => place,
+            Err(limit) => return self.refuse(limited(limit), form, outcome).await,
+        };
         let asked = Instant::now();
         let is_v4 = self.caller.is_v4;
         let build = |host: &str| forward::to_nova(request, &body, &who, is_v4, host);
         let repeatable = request.is_safe() && body.is_empty();
-        let answer = self.upstream.send(request.method, repeatable, build).await;
+        let answer = self.upstream.send(&who, &self.caller.port.tap, request.method, repeatable, build);
+        let answer = self.unless_departed(answer).await?;
         outcome.nova = Some(asked.elapsed());
         match answer {
             Ok(answer) => self.pass_on(answer, request, !body.is_empty(), form, outcome).await,
@@ -219,39 +257,46 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         }
     }
 
-    /// Whose request it is, waited for if that is not known yet: to hold a request is the one answer that every boot
-    /// client understands.
-    async fn admit(&self) -> Result<Arc<SignedIdentity>, Refusal> {
-        let (port, limits) = (&self.caller.port, &self.proxy.limits);
-        port.usage
-            .request(&limits.rates, Instant::now())
-            .map_err(|wait| Refusal::Limited { limit: Limit::RequestRate, wait })?;
-        let mut current = port.resolution();
-        if let Resolution::Pending(_) = current {
-            let Some(_permit) = port.usage.held.take(limits.port_held) else {
-                return Err(Refusal::Limited { limit: Limit::PortHeld, wait: Duration::ZERO });
-            };
-            tokio::select! {
-                resolved = timeout(limits.hold, port.resolved()) => if let Ok(resolved) = resolved {
-                    current = resolved;
-                },
-                () = self.stop.cancelled() => {}
-            }
-        }
-        match current {
-            Resolution::Known(who) => Ok(who),
-            Resolution::Pending(reason) => Err(Refusal::Unknown(reason.to_string())),
-            Resolution::Conflict(reason) => Err(Refusal::Conflict(reason.to_string())),
+    /// Waits for something on the guest's behalf, for as long as the guest is there.
+    async fn unless_departed<T>(&mut self, awaited: impl Future<Output = T>) -> io::Result<T> {
+        let Self { stream, received, seat, .. } = self;
+        seat.begin(Phase::Waiting);
+        tokio::select! {
+            biased;
+            done = awaited => Ok(done),
+            error = departure(stream, received, || seat.begin(Phase::HalfClosed)) => Err(error),
         }
     }
 
-    /// To take memory for a request.
-    fn permits(&self) -> Result<[Permit; 2], Refusal> {
-        let Proxy { limits, requests, .. } = self.proxy;
-        let limited = |limit| Refusal::Limited { limit, wait: Duration::ZERO };
-        let of_port = self.caller.port.usage.requests.take(limits.port_requests);
-        let of_all = requests.take(limits.requests);
-        Ok([of_port.ok_or(limited(Limit::PortRequests))?, of_all.ok_or(limited(Limit::Requests))?])
+    /// Whose request it is, waited for if that is not known yet: to hold a request is the one answer that every boot
+    /// client understands.
+    async fn admit(&mut self) -> io::Result<Result<Arc<SignedIdentity>, Refusal>> {
+        let (port, limits, stop) = (&self.caller.port, &self.proxy.limits, self.stop);
+        if let Err(wait) = port.tap.request(&limits.rates, Instant::now()) {
+            return Ok(Err(Refusal::Limited { limit: Limit::RequestRate, wait }));
+        }
+        let mut current = port.resolution();
+        if let Resolution::Pending(_) = current {
+            let _held = match self.seat.hold(Resource::Held) {
+                Ok(held) => held,
+                Err(limit) => return Ok(Err(limited(limit))),
+            };
+            let resolved = async {
+                tokio::select! {
+                    resolved = timeout(limits.hold, port.resolved()) => resolved.ok(),
+                    () = stop.cancelled() => None,
+                }
+            };
+            if let Some(resolved) = self.unless_departed(resolved).await? {
+                current = resolved;
+            }
+            self.seat.begin(Phase::Reading);
+        }
+        Ok(match current {
+            Resolution::Known(who) => Ok(who),
+            Resolution::Pending(reason) => Err(Refusal::Unknown(reason.to_string())),
+            Resolution::Conflict(reason) => Err(Refusal::Conflict(reason.to_string())),
+        })
     }
 
     /// The whole body: nothing of a request goes to Nova before all of it is here.
@@ -289,6 +334,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             if complete {
                 return Ok(Ok(body));
             }
+            if let Err(limit) = self.charge((self.received.len() + body.len()) as u32) {
+                return Ok(Err(limited(limit)));
+            }
             match timeout(self.proxy.limits.pause, receive(&mut self.stream, &mut self.received)).await {
                 // It may have ended its side only, and wait for what we say.
                 Ok(Ok(0)) => return Ok(Err(Refusal::Malformed(Malformed::Truncated))),
@@ -315,10 +363,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         while more {
             frame(framing, &piece, &mut out);
             outcome.bytes += piece.len() as u64;
+            self.behind = NOVA_BUFFER;
             self.send(&out).await?;
+            self.behind = 0;
             out.clear();
             piece.clear();
-            more = match answer.read(&mut piece).await {
+            more = match self.unless_departed(answer.read(&mut piece)).await? {
                 Ok(more) => more,
                 Err(error) => {
                     self.upstream.broke_off(&answer, &error);
@@ -336,20 +386,27 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         Ok((!form.keep_alive).then_some(if self.received.is_empty() { End::Closed } else { End::Unread }))
     }
 
+    /// Hands bytes to the kernel. They count until the guest has acknowledged them, and those that wait here as well.
     async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let sending = async {
-            let mut left = bytes;
-            while !left.is_empty() {
-                match timeout(self.proxy.limits.pause, self.stream.write(left)).await {
-                    Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                    Ok(written) => left = &left[written?..],
-                    Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-                }
+        self.seat.begin(Phase::Sending);
+        let mut left = bytes;
+        while !left.is_empty() {
+            match timeout(self.proxy.limits.pause, self.stream.write(left)).await {
+                Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => left = &left[written?..],
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
             }
-            Ok(())
-        };
-        sending.await
+            // A guest that keeps up is waited for by nothing.
+            let waiting = if left.is_empty() { 0 } else { left.len() as u32 + self.behind };
+            self.charge(self.stream.kept().sum().saturating_add(waiting))
+                .map_err(|limit| io::Error::other(limit.name()))?;
+        }
+        Ok(())
     }
+}
+
+fn limited(limit: Limit) -> Refusal {
+    Refusal::Limited { limit, wait: Duration::ZERO }
 }
 
 /// Notes how an exchange ended. What a guest did not stay for ends its connection, and is no error of ours.

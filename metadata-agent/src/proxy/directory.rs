@@ -1,5 +1,9 @@
 //! Who is behind which tag: the ports this host serves and their identities, as the control plane last published them.
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
@@ -8,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::limits::Usage;
+use super::tap::Tap;
 
 /// Who a guest is, to Nova and in the log. Everything a request needs is computed once, here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,8 +114,8 @@ pub enum Resolution {
 pub struct Port {
     /// Neutron's port, for the log and for who is told why it is not served.
     pub id: String,
-    /// The device, likewise.
-    pub tap: String,
+    /// The device, and what those behind it take of us now.
+    pub tap: Arc<Tap>,
     /// Generation of the assignment.
     pub generation: u8,
     /// Who is behind it; changes from pending to known and back, never from one instance to another.
@@ -121,13 +125,11 @@ pub struct Port {
     pub is_probe: bool,
     /// Cancelled when the assignment ends.
     pub gone: CancellationToken,
-    /// What the guest behind it takes of us now.
-    pub usage: Usage,
 }
 
 impl Port {
     /// An assignment that begins.
-    pub fn new(id: String, tap: String, generation: u8, resolution: Resolution) -> Self {
+    pub fn new(id: String, tap: Arc<Tap>, generation: u8, resolution: Resolution) -> Self {
         Self {
             id,
             tap,
@@ -136,14 +138,13 @@ impl Port {
             resolved: Notify::new(),
             is_probe: false,
             gone: CancellationToken::new(),
-            usage: Usage::default(),
         }
     }
 
     /// The port by which the agent looks after itself.
-    pub fn probe(device: String, generation: u8) -> Self {
+    pub fn probe(device: &str, tap: Arc<Tap>, generation: u8) -> Self {
         let nobody = Resolution::Pending("the agent itself is behind it".into());
-        Self { is_probe: true, ..Self::new(device.clone(), device, generation, nobody) }
+        Self { is_probe: true, ..Self::new(device.to_owned(), tap, generation, nobody) }
     }
 
     /// Says who is behind it from now on. Control plane only.
@@ -170,19 +171,53 @@ impl Port {
     }
 }
 
-/// The ports by index. Readers take a snapshot and never wait.
+/// The ports by index, and their taps. Readers take a snapshot and never wait.
 #[derive(Debug, Default)]
-pub struct Directory(ArcSwap<HashMap<u32, Arc<Port>>>);
+pub struct Directory {
+    published: ArcSwap<Published>,
+    /// All taps that somebody still has, by name.
+    taps: Mutex<HashMap<String, Weak<Tap>>>,
+}
+
+#[derive(Debug, Default)]
+struct Published {
+    ports: HashMap<u32, Arc<Port>>,
+    taps: Vec<Arc<Tap>>,
+}
 
 impl Directory {
+    /// The tap of that name, which all ports on it share. Control plane only.
+    pub fn tap(&self, name: &str) -> Arc<Tap> {
+        let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tap) = taps.get(name).and_then(Weak::upgrade) {
+            return tap;
+        }
+        let tap = Arc::new(Tap::new(name));
+        taps.insert(name.to_owned(), Arc::downgrade(&tap));
+        tap
+    }
+
     /// Replaces the contents. Control plane only.
     pub fn publish(&self, ports: HashMap<u32, Arc<Port>>) {
-        self.0.store(Arc::new(ports));
+        let mut taps: Vec<_> = ports.values().map(|port| port.tap.clone()).collect();
+        taps.sort_by_key(|tap| Arc::as_ptr(tap).addr());
+        taps.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        self.published.store(Arc::new(Published { ports, taps }));
+        let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
+        taps.retain(|_, tap| tap.strong_count() > 0);
     }
 
     /// The port that a tag names, if that assignment still lasts.
     pub fn port(&self, tag: Tag) -> Option<Arc<Port>> {
-        self.0.load().get(&tag.index()).filter(|port| port.generation == tag.generation()).cloned()
+        let published = self.published.load();
+        published.ports.get(&tag.index()).filter(|port| port.generation == tag.generation()).cloned()
+    }
+
+    /// The tap, but for one, that has most of something.
+    pub(super) fn heaviest(&self, has: impl Fn(&Tap) -> u32, but: Option<&Arc<Tap>>) -> Option<Arc<Tap>> {
+        let published = self.published.load();
+        let others = published.taps.iter().filter(|tap| but.is_none_or(|but| !Arc::ptr_eq(tap, but)));
+        others.max_by_key(|tap| has(tap)).cloned()
     }
 }
 
@@ -263,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_tag_of_another_generation_is_nobody() {
-        let port = Port::new("p".into(), "tap0".into(), 3, Resolution::Pending("".into()));
+        let port = Port::new("p".into(), Directory::default().tap("tap0"), 3, Resolution::Pending("".into()));
         let directory = Directory::default();
         directory.publish([(7, Arc::new(port))].into());
         assert!(directory.port(Tag::new(3, 7, 5)).is_some());
@@ -273,7 +308,12 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_hears_of_the_resolution() {
-        let port = Arc::new(Port::new("p".into(), "tap0".into(), 3, Resolution::Pending("".into())));
+        let port = Arc::new(Port::new(
+            "p".into(),
+            Directory::default().tap("tap0"),
+            3,
+            Resolution::Pending("".into()),
+        ));
         let waiting = tokio::spawn({
             let port = port.clone();
             async move { port.resolved().await }

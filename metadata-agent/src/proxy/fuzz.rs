@@ -22,6 +22,7 @@ use super::{
     directory::{Directory, Identity, Port, Resolution, Signer, Sources},
     limits::{Limits, RequestLimits},
     metrics::Metrics,
+    seat::Seat,
     server::Proxy,
     upstream::{Nova, Upstream},
     wire::{HeadEnd, Request},
@@ -133,8 +134,10 @@ fn connections() {
         ..Limits::default()
     };
     let metrics = Metrics::register(&mut Registry::default());
-    let upstream = Upstream::new(Arc::new(Nova::new(&endpoint, Arc::new(metrics.clone())).unwrap()));
-    let proxy = Proxy::new(Arc::new(Directory::default()), Arc::new(NoSources), limits, metrics);
+    let upstream = Upstream::new(Arc::new(Nova::new(&endpoint, Arc::new(metrics.clone())).unwrap()), 1);
+    let directory = Arc::new(Directory::default());
+    let tap = directory.tap("tap0");
+    let proxy = Proxy::new(directory, Arc::new(NoSources), limits, metrics);
     let identity = Identity {
         port: "port".into(),
         instance: INSTANCE.into(),
@@ -143,16 +146,17 @@ fn connections() {
         fixed_ips: vec!["192.168.1.10".parse().unwrap()],
     };
     let known = Resolution::Known(Arc::new(Signer::new("secret").sign(identity).unwrap()));
-    let port = Port::new("port".into(), "tap0".into(), 1, known);
+    let port = Port::new("port".into(), tap.clone(), 1, known);
     let caller = Caller { port: Arc::new(port), source: None, is_v4: true, open: None };
     let stop = CancellationToken::new();
+    let seat = Seat::take(&proxy.shares, &tap).unwrap();
 
     fuzz("proxy::connections", |random| {
         let bytes = requests(random);
         let before = nova.requests.load(Ordering::Relaxed);
         let (guest, ours) = tokio::io::duplex(1 + random.below(4096));
         let answers = runtime.block_on(async {
-            let mut connection = Connection::new(ours, &caller, &proxy, &upstream, &stop);
+            let mut connection = Connection::new(ours, &caller, &proxy, &seat, &upstream, &stop);
             let (mut reader, mut writer) = tokio::io::split(guest);
             let send = async {
                 let mut left = &bytes[..];

@@ -1,13 +1,13 @@
-//! What guests may take of us: each port for itself, and all of them together.
+//! What guests may take of us: each tap for itself, and all of them together.
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use super::rate::{Bucket, SlidingWindow, WindowLimit};
+use super::rate::WindowLimit;
 use crate::config::Rate;
 
 /// The bounds.
@@ -15,15 +15,18 @@ use crate::config::Rate;
 pub struct Limits {
     /// Connections of all guests together.
     pub connections: u32,
-    /// Requests of all guests together whose bodies are read or that are with Nova: what bounds memory.
+    /// Requests of all guests together that are complete, and with Nova.
     pub requests: u32,
-    /// Connections of one port; 0 for no limit.
+    /// Bytes of all guests together: of requests that are not complete, and of answers that are not acknowledged, in the
+    /// kernel too.
+    pub unfinished_bytes: u32,
+    /// Connections of one tap; 0 for no limit.
     pub port_connections: u32,
-    /// Requests of one port whose bodies are read or that are with Nova; 0 for no limit.
+    /// Requests of one tap that are with Nova; 0 for no limit.
     pub port_requests: u32,
-    /// Requests of one port that wait for its identity; 0 for no limit.
+    /// Requests of one tap that wait for their identity; 0 for no limit.
     pub port_held: u32,
-    /// Requests of one port in time.
+    /// Requests of one tap in time.
     pub rates: RequestLimits,
     /// Answered to a request beyond a limit: 503, or 429 for those who want it.
     pub limit_status: u16,
@@ -48,6 +51,7 @@ impl Default for Limits {
         Self {
             connections: 8192,
             requests: 1024,
+            unfinished_bytes: 32 << 20,
             port_connections: 128,
             port_requests: 32,
             port_held: 32,
@@ -64,51 +68,13 @@ impl Default for Limits {
     }
 }
 
-/// How many requests a port may make in time.
+/// How many requests a tap may make in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
     /// Ours.
     pub rate: Rate,
     /// Neutron's base and burst windows, where `[metadata_rate_limiting]` is on.
     pub windows: [Option<WindowLimit>; 2],
-}
-
-/// What one port takes now. Both families count together, and reconnecting does not help.
-#[derive(Debug, Default)]
-pub struct Usage {
-    pub(super) connections: Gauge,
-    /// Those beyond the limit that are still heard out.
-    pub(super) turned_away: Gauge,
-    pub(super) requests: Gauge,
-    pub(super) held: Gauge,
-    rates: Mutex<Rates>,
-}
-
-#[derive(Debug, Default)]
-struct Rates {
-    bucket: Bucket,
-    windows: [SlidingWindow; 2],
-}
-
-impl Usage {
-    /// Counts a request, or says how long the next one has to wait.
-    pub(super) fn request(&self, limits: &RequestLimits, now: Instant) -> Result<(), Duration> {
-        // A panic elsewhere leaves counts that are as good as any.
-        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        let Rates { bucket, windows } = &mut *rates;
-        let limited = windows.iter_mut().zip(limits.windows);
-        let in_window = limited.filter_map(|(window, limit)| window.wait(limit?, now)).max();
-        if let Some(wait) = bucket.wait(limits.rate, now).max(in_window) {
-            return Err(wait);
-        }
-        bucket.add(limits.rate, now);
-        for (window, limit) in windows.iter_mut().zip(limits.windows) {
-            if let Some(limit) = limit {
-                window.add(limit, now);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// How many there are of something; each holds a permit while it lasts.
@@ -146,16 +112,5 @@ mod tests {
         drop(held);
         assert_eq!((0..3).filter_map(|_| gauge.take(3)).collect::<Vec<_>>().len(), 3);
         assert!((0..100).all(|_| gauge.take(0).is_some()));
-    }
-
-    #[test]
-    fn the_strictest_limit_holds_and_refused_requests_do_not_count() {
-        let window = WindowLimit { count: 4, window: Duration::from_secs(10) };
-        let limits = RequestLimits { rate: Rate { rate: 100, burst: 200 }, windows: [Some(window), None] };
-        let (usage, now) = (Usage::default(), Instant::now());
-        assert_eq!((0..50).filter(|_| usage.request(&limits, now).is_ok()).count(), 4);
-        let wait = usage.request(&limits, now).unwrap_err();
-        assert!(wait > Duration::from_secs(5) && wait <= window.window, "{wait:?}");
-        assert!(usage.request(&limits, now + Duration::from_secs(20)).is_ok());
     }
 }

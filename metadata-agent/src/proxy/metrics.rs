@@ -25,6 +25,7 @@ pub struct Metrics {
     unfinished: Family<Unfinished, Counter>,
     refusals: Family<Refused, Counter>,
     limits: Family<Limited, Counter>,
+    gave_way: Family<Limited, Counter>,
     bytes: Counter,
     total: Family<Answerer, Histogram>,
     nova: Histogram,
@@ -85,6 +86,7 @@ impl Metrics {
             unfinished: Family::default(),
             refusals: Family::default(),
             limits: Family::default(),
+            gave_way: Family::default(),
             bytes: Counter::default(),
             total: Family::new_with_constructor(seconds),
             nova: seconds(),
@@ -95,7 +97,17 @@ impl Metrics {
             nova_failures: Family::default(),
         };
         let Self {
-            requests, unfinished, refusals, limits, bytes, total, nova, connections, accepted, ..
+            requests,
+            unfinished,
+            refusals,
+            limits,
+            gave_way,
+            bytes,
+            total,
+            nova,
+            connections,
+            accepted,
+            ..
         } = metrics.clone();
         registry.register("requests", "Requests answered, by whom and with what status", requests);
         registry.register(
@@ -105,6 +117,7 @@ impl Metrics {
         );
         registry.register("refusals", "Requests answered by the agent itself, by reason", refusals);
         registry.register("limits_hit", "Connections and requests beyond a limit", limits);
+        registry.register("gave_way", "Connections that gave way to others, by limit", gave_way);
         registry.register("response_bytes", "Bytes of response bodies sent to guests", bytes);
         registry.register(
             "request_seconds",
@@ -150,6 +163,10 @@ impl Metrics {
                 self.limit(limit);
             }
         }
+    }
+
+    pub(super) fn gave_way(&self, limit: Limit) {
+        self.gave_way.get_or_create(&Limited { limit: limit.name() }).inc();
     }
 
     pub(super) fn limit(&self, limit: Limit) {

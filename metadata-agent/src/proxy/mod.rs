@@ -8,12 +8,16 @@
 //! server      accepts, identifies, limits          connection   one guest's conversation
 //! wire        HTTP/1.1 as bytes, strictly          forward      what of a request goes to Nova
 //! answer      what we say ourselves                upstream     endpoints, pools, retries, TLS
-//! limits      what a port may take      rate       how that is counted
+//! limits      what guests may take      rate       how much of it in time
+//! tap         what one tap takes        seat       what one connection holds
+//! shares      who gives way to whom     closing    until an answer is acknowledged
 //! access      a line for each request   metrics    the numbers
 //! directory   who is behind which tag   handshake  how a listener ends
+//! notice      warnings, one a minute
 //! ```
 mod access;
 mod answer;
+mod closing;
 mod connection;
 pub mod directory;
 mod forward;
@@ -22,14 +26,19 @@ mod fuzz;
 mod handshake;
 mod limits;
 mod metrics;
+mod notice;
 mod rate;
 mod receive;
+mod seat;
 mod server;
+mod shares;
+mod tap;
 mod upstream;
 mod wire;
 
-pub use limits::{Limits, RequestLimits, Usage};
+pub use limits::{Limits, RequestLimits};
 pub use metrics::Metrics;
 pub use rate::WindowLimit;
 pub use server::{PROBE_ANSWER, Proxy, Workers};
+pub use tap::Tap;
 pub use upstream::{Nova, Observer, TlsError};

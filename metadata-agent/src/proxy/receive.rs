@@ -1,7 +1,7 @@
 //! Reading without a buffer for each connection: most of them are idle most of the time.
 use std::{
     cell::RefCell,
-    future::poll_fn,
+    future::{pending, poll_fn},
     io,
     pin::Pin,
     task::{Poll, ready},
@@ -31,4 +31,27 @@ pub(super) async fn receive(
         })
     })
     .await
+}
+
+/// Bytes of a next request that are taken while the answer to this one is awaited: to see the end behind them.
+const AHEAD: usize = 4096;
+
+/// Waits for as long as the guest is there, and returns how it went away. What it says meanwhile is kept. One that ends its
+/// side, which `ended` is told, may still wait for its answer: there is nothing more to be seen of it until it is sent some.
+pub(super) async fn departure(
+    stream: &mut (impl AsyncRead + Unpin),
+    received: &mut BytesMut,
+    ended: impl FnOnce(),
+) -> io::Error {
+    while received.len() < AHEAD {
+        match receive(stream, received).await {
+            Ok(0) => {
+                ended();
+                break;
+            }
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
+    pending().await
 }

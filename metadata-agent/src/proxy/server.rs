@@ -2,14 +2,13 @@
 use std::{
     io,
     mem::MaybeUninit,
-    net::{Shutdown, SocketAddr, TcpListener as StdListener},
+    net::{SocketAddr, TcpListener as StdListener},
     pin::pin,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use bytes::BytesMut;
 use metadata_ebpf::address::Tag;
 use socket2::SockRef;
 use tokio::{
@@ -23,12 +22,14 @@ use tracing::{debug, error, warn};
 use super::{
     access::Caller,
     answer::{Form, Limit, Refusal, Whom},
+    closing::{farewell, farewell_without_seat, reset},
     connection::{Connection, End},
     directory::{Directory, OpenConnection, Sources},
     handshake::{self, HANDSHAKE},
-    limits::{Gauge, Limits, Permit},
+    limits::Limits,
     metrics::Metrics,
-    receive::receive,
+    seat::{Phase, Seat},
+    shares::Shares,
     upstream::{Nova, Upstream},
 };
 
@@ -37,11 +38,12 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// How long the last request of a connection that has lasted its time may take.
 const OVERTIME: Duration = Duration::from_secs(60);
 /// How often a worker looks after its idle connections to Nova.
-const SWEEP: Duration = Duration::from_secs(5);
-/// How long, and for how many bytes, a refused guest is heard out.
-const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 18);
-/// How many connections of a port, of those beyond its limit, are heard out at a time.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How many connections of a tap, of those beyond its limit, are heard out at a time.
 const TURNED_AWAY: u32 = 8;
+/// What the kernel may keep for a connection: received and not read, sent and not acknowledged. It counts twice as much, to
+/// have room for what is around the bytes (socket(7)).
+const BUFFERS: (usize, usize) = (16 << 10, 32 << 10);
 
 /// What the agent's own probe of the datapath is answered.
 pub const PROBE_ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
@@ -53,8 +55,7 @@ pub struct Proxy {
     pub(super) sources: Arc<dyn Sources>,
     pub(super) limits: Limits,
     pub(super) metrics: Metrics,
-    pub(super) connections: Gauge,
-    pub(super) requests: Gauge,
+    pub(super) shares: Arc<Shares>,
 }
 
 impl Proxy {
@@ -65,14 +66,13 @@ impl Proxy {
         limits: Limits,
         metrics: Metrics,
     ) -> Self {
-        Self {
-            directory,
-            sources,
-            limits,
-            metrics,
-            connections: Gauge::default(),
-            requests: Gauge::default(),
-        }
+        let shares = Arc::new(Shares::new(directory.clone(), limits.clone(), metrics.clone()));
+        Self { directory, sources, limits, metrics, shares }
+    }
+
+    /// What an operator should know, though nothing is missing.
+    pub fn notes(&self) -> Vec<String> {
+        self.shares.notes(std::time::Instant::now())
     }
 }
 
@@ -90,9 +90,10 @@ impl Workers {
         serving: &CancellationToken,
         stop: &CancellationToken,
     ) -> io::Result<Self> {
+        let count = listeners.len();
         let start = |(number, listeners)| {
-            let worker =
-                Worker { proxy: proxy.clone(), upstream: Upstream::new(nova.clone()), stop: stop.clone() };
+            let upstream = Upstream::new(nova.clone(), count);
+            let worker = Worker { proxy: proxy.clone(), upstream, stop: stop.clone() };
             let serving = serving.clone();
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new().name(format!("metadata-proxy-{number}")).spawn(move || {
@@ -135,6 +136,12 @@ impl Worker {
         }
         let connections = TaskTracker::new();
         for listener in listeners {
+            // Connections inherit it.
+            let socket = SockRef::from(&listener);
+            socket.set_recv_buffer_size(BUFFERS.0)?;
+            socket.set_send_buffer_size(BUFFERS.1)?;
+            // For those that we do not live to close.
+            socket.set_tcp_user_timeout(Some(self.proxy.limits.pause))?;
             let listener = TcpListener::from_std(listener)?;
             connections.spawn(self.clone().accept(listener, connections.clone()));
         }
@@ -190,8 +197,8 @@ impl Worker {
     }
 
     fn begin(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, connections: &TaskTracker) {
-        if let Some((stream, caller, permits)) = self.admit(stream, peer, connections) {
-            connections.spawn(self.converse(stream, caller, permits));
+        if let Some((stream, caller, seat)) = self.admit(stream, peer, connections) {
+            connections.spawn(self.converse(stream, caller, seat));
         }
     }
 
@@ -201,8 +208,8 @@ impl Worker {
         mut stream: TcpStream,
         peer: SocketAddr,
         tasks: &TaskTracker,
-    ) -> Option<(TcpStream, Caller, [Permit; 2])> {
-        let Proxy { directory, sources, limits, metrics, connections, .. } = &*self.proxy;
+    ) -> Option<(TcpStream, Caller, Seat)> {
+        let Proxy { directory, sources, metrics, shares, .. } = &*self.proxy;
         let tag = Tag::from_ip(peer.ip());
         let Some((tag, port)) = tag.and_then(|tag| Some((tag, directory.port(tag)?))) else {
             // The port went away between the handshake and now: nobody is there to be answered.
@@ -212,30 +219,28 @@ impl Worker {
         };
         if port.is_probe {
             // The path from a tap to here works, which is all it wants to know. The socket does not block.
-            let _ = socket(&stream).send(PROBE_ANSWER);
+            let _ = SockRef::from(&stream).send(PROBE_ANSWER);
             return None;
         }
         metrics.accepted.inc();
-        let of_port = port.usage.connections.take(limits.port_connections);
-        let of_all = connections.take(limits.connections);
-        match (of_port, of_all) {
-            (Some(of_port), Some(of_all)) => {
+        match Seat::take(shares, &port.tap) {
+            Ok(seat) => {
                 let open = OpenConnection::new(sources.clone(), tag);
                 let caller =
                     Caller { source: sources.source(tag), is_v4: peer.is_ipv4(), port, open: Some(open) };
-                Some((stream, caller, [of_port, of_all]))
+                Some((stream, caller, seat))
             }
-            (of_port, _) => {
-                let limit = if of_port.is_none() { Limit::PortConnections } else { Limit::Connections };
+            Err(limit) => {
                 metrics.limit(limit);
                 debug!(tap = %port.tap, limit = limit.name(), "connection refused");
                 self.turn_away(&stream, limit, &port.id);
-                // With nobody to hear it out, a request on its way would turn the answer into a reset.
-                if let Some(permit) = port.usage.turned_away.take(TURNED_AWAY) {
-                    tasks.spawn(async move {
-                        linger(&mut stream).await;
+                match port.tap.turned_away.take(TURNED_AWAY) {
+                    Some(permit) => drop(tasks.spawn(async move {
+                        farewell_without_seat(&mut stream).await;
                         drop(permit);
-                    });
+                    })),
+                    // It may have had what was said; nothing may be left to the kernel.
+                    None => reset(&stream),
                 }
                 None
             }
@@ -247,14 +252,14 @@ impl Worker {
         let mut out = Vec::new();
         let refusal = Refusal::Limited { limit, wait: Duration::ZERO };
         refusal.write(Whom { port, identity: None }, Form::LAST, &self.proxy.limits, &mut out);
-        let socket = socket(stream);
+        let socket = SockRef::from(stream);
         // A request that is here already would turn the close into a reset. Whether any of this succeeds is the guest's
         // affair; the sockets do not block.
         let _ = socket.recv(&mut [MaybeUninit::uninit(); 4096]);
         let _ = socket.send(&out);
     }
 
-    async fn converse(self: Arc<Self>, mut stream: TcpStream, caller: Caller, _permits: [Permit; 2]) {
+    async fn converse(self: Arc<Self>, mut stream: TcpStream, caller: Caller, seat: Seat) {
         let metrics = &self.proxy.metrics;
         metrics.connections.inc();
         let deadline = Instant::now() + self.proxy.limits.lifetime;
@@ -265,58 +270,38 @@ impl Worker {
             sleep_until(deadline + OVERTIME).await;
         };
         let end = {
-            let mut connection = Connection::new(&mut stream, &caller, &self.proxy, &self.upstream, &stop);
+            let mut connection =
+                Connection::new(&mut stream, &caller, &self.proxy, &seat, &self.upstream, &stop);
             tokio::select! {
                 biased;
                 // With the port gone, segments still to be sent have nowhere to go.
                 () = caller.port.gone.cancelled() => End::Broken,
+                (limit, phase) = seat.evicted() => End::Evicted(limit, phase),
                 end = connection.serve() => end,
                 () = outlived => End::Broken,
             }
         };
         match end {
             // What came after the last request may be here already.
-            End::Closed if !has_unread(&stream) => {}
-            End::Closed | End::Unread => linger(&mut stream).await,
+            End::Closed | End::Unread => {
+                let hear_out = end == End::Unread || has_unread(&stream);
+                farewell(&mut stream, &seat, hear_out).await;
+            }
             End::Broken => reset(&stream),
+            End::Evicted(limit, phase) => {
+                // Unless an answer has begun, which that would be taken for a part of.
+                if matches!(phase, Phase::Reading | Phase::Waiting) {
+                    self.turn_away(&stream, limit, &caller.port.id);
+                }
+                reset(&stream);
+            }
         }
         metrics.connections.dec();
-    }
-}
-
-/// Closes without a farewell.
-fn reset(stream: &TcpStream) {
-    if let Err(error) = stream.set_zero_linger() {
-        debug!(%error, "cannot reset a connection");
     }
 }
 
 /// Whether something was received that nobody read, which would turn a close into a reset.
 fn has_unread(stream: &TcpStream) -> bool {
     // The socket does not block.
-    matches!(socket(stream).peek(&mut [MaybeUninit::uninit(); 1]), Ok(1..))
-}
-
-/// Ends our side, and reads what still comes for a while.
-async fn linger(stream: &mut TcpStream) {
-    if socket(stream).shutdown(Shutdown::Write).is_err() {
-        return;
-    }
-    let (time, most) = LINGER;
-    let drain = async {
-        let mut read = 0;
-        while read < most {
-            let mut received = BytesMut::new();
-            match receive(stream, &mut received).await {
-                Ok(0) | Err(_) => return,
-                Ok(length) => read += length,
-            }
-        }
-    };
-    // Either way it was heard long enough.
-    let _ = timeout(time, drain).await;
-}
-
-fn socket(stream: &TcpStream) -> SockRef<'_> {
-    SockRef::from(stream)
+    matches!(SockRef::from(stream).peek(&mut [MaybeUninit::uninit(); 1]), Ok(1..))
 }

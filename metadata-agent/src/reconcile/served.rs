@@ -9,7 +9,10 @@ use uuid::{Uuid, uuid};
 use crate::{
     datapath::{Assignment, Device},
     inventory::{DesiredPort, Who},
-    proxy::directory::{Port, Resolution, Signer},
+    proxy::{
+        Tap,
+        directory::{Port, Resolution, Signer},
+    },
 };
 
 /// Why a device has no program that nobody has tried to attach yet.
@@ -50,19 +53,19 @@ impl Served {
     pub(super) fn new(
         signer: &Signer,
         wanted: &DesiredPort,
+        tap: Arc<Tap>,
         assignment: Assignment,
         before: Owner,
         foreign_until: u64,
     ) -> Self {
         let resolution = resolve(signer, &wanted.who, &wanted.port);
-        let (id, tap) = (wanted.port.clone(), wanted.device.name.clone());
         Self {
             assignment,
             wanted: wanted.clone(),
             owner: latest(before, owner(wanted)),
             entered: None,
             attached: Err(NOT_YET.to_owned()),
-            entry: Arc::new(Port::new(id, tap, assignment.generation, resolution)),
+            entry: Arc::new(Port::new(wanted.port.clone(), tap, assignment.generation, resolution)),
             told_exhausted: false,
             foreign_until,
         }

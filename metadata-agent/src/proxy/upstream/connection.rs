@@ -2,6 +2,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Waker},
     time::{Duration, Instant},
 };
@@ -16,12 +17,17 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
 use crate::proxy::{
+    directory::{Identity, SignedIdentity},
     receive::receive,
     wire::{Chunks, Framing, HeadEnd, Malformed, Response},
 };
 
 /// More than any head of Nova's has; what is beyond it would only be memory.
 const MOST_HEAD_BYTES: usize = 64 * 1024;
+
+/// The statuses of answers after which a connection may be used again: what Nova says when all is well, always with a body
+/// of its own. Servers that err about framing do so with the others.
+const PLAIN: [u16; 2] = [200, 404];
 
 /// Why there is no answer, or no rest of it.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +52,18 @@ impl Broken {
         matches!(self, Self::Io(_) | Self::Unanswered | Self::Closed)
     }
 
+    /// Whether the kernel found out that nobody is there, which has nothing to do with what was asked.
+    pub(super) fn is_silence(&self) -> bool {
+        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+        matches!(self, Self::Io(error) if matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable))
+    }
+
+    /// Whether the server said something that is no answer, or not to its end: over a connection that was used before,
+    /// it may be left over from that.
+    pub(super) fn is_nonsense(&self) -> bool {
+        matches!(self, Self::Malformed(_) | Self::Closed | Self::Unanswered)
+    }
+
     /// What an error means before anything of the answer is there. TLS calls it unexpected when a connection ends without
     /// a farewell.
     fn before_answer(error: io::Error) -> Self {
@@ -67,6 +85,8 @@ pub(super) struct Connection {
     received: BytesMut,
     /// Index of the endpoint that it leads to.
     pub(super) endpoint: usize,
+    /// Whose requests went over it, all of them.
+    owner: Option<Arc<SignedIdentity>>,
     /// When it was begun.
     pub(super) begun: Instant,
     /// How long an answer's body may pause.
@@ -75,7 +95,19 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(stream: Stream, endpoint: usize, begun: Instant, pause: Duration) -> Self {
-        Self { stream, received: BytesMut::new(), endpoint, begun, pause }
+        Self { stream, received: BytesMut::new(), endpoint, owner: None, begun, pause }
+    }
+
+    /// Makes it theirs, if it is nobody's yet.
+    pub(super) fn belong_to(&mut self, who: &Arc<SignedIdentity>) {
+        self.owner.get_or_insert_with(|| who.clone());
+    }
+
+    /// Whether it has served that instance of that project, and nobody else.
+    pub(super) fn is_for(&self, who: &Identity) -> bool {
+        self.owner.as_deref().is_some_and(|SignedIdentity { identity, .. }| {
+            (&identity.instance, &identity.project) == (&who.instance, &who.project)
+        })
     }
 
     /// Whether nothing was said on an idle connection, an end neither.
@@ -90,6 +122,7 @@ impl Connection {
     /// still be had from somebody else.
     pub(super) async fn exchange(mut self, request: &[u8], method: &[u8]) -> Result<Answer, Broken> {
         self.send(request).await.map_err(Broken::before_answer)?;
+        let mut plain = method == b"GET";
         loop {
             let head = Response::parse(self.head().await?, method)?;
             // Switching protocols is for those who asked for it, and we never do.
@@ -102,8 +135,11 @@ impl Connection {
                     Framing::Chunked => Left::Chunks(Chunks::default()),
                     Framing::Close => Left::Close,
                 };
-                return Answer { head, connection: self, left, first: Vec::new(), more: true }.begin().await;
+                plain &= head.keep_alive && PLAIN.contains(&head.status);
+                let answer = Answer { head, connection: self, left, first: Vec::new(), more: true, plain };
+                return answer.begin().await;
             }
+            plain = false;
         }
     }
 
@@ -141,6 +177,8 @@ pub(in crate::proxy) struct Answer {
     first: Vec<u8>,
     /// Whether something comes after the first.
     more: bool,
+    /// Whether it is a GET's, with no other before it, no odd status, and the connection is to be kept.
+    plain: bool,
 }
 
 /// What of the body is still to come.
@@ -220,11 +258,10 @@ impl Answer {
         Ok(ended)
     }
 
-    /// The connection, if another request can follow: nothing may be left over, or it would be taken for the next
-    /// answer.
+    /// The connection, if another request can follow: after a plain answer that came to its end, and nothing beyond it.
     pub(super) fn into_reusable(self) -> Option<Connection> {
         let reusable =
-            self.head.keep_alive && matches!(self.left, Left::Nothing) && self.connection.received.is_empty();
+            self.plain && matches!(self.left, Left::Nothing) && self.connection.received.is_empty();
         reusable.then_some(self.connection)
     }
 }

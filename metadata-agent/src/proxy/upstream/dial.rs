@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, time::Duration};
 use nix::errno::Errno;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::{Instant, timeout_at},
 };
 use tokio_util::either::Either;
@@ -20,6 +20,10 @@ use super::{
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Probes begin after half of the time for silence, within these bounds.
 const PROBES_BEGIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What the kernel may keep of an answer that is not read, since a guest is slow to take it. Left to itself it grows to
+/// megabytes (tcp(7)).
+pub(in crate::proxy) const RECEIVE_BUFFER: u32 = 64 << 10;
 
 /// An address, and why there is no connection to it.
 type Failure = (SocketAddr, io::Error);
@@ -88,7 +92,10 @@ pub(super) async fn dial(
 async fn connect(addresses: Vec<SocketAddr>, silence: Duration) -> Result<TcpStream, ConnectError> {
     let attempts = addresses.into_iter().map(async |address| {
         let connecting = async {
-            let stream = TcpStream::connect(address).await?;
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            // The kernel doubles it, for what is around the bytes (socket(7)).
+            socket.set_recv_buffer_size(RECEIVE_BUFFER / 2)?;
+            let stream = socket.connect(address).await?;
             stream.set_nodelay(true)?;
             // Whoever closes first keeps the port for a minute (TIME_WAIT), and most often that is us. A reset ends it
             // for both; what is cut off by it was to be thrown away.

@@ -10,7 +10,7 @@ use std::{
 use tracing::{debug, info, warn};
 
 use super::{health::Health, lookup::Name, notice::Notice};
-use crate::{config, error_chain::chain};
+use crate::{config, error_chain::chain, proxy::tap::Tap};
 
 /// Is told what happens to endpoints, which are named as `host:port`.
 pub trait Observer: fmt::Debug + Send + Sync {
@@ -32,6 +32,7 @@ pub(super) struct Endpoint {
     /// When somebody last saw that nobody serves there, or went to see.
     away: Mutex<Option<Instant>>,
     mute: Notice,
+    failing: Notice,
     forbidden: Notice,
     broken_off: Notice,
     observer: Arc<dyn Observer>,
@@ -49,6 +50,7 @@ impl Endpoint {
             health: Mutex::default(),
             away: Mutex::default(),
             mute: Notice::default(),
+            failing: Notice::default(),
             forbidden: Notice::default(),
             broken_off: Notice::default(),
             observer,
@@ -64,13 +66,14 @@ impl Endpoint {
         self.host.addresses().await
     }
 
-    pub(super) fn is_up(&self) -> bool {
-        self.health().is_up()
+    /// For requests of that tap.
+    pub(super) fn is_up_for(&self, tap: &Tap) -> bool {
+        self.health().is_up_for(tap.name())
     }
 
     /// See [`Health::try_again`].
-    pub(super) fn try_again(&self, now: Instant, time: Duration) -> bool {
-        self.health().try_again(now, time)
+    pub(super) fn try_again(&self, tap: &Tap, now: Instant, time: Duration) -> bool {
+        self.health().try_again(tap.name(), now, time)
     }
 
     /// See [`Health::undecided`].
@@ -105,9 +108,9 @@ impl Endpoint {
         self.away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An answer, whatever its status: Nova's errors are Nova's.
-    pub(super) fn answered(&self) {
-        if self.health().succeed() {
+    /// An answer to that tap's request, whatever its status: Nova's errors are Nova's.
+    pub(super) fn answered(&self, tap: &Tap) {
+        if self.health().succeed(tap.name()) {
             info!(nova = %self, "nova answers again");
             self.observer.up(&self.name, true);
         }
@@ -124,9 +127,47 @@ impl Endpoint {
         }
     }
 
+    /// It cannot be reached, which no guest can bring about.
     pub(super) fn failed(&self, error: &dyn Error, now: Instant) {
         self.observer.failed(&self.name);
-        self.take_down(error, now);
+        let (was_up, avoided) = {
+            let mut health = self.health();
+            (health.is_up(), health.fail(now))
+        };
+        self.is_down(was_up, avoided, error);
+    }
+
+    /// It was reached, and did not answer a request of that tap as it should.
+    pub(super) fn failed_request(&self, tap: &Tap, error: &dyn Error, now: Instant) {
+        self.observer.failed(&self.name);
+        self.suspect(tap, error, now);
+    }
+
+    /// Has that tap's requests avoid it for a while, and everybody's if it fails several.
+    pub(super) fn suspect(&self, tap: &Tap, error: &dyn Error, now: Instant) {
+        let (was_up, avoided) = {
+            let mut health = self.health();
+            (health.is_up(), health.fail_request(tap.name(), now))
+        };
+        match avoided {
+            Some(avoided) => self.is_down(was_up, avoided, error),
+            None => {
+                if let Some(times) = self.failing.times(now) {
+                    let error = chain(error);
+                    warn!(nova = %self, times, %tap, error, "nova failed a guest's request, which may be to blame");
+                }
+            }
+        }
+    }
+
+    fn is_down(&self, was_up: bool, avoided: Duration, error: &dyn Error) {
+        let error = chain(error);
+        if was_up {
+            warn!(nova = %self, error, "nova failed");
+            self.observer.up(&self.name, false);
+        } else {
+            debug!(nova = %self, error, avoided_seconds = avoided.as_secs_f64(), "nova still fails");
+        }
     }
 
     /// It closed a new connection without an answer, which may be the request's fault.
@@ -143,21 +184,6 @@ impl Endpoint {
         self.observer.failed(&self.name);
         if let Some(times) = self.broken_off.times(now) {
             warn!(nova = %self, times, error = chain(error), "nova broke off an answer");
-        }
-    }
-
-    /// Has requests avoid it for a while.
-    pub(super) fn take_down(&self, error: &dyn Error, now: Instant) {
-        let mut health = self.health();
-        let was_up = health.is_up();
-        let avoided = health.fail(now).as_secs_f64();
-        drop(health);
-        let error = chain(error);
-        if was_up {
-            warn!(nova = %self, error, "nova failed");
-            self.observer.up(&self.name, false);
-        } else {
-            debug!(nova = %self, error, avoided_seconds = avoided, "nova still fails");
         }
     }
 

@@ -5,14 +5,12 @@
 //! dial        making a connection          lookup   where a name is
 //! race        several ways to one end      tls      certificates, read again when they change
 //! connection  a request out, an answer in  pool     connections that wait for requests
-//! notice      warnings, one a minute
 //! ```
 mod connection;
 mod dial;
 mod endpoint;
 mod health;
 mod lookup;
-mod notice;
 mod pool;
 mod race;
 #[cfg(test)]
@@ -30,18 +28,22 @@ use std::{
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-pub(super) use self::connection::Answer;
+pub(super) use self::{connection::Answer, dial::RECEIVE_BUFFER as NOVA_BUFFER};
 use self::{
     connection::{Broken, Connection},
     dial::{ConnectError, dial},
     endpoint::Endpoint,
-    notice::Notice,
     pool::Pool,
     race::race,
     tls::Tls,
 };
 pub use self::{endpoint::Observer, tls::TlsError};
-use super::answer::Refusal;
+use super::{
+    answer::Refusal,
+    directory::SignedIdentity,
+    notice::{self, Notice},
+    tap::Tap,
+};
 use crate::{config, error_chain::chain};
 
 /// How long a request waits for a Nova that is being restarted, and how often it looks. A boot can end with a 502, but
@@ -80,9 +82,9 @@ impl Nova {
 
     /// Whom to ask. One that was avoided long enough is given to one request that can also go to the next, of which there
     /// must be one: for all that are down there is a faster way.
-    fn order(&self, now: Instant, repeatable: bool) -> Order {
+    fn order(&self, tap: &Tap, now: Instant, repeatable: bool) -> Order {
         let (mut up, mut down): (Vec<_>, Vec<_>) =
-            (0..self.endpoints.len()).partition(|index| self.endpoints[*index].is_up());
+            (0..self.endpoints.len()).partition(|index| self.endpoints[*index].is_up_for(tap));
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         for list in [&mut up, &mut down] {
             let length = list.len().max(1);
@@ -90,7 +92,7 @@ impl Nova {
         }
         // A connection and an answer, each within that time.
         let time = 2 * self.connect_timeout;
-        let tried = |index: &usize| self.endpoints[*index].try_again(now, time);
+        let tried = |index: &usize| self.endpoints[*index].try_again(tap, now, time);
         let on_trial = if repeatable && !up.is_empty() { down.iter().position(tried) } else { None };
         Order { on_trial: on_trial.map(|at| down.remove(at)), up, down }
     }
@@ -179,42 +181,46 @@ struct Order {
 #[derive(Debug)]
 pub(super) struct Upstream {
     nova: Arc<Nova>,
-    /// One for each endpoint.
-    pools: Vec<Pool>,
+    pool: Pool,
 }
 
 impl Upstream {
-    pub(super) fn new(nova: Arc<Nova>) -> Self {
-        let pools = nova.endpoints.iter().map(|_| Pool::default()).collect();
-        Self { nova, pools }
+    /// That of one of so many workers.
+    pub(super) fn new(nova: Arc<Nova>, workers: usize) -> Self {
+        Self { nova, pool: Pool::new(workers) }
     }
 
-    /// Sends what `build` makes for a host; returns when the answer has begun.
+    /// Sends what `build` makes for a host, in the name of `who` behind that tap; returns when the answer has begun.
     ///
-    /// A request that may be repeated, which has no body, goes over a pooled connection, and when that or its endpoint
-    /// fails, to the next endpoint. Any other gets a new connection, since a pooled one may be dying, and is sent once.
+    /// A request that may be repeated, which has no body, goes over a pooled connection, over a new one if that does not
+    /// make sense, and when the endpoint fails, to the next one. Any other gets a new connection, since a pooled one may be dying, and is sent once.
     /// One of which nothing could be sent waits a little for an endpoint to come back.
     pub(super) async fn send(
         &self,
+        who: &Arc<SignedIdentity>,
+        tap: &Tap,
         method: &[u8],
         repeatable: bool,
         build: impl Fn(&str) -> Vec<u8>,
     ) -> Result<Answer, Refusal> {
         let started = Instant::now();
         let deadline = started + self.nova.response_timeout;
-        let mut errand = Errand { nova: &self.nova, method, repeatable, build, deadline, mute: Vec::new() };
-        let Order { on_trial, up, mut down } = self.nova.order(started, repeatable);
+        let mut errand =
+            Errand { nova: &self.nova, who, tap, method, repeatable, build, deadline, mute: Vec::new() };
+        let Order { on_trial, up, mut down } = self.nova.order(tap, started, repeatable);
         let mut refusal = Refusal::Unreachable;
         for index in on_trial.into_iter().chain(up).take_while(|_| Instant::now() < deadline) {
             let time =
                 if on_trial == Some(index) { self.nova.connect_timeout } else { self.nova.response_timeout };
             if repeatable
-                && let Some(connection) = self.pools[index].take(self.nova.tls.as_ref(), Instant::now())
+                && let Some(connection) =
+                    self.pool.take(index, &who.identity, self.nova.tls.as_ref(), Instant::now())
             {
                 match errand.run(connection, time).await {
-                    // It was closed while it was idle, as the request went out: that says nothing of its endpoint.
-                    Err(Broken::Unanswered) => {
-                        debug!(nova = %self.nova.endpoints[index], "a pooled connection was closed")
+                    // It was closed while it was idle, as the request went out, or something was left over on it: that
+                    // says nothing of its endpoint.
+                    Err(error) if error.is_nonsense() => {
+                        debug!(nova = %self.nova.endpoints[index], %error, "a pooled connection is of no use");
                     }
                     Err(error) => {
                         refusal = errand.broke(index, &error)?;
@@ -274,7 +280,7 @@ impl Upstream {
             return;
         }
         if let Some(connection) = answer.into_reusable() {
-            self.pools[connection.endpoint].put(connection, Instant::now());
+            self.pool.put(connection, Instant::now());
         }
     }
 
@@ -284,38 +290,39 @@ impl Upstream {
         if let Some(tls) = tls {
             tls.refresh();
         }
-        for pool in &self.pools {
-            pool.sweep(tls, Instant::now());
-        }
+        self.pool.sweep(tls, Instant::now());
     }
 }
 
 /// One request, on its way from endpoint to endpoint.
 struct Errand<'a, B> {
     nova: &'a Nova,
+    who: &'a Arc<SignedIdentity>,
+    tap: &'a Tap,
     method: &'a [u8],
     repeatable: bool,
     build: B,
     deadline: Instant,
     /// Endpoints that closed a new connection without an answer. The request may be to blame, which is a guest's: only
-    /// when another endpoint answers it, they are.
+    /// when another endpoint answers it, they may be.
     mute: Vec<usize>,
 }
 
 impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
     /// Has it answered over that connection, within `time` and before the deadline.
-    async fn run(&mut self, connection: Connection, time: Duration) -> Result<Answer, Broken> {
+    async fn run(&mut self, mut connection: Connection, time: Duration) -> Result<Answer, Broken> {
+        connection.belong_to(self.who);
         let endpoint = &self.nova.endpoints[connection.endpoint];
         let request = (self.build)(&endpoint.address().authority());
         let time = time.min(self.deadline.saturating_duration_since(Instant::now()));
         let exchange = connection.exchange(&request, self.method);
         let answer = timeout(time, exchange).await.unwrap_or(Err(Broken::Late(time)))?;
-        endpoint.answered();
+        endpoint.answered(self.tap);
         if answer.head.status == 403 {
             endpoint.forbade(Instant::now());
         }
         for index in self.mute.drain(..) {
-            self.nova.endpoints[index].take_down(&Broken::Unanswered, Instant::now());
+            self.nova.endpoints[index].suspect(self.tap, &Broken::Unanswered, Instant::now());
         }
         Ok(answer)
     }
@@ -332,7 +339,8 @@ impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
             Broken::Late(time) if *time < self.nova.connect_timeout.min(self.nova.response_timeout) / 2 => {
                 endpoint.undecided(now);
             }
-            _ => endpoint.failed(error, now),
+            error if error.is_silence() => endpoint.failed(error, now),
+            _ => endpoint.failed_request(self.tap, error, now),
         }
         match error {
             Broken::Late(_) if now >= self.deadline => Err(Refusal::Timeout),
@@ -365,11 +373,12 @@ mod tests {
     #[test]
     fn an_endpoint_that_failed_is_for_one_request_at_a_time() {
         let nova = nova(&[refusing(), refusing(), refusing()]);
+        let tap = Tap::new("tap0");
         let mut now = Instant::now();
         let failure = std::io::Error::other("a failure");
         nova.endpoints[1].failed(&failure, now);
         let up = |now, repeatable| {
-            let Order { on_trial, up, down } = nova.order(now, repeatable);
+            let Order { on_trial, up, down } = nova.order(&tap, now, repeatable);
             let mut asked: Vec<_> = on_trial.into_iter().chain(up).collect();
             assert_eq!(asked.len() + down.len(), 3);
             let first = asked[0];
@@ -382,14 +391,14 @@ mod tests {
         assert_eq!(up(now, false).1, [0, 2], "what is sent once does not go there");
         assert_eq!(up(now, true), (1, vec![0, 1, 2]));
         assert_eq!(up(now, true).1, [0, 2]);
-        nova.endpoints[1].answered();
+        nova.endpoints[1].answered(&tap);
         assert_eq!(up(now, false).1, [0, 1, 2]);
         for endpoint in &nova.endpoints {
             endpoint.failed(&failure, now);
         }
         now += Duration::from_secs(60);
         for repeatable in [false, true] {
-            let order = nova.order(now, repeatable);
+            let order = nova.order(&tap, now, repeatable);
             assert_eq!((order.on_trial, order.down.len()), (None, 3), "nobody is given up, or preferred");
         }
     }

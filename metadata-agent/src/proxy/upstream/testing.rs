@@ -8,7 +8,10 @@ use std::{
 use socket2::{Domain, Socket, Type};
 
 use super::{Nova, Observer};
-use crate::config;
+use crate::{
+    config,
+    proxy::directory::{Identity, SignedIdentity, Signer},
+};
 
 /// A port where connections are made, by the kernel.
 pub(super) fn listening() -> (TcpListener, SocketAddr) {
@@ -57,4 +60,16 @@ impl Observer for Deaf {
     fn up(&self, _: &str, _: bool) {}
     fn connected(&self, _: &str) {}
     fn failed(&self, _: &str) {}
+}
+
+/// Somebody with that instance.
+pub(super) fn identity(instance: &str) -> Arc<SignedIdentity> {
+    let identity = Identity {
+        port: format!("port of {instance}"),
+        instance: instance.to_owned(),
+        project: "project".into(),
+        network: "network".into(),
+        fixed_ips: vec!["192.168.1.10".parse().unwrap()],
+    };
+    Arc::new(Signer::new("secret").sign(identity).unwrap())
 }

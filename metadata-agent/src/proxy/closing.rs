@@ -1,0 +1,257 @@
+//! The end of a connection, and what the kernel keeps of an answer until the guest has acknowledged it.
+//!
+//! A socket that is closed with something still to be acknowledged is the kernel's for a minute, with all that it holds:
+//! memory and a number that belong to the whole host. So none is let go before, and for one that acknowledges nothing there is
+//! a reset.
+use std::{
+    mem::size_of_val,
+    net::Shutdown,
+    os::fd::AsRawFd as _,
+    time::{Duration, Instant},
+};
+
+use bytes::BytesMut;
+use nix::libc;
+use socket2::SockRef;
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+use tracing::debug;
+
+use super::{
+    answer::Limit,
+    receive::receive,
+    seat::{Phase, Seat},
+    shares::Resource,
+};
+
+/// How long a guest may acknowledge nothing of what it was sent, once there is no more to be sent.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
+/// How soon it is looked whether something was acknowledged; twice as long each time, and never longer than that.
+pub(super) const LOOKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// How long, and for how many bytes, a guest is heard out that was answered before it had said everything.
+const HEARING: (Duration, usize) = (Duration::from_secs(1), 1 << 18);
+
+/// Memory that the kernel keeps for a connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Kept {
+    /// For what was received, and nobody has read.
+    unread: u32,
+    /// For what was sent; 0 if all of it is acknowledged.
+    unacknowledged: u32,
+}
+
+impl Kept {
+    pub(super) fn sum(self) -> u32 {
+        self.unread.saturating_add(self.unacknowledged)
+    }
+}
+
+/// What is behind a guest's connection.
+pub(super) trait Buffers {
+    fn kept(&self) -> Kept;
+}
+
+impl Buffers for TcpStream {
+    fn kept(&self) -> Kept {
+        // Of linux/sock_diag.h: where they are in what the option tells (Linux 4.12).
+        const SK_MEMINFO_RMEM_ALLOC: usize = 0;
+        const SK_MEMINFO_WMEM_QUEUED: usize = 5;
+        let mut values = [0_u32; 16];
+        let mut size = size_of_val(&values) as libc::socklen_t;
+        // SAFETY: the descriptor is open, and the kernel writes no more than the size it is given.
+        let result = unsafe {
+            libc::getsockopt(
+                self.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                values.as_mut_ptr().cast(),
+                &raw mut size,
+            )
+        };
+        if result != 0 {
+            return Kept::default();
+        }
+        Kept { unread: values[SK_MEMINFO_RMEM_ALLOC], unacknowledged: values[SK_MEMINFO_WMEM_QUEUED] }
+    }
+}
+
+impl<T: Buffers> Buffers for &mut T {
+    fn kept(&self) -> Kept {
+        (**self).kept()
+    }
+}
+
+#[cfg(test)]
+impl Buffers for tokio::io::DuplexStream {
+    fn kept(&self) -> Kept {
+        Kept::default()
+    }
+}
+
+/// How acknowledging goes on. Pure logic, with the time passed in.
+#[derive(Debug)]
+pub(super) struct Acknowledging {
+    left: u32,
+    since: Instant,
+    pause: Duration,
+}
+
+impl Acknowledging {
+    pub(super) fn new(left: u32, now: Instant) -> Self {
+        Self { left, since: now, pause: LOOKS.0 }
+    }
+
+    /// Notes what is left now; how long until the next look, unless it was waited for long enough.
+    pub(super) fn next_look(&mut self, left: u32, now: Instant) -> Option<Duration> {
+        if left < self.left {
+            (self.left, self.since) = (left, now);
+        }
+        if now.saturating_duration_since(self.since) >= UNACKNOWLEDGED {
+            return None;
+        }
+        let pause = self.pause;
+        self.pause = (2 * pause).min(LOOKS.1);
+        Some(pause)
+    }
+}
+
+/// Closes without a farewell, and has the kernel forget what is not acknowledged.
+pub(super) fn reset(stream: &TcpStream) {
+    if let Err(error) = stream.set_zero_linger() {
+        debug!(%error, "cannot reset a connection");
+    }
+}
+
+/// Ends our side and waits for the guest to acknowledge all of it; `hear_out` for one that may have more to say, which would
+/// turn the close into a reset that overtakes the answer.
+pub(super) async fn farewell(stream: &mut TcpStream, seat: &Seat, hear_out: bool) {
+    seat.begin(Phase::Sending);
+    let charge = |bytes| seat.set(Resource::Bytes, bytes);
+    if !is_acknowledged(stream, hear_out, charge).await {
+        reset(stream);
+    }
+}
+
+/// The same for a guest that was turned away, and has no seat.
+pub(super) async fn farewell_without_seat(stream: &mut TcpStream) {
+    if !is_acknowledged(stream, true, |_| Ok(())).await {
+        reset(stream);
+    }
+}
+
+/// Ends our side; false if the kernel would be left with something, since the guest does not take it, or there is no room
+/// to wait.
+async fn is_acknowledged(
+    stream: &mut TcpStream,
+    hear_out: bool,
+    charge: impl Fn(u32) -> Result<(), Limit>,
+) -> bool {
+    if SockRef::from(&*stream).shutdown(Shutdown::Write).is_err() {
+        // It was reset.
+        return true;
+    }
+    let began = Instant::now();
+    let mut acknowledging = Acknowledging::new(stream.kept().unacknowledged, began);
+    let (mut heard, mut has_ended) = (0, false);
+    loop {
+        let (left, now) = (stream.kept().unacknowledged, Instant::now());
+        let is_heard = has_ended || !hear_out || now.saturating_duration_since(began) >= HEARING.0;
+        if left == 0 && is_heard {
+            return true;
+        }
+        let Some(pause) = acknowledging.next_look(left, now) else { return false };
+        if charge(left).is_err() {
+            return false;
+        }
+        if has_ended {
+            sleep(pause).await;
+            continue;
+        }
+        let mut received = BytesMut::new();
+        match timeout(pause, receive(stream, &mut received)).await {
+            Ok(Ok(0)) => has_ended = true,
+            Ok(Ok(length)) => {
+                heard += length;
+                if heard > HEARING.1 {
+                    return false;
+                }
+            }
+            Ok(Err(_)) => return true,
+            Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::{TcpListener, TcpStream as StdStream},
+    };
+
+    use super::*;
+
+    fn pair() -> (StdStream, StdStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let guest = StdStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (guest, ours)
+    }
+
+    fn close(ours: StdStream, hear_out: bool) -> (bool, Duration) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let began = Instant::now();
+        let result = runtime.block_on(async {
+            let mut ours = TcpStream::from_std(ours).unwrap();
+            is_acknowledged(&mut ours, hear_out, |_| Ok(())).await
+        });
+        (result, began.elapsed())
+    }
+
+    #[test]
+    fn a_guest_that_takes_its_answer_is_let_go_at_once() {
+        let (mut guest, mut ours) = pair();
+        ours.write_all(b"answer").unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut answer = String::new();
+            guest.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        let (result, took) = close(ours, true);
+        assert!(result);
+        assert!(took < UNACKNOWLEDGED, "{took:?}");
+        assert_eq!(reading.join().unwrap(), "answer");
+    }
+
+    #[test]
+    fn what_the_kernel_keeps_is_told_and_given_up() {
+        let (guest, mut ours) = pair();
+        // More than both buffers hold.
+        SockRef::from(&guest).set_recv_buffer_size(4096).unwrap();
+        while ours.write(&[b'x'; 65_536]).is_ok() {}
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let told = runtime.block_on(async {
+            let stream = TcpStream::from_std(ours.try_clone().unwrap()).unwrap();
+            stream.kept().unacknowledged
+        });
+        assert!(told > 65_536, "{told}");
+        let (result, took) = close(ours, false);
+        assert!(!result);
+        assert!(took >= UNACKNOWLEDGED && took < 10 * UNACKNOWLEDGED, "{took:?}");
+    }
+
+    #[test]
+    fn progress_is_waited_for() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut acknowledging = Acknowledging::new(100, start);
+        assert_eq!(acknowledging.next_look(100, at(10)), Some(Duration::from_millis(20)));
+        assert_eq!(acknowledging.next_look(100, at(30)), Some(Duration::from_millis(40)));
+        assert!(acknowledging.next_look(90, at(3990)).is_some());
+        assert!(acknowledging.next_look(90, at(7980)).is_some());
+        assert_eq!(acknowledging.next_look(90, at(8000)), None);
+    }
+}
