@@ -19,6 +19,7 @@ const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("arping", "iputils-arping"),
     ("curl", "curl"),
+    ("openssl", "openssl"),
     ("wget", "wget"),
     ("udhcpc", "udhcpc"),
     ("busybox", "busybox"),

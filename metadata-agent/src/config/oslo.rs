@@ -14,7 +14,7 @@ use super::{defaults, options::Options, *};
 /// Debian's, which has Debian's python3-oslo.config, whatever else is in the path.
 const PYTHON: &str = "/usr/bin/python3";
 /// Configurations for each start of Python.
-const BATCH: usize = 100;
+const BATCH: usize = 50;
 
 const SECTIONS: &[&str] =
     &["DEFAULT", "DEFAULT", "DEFAULT", "ovn", "ovn", "ovs", "OVN", "Ovs", "default", "Default"];
