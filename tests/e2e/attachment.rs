@@ -70,7 +70,6 @@ fn others_filters_keep_their_priority() -> Result<()> {
     cloud.agent.clean_up()?;
     let tap = &red.port.tap;
     let tc = |words: String| run(cloud.chassis.host().command("tc")?.words(words));
-    tc(format!("qdisc add dev {tap} clsact"))?;
     // Both see each frame before ours and let it go on.
     let foreign = format!("filter add dev {tap} ingress");
     tc(format!("{foreign} pref 1 protocol ip flower dst_ip 192.0.2.1/32 action continue"))?;

@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
@@ -14,7 +14,7 @@ use metadata_tests::{
     cloud::{Chassis as _, Cloud},
     command::{Words as _, require, run},
     guest::{Guest, METADATA},
-    http::{self, Error},
+    http::{self, Connection, Error},
     netns::Namespace,
     nova::Answer,
     ovn::Routing,
@@ -135,6 +135,32 @@ fn checksums_verify_with_and_without_offloads() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// A client behind a guest that routes, over a link with a smaller MTU than either end knows of: what the guest says about
+/// it is for an address of another namespace, and the service finds out by itself.
+#[test]
+fn a_smaller_mtu_on_the_way_is_found_out() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let [router, _] = cloud.overlapping_guests()?;
+    let client = Namespace::create(cloud.chassis.sandbox(), "client")?;
+    router.netns.ip(format!("link add eth1 type veth peer name eth0 netns {}", client.name()))?;
+    router.netns.ip("addr add 10.9.0.1/24 dev eth1")?;
+    router.netns.ip("link set eth1 mtu 1300 up")?;
+    router.netns.sysctl("net.ipv4.ip_forward", "1")?;
+    client.ip("addr add 10.9.0.2/24 dev eth0")?;
+    client.ip("link set eth0 up")?;
+    client.ip("route add default via 10.9.0.1")?;
+    let target = "/openstack/latest/vendor_data2.json";
+    let body: Vec<u8> = (0..3 << 20).map(|index| (index * 7 % 253) as u8).collect();
+    cloud.nova.answer(target, Answer { status: 200, headers: vec![], body: body.clone().into() });
+    let asked = Instant::now();
+    let stream = client.run(|| http::connect_from(None, METADATA, Duration::from_secs(30)))??;
+    let answer = Connection::new(stream).request("GET", target, &[], b"")?;
+    println!("{} bytes over a link of 1300 in {:?}", answer.body.len(), asked.elapsed());
+    assert!(answer.body == body, "the answer's body changed");
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     Ok(())
 }
 

@@ -2,12 +2,12 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
-    agent::service_namespace,
+    agent::{Options, service_namespace},
     check::{META_DATA, is_identity_of, own_identity, was_signed_for},
     cloud::{Chassis as _, Cloud},
     command::{Words as _, require, run},
@@ -90,6 +90,31 @@ fn tagged_frames_are_the_subports() -> Result<()> {
     let counters = cloud.agent.settled_counters()?;
     // Each guest's source was learned once, and behind its own port: parent and subports of two trunks.
     assert_eq!((counters["source_learned"], counters["stale_tag"], counters["unknown_port"]), (6, 0, 0));
+    Ok(())
+}
+
+/// A trunk gives a guest no more than a tap: its subports share the limits of the untagged port.
+#[test]
+fn limits_are_those_of_the_tap() -> Result<()> {
+    let more =
+        ["connection_rate = 10", "connection_burst = 30"].map(|line| ("metadata_ebpf", line.to_owned()));
+    let cloud = Cloud::on(Lab::start()?, &Options { more: more.to_vec(), ..Options::default() })?;
+    let trunk = trunk(&cloud, Uplink::Tap)?;
+    let started = Instant::now();
+    let mut opened = Vec::new();
+    // Each of them less than the burst, and together more.
+    for _ in 0..20 {
+        for guest in trunk.guests() {
+            match guest.connect_with(None, Duration::from_millis(50)) {
+                Ok(connection) => opened.push(connection),
+                Err(error) => ensure!(matches!(error, Error::Timeout), "{error}"),
+            }
+        }
+    }
+    let allowed = 30 + 10 * (started.elapsed().as_secs() as usize + 1);
+    ensure!(opened.len() <= allowed, "{} connections in {:?}", opened.len(), started.elapsed());
+    ensure!(opened.len() >= 30, "the burst was not allowed: {}", opened.len());
+    ensure!(cloud.agent.counter("connections_limited")? > 0);
     Ok(())
 }
 
