@@ -67,9 +67,16 @@ enum PortSource {
 impl PortSource {
     fn open(config: &Config, nova: Arc<Reachability>) -> anyhow::Result<Self> {
         Ok(match &config.source {
-            Source::Ovn { ovs, southbound, down_time } => {
+            Source::Ovn { ovs, southbound, down_time, monitor_all } => {
                 let (ovs, southbound) = (ovs.as_ref().clone(), southbound.as_ref().clone());
-                Self::Ovn(Box::new(Ovn::connect(ovs, southbound, *down_time, &config.state_dir, nova)))
+                Self::Ovn(Box::new(Ovn::connect(
+                    ovs,
+                    southbound,
+                    *down_time,
+                    &config.state_dir,
+                    *monitor_all,
+                    nova,
+                )))
             }
             Source::Static(path) => Self::Static(StaticInventory::read(path)?),
         })

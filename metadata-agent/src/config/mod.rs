@@ -102,6 +102,8 @@ pub enum Source {
         southbound: Box<ovsdb_client::Config>,
         /// `[DEFAULT] agent_down_time`: how long neutron-server waits for a sign of life.
         down_time: Duration,
+        /// `[metadata_ebpf] southbound_monitor_all`: follow all rows of ports, and not those of this chassis.
+        monitor_all: bool,
     },
     /// `[metadata_ebpf] inventory`: a file that names taps and their identities.
     Static(PathBuf),
@@ -189,6 +191,7 @@ const OWN: &[&str] = &[
     "workers",
     "attach",
     "lease",
+    "southbound_monitor_all",
     "connection_rate",
     "connection_burst",
     "answer_rate",

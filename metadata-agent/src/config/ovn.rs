@@ -2,9 +2,9 @@
 use std::time::Duration;
 
 use super::{
-    Error, Source, defaults,
+    Error, SECTION, Source, defaults,
     ini::Value,
-    options::{Options, milliseconds, seconds},
+    options::{Options, boolean, milliseconds, seconds},
 };
 
 /// Neither probes nor attempts to connect follow each other faster.
@@ -51,7 +51,8 @@ pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
         let seconds = text.parse::<u32>().map_err(|_| "expected a whole number of seconds")?;
         Ok(Duration::from_secs(seconds.into()))
     })?;
-    Ok(Source::Ovn { ovs, southbound, down_time })
+    let monitor_all = options.parse(SECTION, "southbound_monitor_all", false, boolean)?;
+    Ok(Source::Ovn { ovs, southbound, down_time, monitor_all })
 }
 
 fn has_tls(config: &ovsdb_client::Config) -> bool {

@@ -41,7 +41,7 @@ pub(super) fn join<'a, 'b>(
             kind => Err(format!("its row in the Southbound is of type {kind}")),
         };
         let found = found.and_then(|(device, tap)| match (binding, local_instance(interface)) {
-            (None, None) if !is_served(device.ifindex) => Err(without_row.nobody()),
+            (None, None) if !is_served(device.ifindex) => Err(without_row.nobody(port)),
             _ => Ok((device, tap)),
         });
         let (device, tap) = match found {
@@ -100,45 +100,47 @@ fn own_addresses(who: &Who, row: Option<&PortBinding>) -> Vec<IpAddr> {
     own
 }
 
-/// What counts for ports that have no row in the Southbound.
-#[derive(Debug)]
-pub(super) enum WithoutRow<'a> {
-    /// It has the last word: what it does not have is nobody.
-    Nobody,
-    /// It cannot be asked, for that reason: what it said before counts, where the hypervisor still says the same.
-    Remembered { remembered: &'a Remembered, reason: String },
+/// What counts for ports that have no row in the Southbound: its word where it has been asked for the very port, and else
+/// what it said before, where the hypervisor still says the same.
+pub(super) struct WithoutRow<'a> {
+    pub(super) remembered: &'a Remembered,
+    /// Why the Southbound cannot be asked, if so.
+    pub(super) away: Option<String>,
+    /// Whether it has been asked for a port by its name.
+    pub(super) asks_for: &'a dyn Fn(&str) -> bool,
 }
 
 impl WithoutRow<'_> {
+    /// Why there may be a row that is not here; nothing if there is none.
+    fn doubt(&self, port: &str) -> Option<String> {
+        let not_yet = || "its row in the Southbound has not come yet".to_owned();
+        self.away.clone().or_else(|| (!(self.asks_for)(port)).then(not_yet))
+    }
+
     /// Why a port is nobody's that the hypervisor names no instance for either.
-    fn nobody(&self) -> String {
-        let row = match self {
-            Self::Nobody => "it has no row in the Southbound",
-            Self::Remembered { reason, .. } => reason,
-        };
+    fn nobody(&self, port: &str) -> String {
+        let row = self.doubt(port).unwrap_or_else(|| NO_ROW.to_owned());
         format!("{row}, and Open vSwitch names no instance for it (vm-uuid)")
     }
 
     fn port(&self, interface: &Interface, port: &str) -> Who {
-        match self {
-            Self::Nobody => Who::Pending("it has no row in the Southbound".to_owned()),
-            Self::Remembered { remembered, reason } => match remembered.port(port) {
-                Some(identity) if is_confirmed(interface, identity) => Who::Known(identity.clone()),
-                Some(_) => Who::Pending("it is plugged for another instance than it was".to_owned()),
-                None => Who::Pending(reason.clone()),
-            },
+        let Some(doubt) = self.doubt(port) else { return Who::Pending(NO_ROW.to_owned()) };
+        match self.remembered.port(port) {
+            Some(identity) if is_confirmed(interface, identity) => Who::Known(identity.clone()),
+            Some(_) => Who::Pending("it is plugged for another instance than it was".to_owned()),
+            None => Who::Pending(doubt),
         }
     }
 
     fn subports(&self, interface: &Interface, parent: &str) -> impl Iterator<Item = (u32, &Identity)> {
-        let remembered = match self {
-            Self::Nobody => None,
-            Self::Remembered { remembered, .. } => Some(remembered),
-        };
+        let remembered = self.doubt(parent).map(|_| self.remembered);
         let subports = remembered.into_iter().flat_map(|remembered| remembered.subports(parent));
         subports.filter(|(_, identity)| is_confirmed(interface, identity))
     }
 }
+
+/// Why a port is nobody's.
+const NO_ROW: &str = "it has no row in the Southbound";
 
 /// Whether the hypervisor says that the instance is there that was.
 fn is_confirmed(interface: &Interface, identity: &Identity) -> bool {
@@ -264,14 +266,23 @@ mod tests {
         join(&switch, [interface].into_iter(), bindings, served, without_row)
     }
 
-    fn one(interface: &Interface, binding: Option<&PortBinding>) -> Option<DesiredPort> {
-        let bindings = binding.into_iter().collect();
-        joined(interface, &bindings, "served", &WithoutRow::Nobody).0.remove(&untagged(7))
+    /// The Southbound has the last word.
+    fn joined_by_all(interface: &Interface, bindings: &Bindings<'_>, served: &str) -> (Desired, Unserved) {
+        let remembered = &nothing();
+        joined(interface, bindings, served, &WithoutRow { remembered, away: None, asks_for: &|_| true })
     }
 
-    fn why(interface: &Interface, binding: Option<&PortBinding>, without_row: &WithoutRow<'_>) -> String {
-        let (desired, mut unserved) =
-            joined(interface, &binding.into_iter().collect(), "served", without_row);
+    fn nothing() -> Remembered {
+        Remembered::read(&std::env::temp_dir().join("nothing-is-remembered-here"))
+    }
+
+    fn one(interface: &Interface, binding: Option<&PortBinding>) -> Option<DesiredPort> {
+        let bindings = binding.into_iter().collect();
+        joined_by_all(interface, &bindings, "served").0.remove(&untagged(7))
+    }
+
+    fn why(interface: &Interface, binding: Option<&PortBinding>) -> String {
+        let (desired, mut unserved) = joined_by_all(interface, &binding.into_iter().collect(), "served");
         assert_eq!(desired, Desired::new());
         unserved.remove("port").unwrap().reason
     }
@@ -285,11 +296,13 @@ mod tests {
             network: "net".into(),
             fixed_ips: Vec::new(),
         };
-        let mut remembered = Remembered::read(&std::env::temp_dir().join("nothing-is-remembered-here"));
+        let mut remembered = nothing();
         let known = [("port", 0, &was("port")), ("port", 101, &was("sub")), ("other", 102, &was("other"))];
         remembered.replace(tokio::time::Instant::now(), known.into_iter());
-        let without_row = WithoutRow::Remembered { remembered: &remembered, reason: "away".to_owned() };
-        let desired = |ids, without_row| {
+        let remembered = &remembered;
+        let away = Some("away".to_owned());
+        let without_row = WithoutRow { remembered, away, asks_for: &|_| true };
+        let desired = |ids: &[(&str, &str)], without_row: &WithoutRow<'_>| {
             joined(&interface("tap0", 7, ids), &Bindings::default(), "port", without_row).0
         };
         let subport = PortKey { ifindex: 7, vlan: 101 };
@@ -307,7 +320,11 @@ mod tests {
             assert!(matches!(other[&untagged(7)].who, Who::Pending(_)), "{ids:?}");
             assert_eq!(other.len(), 1, "{ids:?}");
         }
-        let gone = desired(&[("iface-id", "port"), ("vm-uuid", VM)], &WithoutRow::Nobody);
+        // The Southbound is there: what it has not been asked for may be there as well, and what it has is not.
+        let ids: &[_] = &[("iface-id", "port"), ("vm-uuid", VM)];
+        let unasked = desired(ids, &WithoutRow { remembered, away: None, asks_for: &|_| false });
+        assert_eq!(unasked[&untagged(7)].who, Who::Known(was("port")));
+        let gone = desired(ids, &WithoutRow { remembered, away: None, asks_for: &|port| port == "port" });
         assert!(matches!(gone[&untagged(7)].who, Who::Pending(_)));
         assert_eq!(gone.len(), 1);
     }
@@ -331,25 +348,22 @@ mod tests {
         let ids = &[("iface-id", "port")];
         assert!(one(&interface("tap0", 7, &[]), Some(&binding("", IDS))).is_none(), "no logical port");
         assert!(one(&interface("tap0", 7, ids), Some(&binding("localport", IDS))).is_none());
-        let nobody = &WithoutRow::Nobody;
-        let reason = why(&interface("tap0", 8, ids), Some(&binding("", IDS)), nobody);
+        let reason = why(&interface("tap0", 8, ids), Some(&binding("", IDS)));
         assert!(reason.contains("made anew"), "{reason}");
-        let reason = why(&interface("tap0", 7, ids), Some(&binding("virtual", IDS)), nobody);
+        let reason = why(&interface("tap0", 7, ids), Some(&binding("virtual", IDS)));
         assert!(reason.contains("type virtual"), "{reason}");
     }
 
     #[test]
     fn what_nobody_says_is_a_guest_is_not_served() {
-        let remembered = Remembered::read(&std::env::temp_dir().join("nothing-is-remembered-here"));
-        let away = WithoutRow::Remembered { remembered: &remembered, reason: "away".to_owned() };
         let of_nobody = interface("tap0", 7, &[("iface-id", "port")]);
-        assert!(why(&of_nobody, None, &away).contains("names no instance"));
-        assert!(why(&of_nobody, None, &WithoutRow::Nobody).contains("no row"));
+        let reason = why(&of_nobody, None);
+        assert!(reason.contains("no row") && reason.contains("names no instance"), "{reason}");
         // What is served stays: its row may come back.
-        let (desired, _) = joined(&of_nobody, &Bindings::default(), "port", &away);
+        let (desired, _) = joined_by_all(&of_nobody, &Bindings::default(), "port");
         assert_eq!(desired.len(), 1);
         let internal = Interface { kind: "internal".into(), ..of_nobody };
-        assert!(why(&internal, Some(&binding("", IDS)), &away).contains("internal port"));
+        assert!(why(&internal, Some(&binding("", IDS))).contains("internal port"));
     }
 
     #[test]
@@ -391,7 +405,7 @@ mod tests {
             subport("untagged", None, &[]),
         ];
         let rows = rows.iter().collect();
-        let (desired, _) = joined(&interface, &rows, "served", &WithoutRow::Nobody);
+        let (desired, _) = joined_by_all(&interface, &rows, "served");
         assert_eq!(desired.len(), 3);
         let Who::Known(identity) = &desired[&PortKey { ifindex: 7, vlan: 101 }].who else {
             panic!("not known")

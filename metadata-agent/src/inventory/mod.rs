@@ -9,6 +9,7 @@ mod liveness;
 mod ovn;
 mod remembered;
 mod rows;
+mod subscription;
 mod vif;
 
 use std::{collections::BTreeMap, net::IpAddr};

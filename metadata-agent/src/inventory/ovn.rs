@@ -1,8 +1,9 @@
 //! Ports of an OVN chassis: interfaces of the local Open vSwitch, joined with their rows in OVN's Southbound.
 //!
-//! Only the rows of this host's interfaces are subscribed to, so memory and traffic follow the host, not the region.
+//! Only the rows of this chassis are subscribed to (`subscription.rs`), so memory and traffic follow the host, not the
+//! region.
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -20,7 +21,8 @@ use super::{
     join::{Bindings, WithoutRow, join},
     liveness::{Chassis, Liveness, Step, is_hidden, spread},
     remembered::Remembered,
-    rows::{Bridge, ChassisPrivate, Interface, OpenVSwitch, Port, PortBinding, SbGlobal},
+    rows::{Bridge, ChassisPrivate, ChassisRow, Interface, OpenVSwitch, Port, PortBinding, SbGlobal},
+    subscription::Subscription,
     untagged,
     vif::Switch,
 };
@@ -34,8 +36,9 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Ovn {
     ovs: Database,
     southbound: Database,
-    /// Logical ports whose rows are subscribed to, and the state of the conditions that brings them.
-    subscribed: (BTreeSet<String>, Option<Generation>),
+    /// What of Port_Binding is asked for, and the state of the conditions that brings it.
+    subscription: Subscription,
+    subscribed: Option<Generation>,
     /// The chassis whose row is subscribed to.
     chassis: Option<Chassis>,
     remembered: Remembered,
@@ -71,8 +74,10 @@ impl Ovn {
         southbound: Config,
         down_time: Duration,
         state: &Path,
+        monitor_all: bool,
         nova: Arc<Reachability>,
     ) -> Self {
+        let subscription = Subscription::new(monitor_all);
         let ovs = Client::builder(ovs)
             .monitor::<OpenVSwitch>(Conditions::All)
             .monitor::<Interface>(Conditions::All)
@@ -80,7 +85,8 @@ impl Ovn {
             .monitor::<Bridge>(Conditions::All)
             .connect();
         let southbound = Client::builder(southbound)
-            .monitor::<PortBinding>(Conditions::None)
+            .monitor::<PortBinding>(subscription.conditions())
+            .monitor::<ChassisRow>(Conditions::None)
             // OVN before 20.09 has no such table: guests are served, and Neutron of that time asks elsewhere.
             .monitor_optional::<ChassisPrivate>(Conditions::None)
             .monitor::<SbGlobal>(Conditions::All)
@@ -88,7 +94,8 @@ impl Ovn {
         Self {
             ovs: Database::new(ovs, "Open_vSwitch"),
             southbound: Database::new(southbound, "OVN_Southbound"),
-            subscribed: (BTreeSet::new(), None),
+            subscription,
+            subscribed: None,
             chassis: None,
             remembered: Remembered::read(state),
             liveness: Liveness::new(spread(down_time)),
@@ -103,13 +110,11 @@ impl Ovn {
         loop {
             let remember = self.remembered.write_at();
             let heartbeat = self.heartbeat();
+            let subscribe = self.subscribe(Instant::now());
             let changed = tokio::select! {
-                event = self.ovs.client.recv() => {
-                    let changed = self.ovs.take(&event);
-                    self.subscribe();
-                    changed
-                }
+                event = self.ovs.client.recv() => self.ovs.take(&event),
                 event = self.southbound.client.recv() => self.southbound.take(&event),
+                () = sleep_until(subscribe.unwrap_or_else(Instant::now)), if subscribe.is_some() => false,
                 () = sleep_until(remember.unwrap_or_else(Instant::now)), if remember.is_some() => {
                     self.remembered.write(Instant::now());
                     false
@@ -164,19 +169,19 @@ impl Ovn {
         let bridges = ovs.table::<Bridge>().iter().map(|(_, row)| row.as_ref());
         let switch = Switch::new(links, &interfaces, ports, bridges);
         let interfaces = interfaces.iter().map(|(_, row)| *row);
-        let absent = match (&self.southbound.down, self.southbound.has(self.subscribed.1)) {
+        let away = match (&self.southbound.down, self.southbound.has(self.subscribed)) {
             (Some(_), _) => self.southbound.pending(),
             (None, false) => Some("the Southbound has not answered yet".to_owned()),
-            // The Southbound has the last word: what it does not have is not remembered either.
             (None, true) => None,
         };
-        let authoritative = absent.is_none();
-        let without_row = match absent {
-            Some(reason) => WithoutRow::Remembered { remembered: &self.remembered, reason },
-            None => WithoutRow::Nobody,
+        let is_there = away.is_none();
+        let without_row = WithoutRow {
+            remembered: &self.remembered,
+            away,
+            asks_for: &|port| self.subscription.asks_for(port),
         };
         let (desired, unserved) = join(&switch, interfaces, &bindings, served, &without_row);
-        if authoritative {
+        if is_there {
             let known = desired.iter().filter_map(|(key, port)| match &port.who {
                 Who::Known(identity) => {
                     let tap = desired.get(&untagged(key.ifindex))?;
@@ -189,20 +194,33 @@ impl Ovn {
         (desired, unserved)
     }
 
-    /// Subscribes to the rows of the interfaces there are now, and of this chassis.
-    fn subscribe(&mut self) {
-        let interfaces = self.ovs.client.table::<Interface>();
-        let wanted: BTreeSet<String> =
-            interfaces.iter().filter_map(|(_, row)| row.external_ids.get("iface-id").cloned()).collect();
-        if wanted != self.subscribed.0 {
-            let clauses = wanted.iter().flat_map(|port| {
-                ["logical_port", "parent_port"].map(|column| Clause::equal(column, port.as_str()))
-            });
-            match self.southbound.client.set_condition::<PortBinding>(Conditions::any_of(clauses)) {
-                Ok(generation) => self.subscribed = (wanted, Some(generation)),
-                Err(error) => warn!(%error, "cannot change the subscription to the Southbound"),
-            }
+    /// Subscribes to the rows of this chassis and its ports; tells when to ask again.
+    fn subscribe(&mut self, now: Instant) -> Option<Instant> {
+        self.subscribe_to_chassis();
+        // What is not here while there is no server is not missing.
+        if !self.ovs.synced || self.southbound.down.is_some() || !self.southbound.has(self.subscribed) {
+            return None;
         }
+        let interfaces = self.ovs.client.table::<Interface>();
+        let plugged: BTreeSet<String> =
+            interfaces.iter().filter_map(|(_, row)| row.external_ids.get("iface-id").cloned()).collect();
+        let rows = self.southbound.client.table::<PortBinding>();
+        let here: HashSet<&str> = rows.iter().map(|(_, row)| row.logical_port.as_str()).collect();
+        let name = self.chassis.as_ref().map(|chassis| chassis.name.as_str());
+        let chassis = self.southbound.client.table::<ChassisRow>();
+        let chassis = chassis.iter().find(|(_, row)| Some(row.name.as_str()) == name).map(|(uuid, _)| *uuid);
+        let (changed, again) = self.subscription.update(now, &plugged, |port| here.contains(port), chassis);
+        if !changed {
+            return again;
+        }
+        match self.southbound.client.set_condition::<PortBinding>(self.subscription.conditions()) {
+            Ok(generation) => self.subscribed = Some(generation),
+            Err(error) => warn!(%error, "cannot change the subscription to the Southbound"),
+        }
+        None
+    }
+
+    fn subscribe_to_chassis(&mut self) {
         let chassis = self.ovs.client.table::<OpenVSwitch>().iter().find_map(|(_, row)| {
             let name = row.external_ids.get("system-id")?.clone();
             let bridge =
@@ -211,9 +229,12 @@ impl Ovn {
         });
         if chassis != self.chassis {
             let clause = chassis.iter().map(|chassis| Clause::equal("name", chassis.name.as_str()));
-            if let Err(error) =
-                self.southbound.client.set_condition::<ChassisPrivate>(Conditions::any_of(clause))
-            {
+            let conditions = Conditions::any_of(clause);
+            let client = &mut self.southbound.client;
+            let both = client
+                .set_condition::<ChassisPrivate>(conditions.clone())
+                .and_then(|_| client.set_condition::<ChassisRow>(conditions));
+            if let Err(error) = both {
                 warn!(%error, "cannot change the subscription to the Southbound");
             }
             self.chassis = chassis;

@@ -64,6 +64,14 @@ ovsdb_client::row! {
 }
 
 ovsdb_client::row! {
+    /// A chassis, whose row is what rows of ports name.
+    pub(super) struct ChassisRow in "Chassis" {
+        /// Its system-id.
+        name: String,
+    }
+}
+
+ovsdb_client::row! {
     /// What a chassis says of itself, in a table that other chassis do not follow.
     pub(super) struct ChassisPrivate in "Chassis_Private" {
         /// The chassis' name, its system-id.

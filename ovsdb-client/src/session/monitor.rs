@@ -139,7 +139,7 @@ impl Session {
             let Some(columns) = columns else { continue };
             let mut request = json!({ "columns": columns });
             if dialect != Dialect::Monitor {
-                request["where"] = conditions.json();
+                request["where"] = conditions.json(|column| self.has_column(table.name, column));
             }
             requests.insert(table.name.to_owned(), json!([request]));
         }
@@ -185,6 +185,11 @@ impl Session {
         self.follow_pause();
         self.conditions_answered();
         Ok(())
+    }
+
+    fn has_column(&self, table: &str, column: &str) -> bool {
+        let table = self.schema.as_ref().and_then(|schema| schema.tables.get(table));
+        table.is_some_and(|table| table.columns.contains_key(column))
     }
 
     fn composites(&self) -> Composites {
@@ -235,7 +240,10 @@ impl Session {
         for (index, table) in self.config.tables.iter().enumerate() {
             let (wanted, acknowledged) = (&self.resume.wanted[index], &self.resume.acknowledged[index]);
             if self.resume.columns[index].is_some() && wanted != acknowledged {
-                requests.insert(table.name.to_owned(), json!([{ "where": wanted.json() }]));
+                requests.insert(
+                    table.name.to_owned(),
+                    json!([{ "where": wanted.json(|column| self.has_column(table.name, column)) }]),
+                );
             }
         }
         self.resume.in_flight = Some((self.resume.generation, self.resume.wanted.clone()));
