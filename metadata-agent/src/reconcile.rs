@@ -29,6 +29,9 @@ const ATTACHING: Duration = Duration::from_millis(100);
 /// How long resets still find their way out of an assignment that has ended.
 const ENDING: Duration = Duration::from_secs(1);
 
+/// How many taps the kernel is asked about at a time: each is a moment in which the control plane does nothing else.
+const AT_A_TIME: usize = 512;
+
 /// What came of applying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Applied {
@@ -55,6 +58,8 @@ pub struct Reconciler {
     refused: BTreeMap<PortKey, DesiredPort>,
     /// Assignments that have ended, and when.
     ended: VecDeque<(Instant, Assignment)>,
+    /// Where among the taps the next look begins.
+    looked_at: usize,
     /// The agent's own guest.
     probe: Option<ProbePort>,
     directory: Arc<Directory>,
@@ -90,6 +95,7 @@ impl Reconciler {
             served: BTreeMap::new(),
             refused: BTreeMap::new(),
             ended: VecDeque::new(),
+            looked_at: 0,
             probe: None,
             directory,
             signer,
@@ -164,13 +170,22 @@ impl Reconciler {
         self.release_ended(now);
         let attached = self.served.values().filter(|served| served.attached.is_ok()).map(Served::device);
         let probe = self.probe.iter().map(|probe| &probe.device);
-        let taps: Vec<Device> = attached.chain(probe).cloned().collect();
+        let mut taps: Vec<Device> = attached.chain(probe).cloned().collect();
+        taps.dedup();
+        // All others wait while some are looked at.
+        let count = taps.len().max(1);
+        taps.rotate_left(self.looked_at % count);
+        taps.truncate(AT_A_TIME);
+        self.looked_at = (self.looked_at + AT_A_TIME) % count;
         let lacking: BTreeSet<u32> = self.datapath.lacking(&taps)?.into_iter().collect();
         if let Some(probe) = self.probe.as_ref().filter(|probe| lacking.contains(&probe.device.ifindex)) {
             self.datapath.attach(&probe.device)?;
         }
+        if let Some(first) = taps.iter().find(|tap| lacking.contains(&tap.ifindex)) {
+            let taps = lacking.len();
+            warn!(taps, first = first.name, "somebody removed the program or its pin, putting it back");
+        }
         for served in self.served.values_mut().filter(|served| lacking.contains(&served.device().ifindex)) {
-            warn!(tap = served.device().name, "somebody removed the program or its pin, putting it back");
             served.attached = Err("somebody removed the program".to_owned());
         }
         for served in self.served.values_mut().filter(|served| !served.told_exhausted) {

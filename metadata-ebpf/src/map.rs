@@ -195,14 +195,10 @@ impl Port {
         }
     }
 
-    /// Whether an address, as [`Source::compared`] gives it, is one of the port's own. A link-local address is: nothing
-    /// is routed behind it.
+    /// Whether an address, as [`Source::compared`] gives it, is one of the port's own.
     #[inline(always)]
     pub fn owns(&self, address: [u32; 4]) -> bool {
         let [a, b, c, d] = address;
-        if a & 0xffc0_0000_u32.to_be() == 0xfe80_0000_u32.to_be() {
-            return true;
-        }
         let mut found = false;
         let mut i = 0;
         while i < OWN_ADDRESSES {
@@ -213,6 +209,11 @@ impl Port {
         found
     }
 }
+
+/// The first word of link-local IPv6 addresses (fe80::/10), as far as it is the same in all of them.
+pub const LINK_LOCAL: u32 = 0xfe80_0000_u32.to_be();
+/// The bits that are.
+pub const LINK_LOCAL_MASK: u32 = 0xffc0_0000_u32.to_be();
 
 impl Mac {
     /// From the bytes as they stand in a frame.

@@ -10,7 +10,7 @@ use core::{
 use metadata_ebpf::{
     address::SOURCES_PER_PORT,
     counter::Counter,
-    map::{Mac, OpenConnections, PortSources, SOURCE_IDLE_NS, Source},
+    map::{LINK_LOCAL, LINK_LOCAL_MASK, Mac, OpenConnections, PortSources, SOURCE_IDLE_NS, Source},
     packet,
 };
 
@@ -36,7 +36,8 @@ impl Seen {
 }
 
 /// The number of this source behind the port, learned if it is new. Notes the time and the way it came. `is_own` where
-/// the address is one of the port itself.
+/// the address is one of the port itself: such a source displaces any other. One with a link-local address, behind which
+/// nothing is routed, displaces those that are neither.
 #[inline(always)]
 pub(crate) fn find_or_learn(
     state: *mut PortSources,
@@ -103,35 +104,40 @@ pub(crate) fn find(state: *mut PortSources, seen: Seen) -> Option<u32> {
     None
 }
 
-/// Gives the source a free entry, else that of the least recently seen source of those that are idle, else, if it is
-/// the port itself that wants it, of those that are not its own. The lock is held.
+/// Gives the source a free entry, else that of the least recently seen source of those that are idle, else of those that
+/// it displaces. The lock is held.
 ///
 /// The search has no branches: the verifier would follow each, and there are more of them than it has patience for.
 #[inline(always)]
 fn learn(state: *mut PortSources, open: *const OpenConnections, seen: Seen, is_own: bool) -> Place {
     // SAFETY: a value of an array map; the lock is held.
     let own = unsafe { (*state).own };
+    let is_link_local = seen.address[0] & LINK_LOCAL_MASK == LINK_LOCAL;
+    // A link-local source does not displace another one.
+    let spared = u64::from(!is_own);
     let (mut idle, mut other) = (NOBODY, NOBODY);
     for number in 0..SOURCES_PER_PORT {
         // SAFETY: `number` is within both arrays; other processors and the agent write these words, hence the volatile
         // accesses.
-        let (last_seen, connections) = unsafe {
+        let (last_seen, connections, first_word) = unsafe {
             (
                 read_volatile(addr_of_mut!((*state).sources[number].last_seen)),
                 read_volatile(addr_of!((*open)[number])),
+                read_volatile(addr_of_mut!((*state).sources[number].address[0])),
             )
         };
         // Earlier ones are smaller, and each knows its place.
         let key = (last_seen >> 10) << 4 | number as u64;
         let is_recent = is_less(seen.now, last_seen.wrapping_add(SOURCE_IDLE_NS));
         let is_busy = is_less(0, last_seen) & (is_less(0, connections.into()) | is_recent);
-        let is_of_port = u64::from(own >> number) & 1;
+        let is_global = is_less(0, ((first_word & LINK_LOCAL_MASK) ^ LINK_LOCAL).into());
+        let is_of_port = u64::from(own >> number) & 1 | (is_global ^ 1) & spared;
         idle = least(idle, key | is_busy << NOBODY_BIT);
         other = least(other, key | is_of_port << NOBODY_BIT);
     }
     let found = if idle < NOBODY {
         idle
-    } else if is_own && other < NOBODY {
+    } else if (is_own || is_link_local) && other < NOBODY {
         other
     } else {
         // SAFETY: as above.

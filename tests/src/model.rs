@@ -220,14 +220,19 @@ impl World {
                     self.answers()?;
                     counters.push(Counter::UnknownConnection);
                 }
-                let is_own = address == self.address || (address[0] == 0xfe && address[1] & 0xc0 == 0x80);
+                let is_own = address == self.address;
+                let is_link_local = |address: &[u8]| address[0] == 0xfe && address[1] & 0xc0 == 0x80;
+                let displaces = |n: usize| {
+                    let link_local = self.sources[n].is_some_and(|source| is_link_local(&source.address));
+                    self.own & 1 << n == 0 && (is_own || is_link_local(&address) && !link_local)
+                };
                 let age = |n: &usize| self.sources[*n].map_or(0, |source| source.age);
                 let oldest = |eligible: &dyn Fn(usize) -> bool| {
                     (0..16).filter(|n| eligible(*n)).max_by_key(|n| (age(n), 16 - n))
                 };
                 let free = self.sources.iter().position(Option::is_none);
                 let idle = oldest(&|n| self.open & 1 << n == 0 && age(&n) >= SOURCE_IDLE_NS);
-                let other = oldest(&|n| is_own && self.own & 1 << n == 0);
+                let other = oldest(&displaces);
                 let number = free.or(idle).or(other).ok_or(Verdict::Drop(Counter::SourcesExhausted))?;
                 if free.is_none() {
                     counters.push(Counter::SourceReclaimed);
