@@ -218,7 +218,8 @@ async fn compare(remotes: &str, watched: &[&str], references: bool, uses: impl F
     let mut partial = Watcher::start(remotes).await;
     let mut minimum = 0;
     let began = Instant::now();
-    while began.elapsed() < duration() {
+    // However busy the machine is, there is something to compare.
+    while began.elapsed() < duration() || writer.succeeded <= 100 {
         uses(&watchers[0].remote);
         for _ in 0..sample(&mut writer.runner, &(1..20usize)) {
             let rows = watchers[0].client.table::<Item>().iter().filter(|_| references);
@@ -241,7 +242,6 @@ async fn compare(remotes: &str, watched: &[&str], references: bool, uses: impl F
             truth.into_iter().filter(|(_, item)| item.price > minimum as f64 / 4.0).collect();
         partial.check(&matching);
     }
-    assert!(writer.succeeded > 100, "{}", writer.succeeded);
     println!("{} transactions, {} comparisons", writer.succeeded, writer.number);
 }
 

@@ -64,7 +64,11 @@ impl Pair {
     }
 
     fn up(&self, index: usize) -> Result<f64> {
-        self.cloud.agent.metric(&format!("metadata_nova_up{{endpoint=\"{}\"}}", self.machines[index].address))
+        self.metric("metadata_nova_up", index)
+    }
+
+    fn metric(&self, name: &str, index: usize) -> Result<f64> {
+        self.cloud.agent.metric(&format!("{name}{{endpoint=\"{}\"}}", self.machines[index].address))
     }
 }
 
@@ -176,11 +180,16 @@ fn a_machine_that_stays_away_is_tried_by_one_request_at_a_time() -> Result<()> {
         asking.into_iter().map(|thread| thread.join().expect("a guest panicked")).collect::<Result<Vec<_>>>()
     })?
     .concat();
-    let slow = times.iter().filter(|took| **took > CONNECT / 2).count();
     let slowest = times.iter().max();
-    println!("{slow} of {} requests were slow, the slowest took {slowest:?}", times.len());
+    // What is slow may be so for the machine that this runs on.
+    let tried = pair.metric("metadata_nova_failures_total", 0)?;
+    println!("{tried} of {} requests tried it, the slowest took {slowest:?}", times.len());
     // Those that found it out, and a trial after each back-off of 0.5, 1, 2 s.
-    assert!(slow <= 2 * ASKING + 8, "{slow} of {} requests were slow", times.len());
+    assert!(
+        (1.0..=2.0 * ASKING as f64 + 8.0).contains(&tried),
+        "{tried} of {} requests tried it",
+        times.len()
+    );
     assert!(slowest < Some(&(CONNECT + MARGIN)), "{slowest:?}");
     assert_eq!([pair.up(0)?, pair.up(1)?], [0.0, 1.0]);
     let log = pair.cloud.agent.log()?;
