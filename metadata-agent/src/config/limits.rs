@@ -23,12 +23,17 @@ pub(super) fn limits(options: &Options<'_>) -> Result<Limits, Error> {
     let bytes =
         |option, default: usize| options.parse(SECTION, option, default, |text| number(text, 1024, 16 << 20));
     let time = |option, default| options.parse(HAPROXY, option, default, timeout);
+    let head_bytes = bytes("request_head_bytes", default.head_bytes)?;
+    let body_bytes = bytes("request_body_bytes", default.body_bytes)?;
+    // One request must fit, or none would ever be complete.
+    let least = (head_bytes + body_bytes).max(1 << 20);
+    let unfinished_bytes = options.parse(SECTION, "unfinished_bytes", default.unfinished_bytes, |text| {
+        Ok(number(text, least, 1 << 30)? as u32)
+    })?;
     Ok(Limits {
         connections: most("connections", default.connections)?,
         requests: most("requests", default.requests)?,
-        unfinished_bytes: options.parse(SECTION, "unfinished_bytes", default.unfinished_bytes, |text| {
-            Ok(number(text, 1 << 20, 1 << 30)? as u32)
-        })?,
+        unfinished_bytes,
         port_connections: count("port_connections", default.port_connections)?,
         port_requests: count("port_requests", default.port_requests)?,
         port_held: count("port_held", default.port_held)?,
@@ -46,8 +51,8 @@ pub(super) fn limits(options: &Options<'_>) -> Result<Limits, Error> {
         pause: time("timeout_client", default.pause)?,
         idle: time("timeout_http_keep_alive", default.idle)?,
         lifetime: options.parse(SECTION, "connection_lifetime", default.lifetime, timeout)?,
-        head_bytes: bytes("request_head_bytes", default.head_bytes)?,
-        body_bytes: bytes("request_body_bytes", default.body_bytes)?,
+        head_bytes,
+        body_bytes,
     })
 }
 

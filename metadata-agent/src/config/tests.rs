@@ -68,6 +68,11 @@ fn errors_name_place_and_remedy() {
         ("[metadata_ebpf]\nunknown_identity_hold = -1\n", "expected seconds"),
         ("[metadata_ebpf]\nlimit_status = 404\n", "expected 503 or 429"),
         ("[metadata_ebpf]\nconnections = 0\n", "expected a whole number from 1"),
+        // One request must fit.
+        (
+            "[metadata_ebpf]\nrequest_body_bytes = 4194304\nunfinished_bytes = 2097152\n",
+            "expected a whole number from 4210688",
+        ),
         ("[metadata_ebpf]\nadmin_listen = 9775\n", "expected address:port"),
         ("[metadata_haproxy]\ntimeout_server = 0\n", "expected seconds, more than 0"),
         ("[metadata_rate_limiting]\nip_versions = 5\n", "expected 4, 6, or both"),

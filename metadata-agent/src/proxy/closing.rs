@@ -124,8 +124,8 @@ pub(super) fn reset(stream: &TcpStream) {
     }
 }
 
-/// Ends our side and waits for the guest to acknowledge all of it; `hear_out` for one that may have more to say, which would
-/// turn the close into a reset that overtakes the answer.
+/// Ends our side and waits for the guest to acknowledge all of it; `hear_out` for one that has more to say, which would turn
+/// the close into a reset that overtakes the answer.
 pub(super) async fn farewell(stream: &mut TcpStream, seat: &Seat, hear_out: bool) {
     seat.begin(Phase::Sending);
     let charge = |bytes| seat.set(Resource::Bytes, bytes);
@@ -145,7 +145,7 @@ pub(super) async fn farewell_without_seat(stream: &mut TcpStream) {
 /// to wait.
 async fn is_acknowledged(
     stream: &mut TcpStream,
-    hear_out: bool,
+    mut hear_out: bool,
     charge: impl Fn(u32) -> Result<(), Limit>,
 ) -> bool {
     if SockRef::from(&*stream).shutdown(Shutdown::Write).is_err() {
@@ -153,10 +153,13 @@ async fn is_acknowledged(
         return true;
     }
     let began = Instant::now();
-    let mut acknowledging = Acknowledging::new(stream.kept().unacknowledged, began);
+    let (mut kept, mut now) = (stream.kept(), began);
+    let mut acknowledging = Acknowledging::new(kept.unacknowledged, began);
     let (mut heard, mut has_ended) = (0, false);
     loop {
-        let (left, now) = (stream.kept().unacknowledged, Instant::now());
+        let left = kept.unacknowledged;
+        // What came after the last request may be here already.
+        hear_out |= kept.unread > 0;
         let is_heard = has_ended || !hear_out || now.saturating_duration_since(began) >= HEARING.0;
         if left == 0 && is_heard {
             return true;
@@ -167,20 +170,21 @@ async fn is_acknowledged(
         }
         if has_ended {
             sleep(pause).await;
-            continue;
-        }
-        let mut received = BytesMut::new();
-        match timeout(pause, receive(stream, &mut received)).await {
-            Ok(Ok(0)) => has_ended = true,
-            Ok(Ok(length)) => {
-                heard += length;
-                if heard > HEARING.1 {
-                    return false;
+        } else {
+            let mut received = BytesMut::new();
+            match timeout(pause, receive(stream, &mut received)).await {
+                Ok(Ok(0)) => has_ended = true,
+                Ok(Ok(length)) => {
+                    heard += length;
+                    if heard > HEARING.1 {
+                        return false;
+                    }
                 }
+                Ok(Err(_)) => return true,
+                Err(_) => {}
             }
-            Ok(Err(_)) => return true,
-            Err(_) => {}
         }
+        (kept, now) = (stream.kept(), Instant::now());
     }
 }
 

@@ -1,4 +1,6 @@
 //! One guest's connection: heads in, requests out to Nova, answers back.
+mod body;
+
 use std::{
     io,
     sync::Arc,
@@ -24,15 +26,8 @@ use super::{
     server::Proxy,
     shares::Resource,
     upstream::{Answer, NOVA_BUFFER, Upstream},
-    wire::{Chunks, Framing, HeadEnd, Malformed, Request},
+    wire::{Framing, HeadEnd, Request},
 };
-
-/// Sent before the body to who waits for it.
-const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-/// How many bytes of sizes, extensions and trailers may be around a body's chunks, at least: a body in chunks of one
-/// byte each has five times as many as it has itself.
-const LEAST_AROUND: usize = 16 * 1024;
 
 /// Empty lines between two requests that are no part of the second.
 const MOST_EMPTY_LINES: u32 = 8;
@@ -107,6 +102,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
     async fn begins(&mut self, is_fresh: bool) -> Result<(), End> {
         let until = Instant::now() + self.proxy.limits.idle;
         // The last answer counts until it is acknowledged. Most often that comes with the next request.
+        if !is_fresh {
+            self.charge_kept().map_err(|_| End::Broken)?;
+        }
         let mut acknowledging = Acknowledging::new(self.charged, Instant::now());
         // Empty lines that follow a body say nothing (RFC 9112, section 2.2). More of them count as part of a head, which has
         // a length and a time.
@@ -137,12 +135,16 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
             match received {
                 Ok(Ok(1..)) => {}
                 Err(_) if look < until => {
-                    let left = self.stream.kept().sum();
-                    self.charge(left).map_err(|_| End::Broken)?;
+                    self.charge_kept().map_err(|_| End::Broken)?;
                 }
                 _ => return Err(End::Closed),
             }
         }
+    }
+
+    /// Counts for what the kernel keeps.
+    fn charge_kept(&mut self) -> Result<(), Limit> {
+        self.charge(self.stream.kept().sum())
     }
 
     /// Counts for so many bytes from now on.
@@ -249,7 +251,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
         let build = |host: &str| forward::to_nova(request, &body, &who, is_v4, host);
         let repeatable = request.is_safe() && body.is_empty();
         let answer = self.upstream.send(&who, &self.caller.port.tap, request.method, repeatable, build);
-        let answer = self.unless_departed(answer).await?;
+        let answer = self.unless_departed(Phase::Waiting, answer).await?;
         outcome.nova = Some(asked.elapsed());
         match answer {
             Ok(answer) => self.pass_on(answer, request, !body.is_empty(), form, outcome).await,
@@ -258,9 +260,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
     }
 
     /// Waits for something on the guest's behalf, for as long as the guest is there.
-    async fn unless_departed<T>(&mut self, awaited: impl Future<Output = T>) -> io::Result<T> {
+    async fn unless_departed<T>(&mut self, phase: Phase, awaited: impl Future<Output = T>) -> io::Result<T> {
         let Self { stream, received, seat, .. } = self;
-        seat.begin(Phase::Waiting);
+        seat.begin(phase);
         tokio::select! {
             biased;
             done = awaited => Ok(done),
@@ -287,7 +289,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
                     () = stop.cancelled() => None,
                 }
             };
-            if let Some(resolved) = self.unless_departed(resolved).await? {
+            if let Some(resolved) = self.unless_departed(Phase::Waiting, resolved).await? {
                 current = resolved;
             }
             self.seat.begin(Phase::Reading);
@@ -297,53 +299,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
             Resolution::Pending(reason) => Err(Refusal::Unknown(reason.to_string())),
             Resolution::Conflict(reason) => Err(Refusal::Conflict(reason.to_string())),
         })
-    }
-
-    /// The whole body: nothing of a request goes to Nova before all of it is here.
-    async fn body(&mut self, request: &Request<'_>) -> io::Result<Result<Vec<u8>, Refusal>> {
-        let limit = self.proxy.limits.body_bytes;
-        let mut body = Vec::new();
-        let (mut chunks, mut around) = (Chunks::default(), 0);
-        if matches!(request.body, Framing::Length(length) if length > limit as u64) {
-            return Ok(Err(Refusal::BodyTooLarge(limit)));
-        }
-        if request.expects_continue && self.received.is_empty() && request.body != Framing::Length(0) {
-            self.send(CONTINUE).await?;
-        }
-        loop {
-            let complete = match request.body {
-                Framing::Length(length) => {
-                    let missing = (length as usize).saturating_sub(body.len());
-                    let here = self.received.split_to(missing.min(self.received.len()));
-                    body.extend_from_slice(&here);
-                    here.len() == missing
-                }
-                Framing::Chunked | Framing::Close => {
-                    let before = self.received.len() + body.len();
-                    let complete = match chunks.decode(&mut self.received, &mut body) {
-                        Ok(complete) => complete,
-                        Err(problem) => return Ok(Err(Refusal::Malformed(problem))),
-                    };
-                    around += before - (self.received.len() + body.len());
-                    complete
-                }
-            };
-            if body.len() > limit || around > limit.max(LEAST_AROUND) {
-                return Ok(Err(Refusal::BodyTooLarge(limit)));
-            }
-            if complete {
-                return Ok(Ok(body));
-            }
-            if let Err(limit) = self.charge((self.received.len() + body.len()) as u32) {
-                return Ok(Err(limited(limit)));
-            }
-            match timeout(self.proxy.limits.pause, receive(&mut self.stream, &mut self.received)).await {
-                // It may have ended its side only, and wait for what we say.
-                Ok(Ok(0)) => return Ok(Err(Refusal::Malformed(Malformed::Truncated))),
-                Ok(received) => drop(received?),
-                Err(_) => return Ok(Err(Refusal::Slow)),
-            }
-        }
     }
 
     /// Nova's answer, piece by piece. Its head goes with the first: most answers are complete with it.
@@ -366,9 +321,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
             self.behind = NOVA_BUFFER;
             self.send(&out).await?;
             self.behind = 0;
+            self.charge_kept().map_err(gave_way)?;
             out.clear();
             piece.clear();
-            more = match self.unless_departed(answer.read(&mut piece)).await? {
+            more = match self.unless_departed(Phase::Sending, answer.read(&mut piece)).await? {
                 Ok(more) => more,
                 Err(error) => {
                     self.upstream.broke_off(&answer, &error);
@@ -386,23 +342,27 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
         Ok((!form.keep_alive).then_some(if self.received.is_empty() { End::Closed } else { End::Unread }))
     }
 
-    /// Hands bytes to the kernel. They count until the guest has acknowledged them, and those that wait here as well.
+    /// Hands bytes to the kernel. While they have to wait for the guest, they count, and what the kernel has of it.
     async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.seat.begin(Phase::Sending);
         let mut left = bytes;
-        while !left.is_empty() {
+        loop {
             match timeout(self.proxy.limits.pause, self.stream.write(left)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => left = &left[written?..],
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
             }
-            // A guest that keeps up is waited for by nothing.
-            let waiting = if left.is_empty() { 0 } else { left.len() as u32 + self.behind };
-            self.charge(self.stream.kept().sum().saturating_add(waiting))
-                .map_err(|limit| io::Error::other(limit.name()))?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            let waiting = left.len() as u32 + self.behind;
+            self.charge(self.stream.kept().sum().saturating_add(waiting)).map_err(gave_way)?;
         }
-        Ok(())
     }
+}
+
+fn gave_way(limit: Limit) -> io::Error {
+    io::Error::other(format!("it gave way to others: {}", limit.name()))
 }
 
 fn limited(limit: Limit) -> Refusal {

@@ -21,9 +21,9 @@ pub(super) enum Phase {
     Idle,
     /// The guest has begun a request, and takes its time.
     Reading,
-    /// It is being answered, and takes its time.
+    /// Its answer has begun, and it takes its time with that.
     Sending,
-    /// The guest waits for us, or for Nova.
+    /// The guest waits for us, or for Nova, and was told nothing yet.
     Waiting,
 }
 

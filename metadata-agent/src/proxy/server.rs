@@ -282,11 +282,7 @@ impl Worker {
             }
         };
         match end {
-            // What came after the last request may be here already.
-            End::Closed | End::Unread => {
-                let hear_out = end == End::Unread || has_unread(&stream);
-                farewell(&mut stream, &seat, hear_out).await;
-            }
+            End::Closed | End::Unread => farewell(&mut stream, &seat, end == End::Unread).await,
             End::Broken => reset(&stream),
             End::Evicted(limit, phase) => {
                 // Unless an answer has begun, which that would be taken for a part of.
@@ -298,10 +294,4 @@ impl Worker {
         }
         metrics.connections.dec();
     }
-}
-
-/// Whether something was received that nobody read, which would turn a close into a reset.
-fn has_unread(stream: &TcpStream) -> bool {
-    // The socket does not block.
-    matches!(SockRef::from(stream).peek(&mut [MaybeUninit::uninit(); 1]), Ok(1..))
 }

@@ -18,6 +18,8 @@ use nix::{
 const KEEP_ALIVE: &[u8] = b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n";
 const CLOSE: &[u8] =
     b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n";
+/// After which the agent keeps no connection to Nova.
+const OPTIONS: &[u8] = b"OPTIONS /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n";
 /// Whoever is silent for longer has failed.
 const SILENCE: u16 = 10_000;
 
@@ -25,6 +27,8 @@ const SILENCE: u16 = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     KeepAlive,
+    /// Many, for each of which the agent needs a new connection to Nova.
+    Unpooled,
     /// One, and the other side closes it.
     Close,
 }
@@ -73,7 +77,7 @@ fn drive(to: SocketAddrV4, load: Load, time: Duration) -> Result<Measured> {
             if let Some(time) = exchange.proceed()? {
                 times.push(time);
                 match load.mode {
-                    Mode::KeepAlive => exchange.ask()?,
+                    Mode::KeepAlive | Mode::Unpooled => exchange.ask()?,
                     Mode::Close => *exchange = Exchange::open(to, load.mode)?,
                 }
             }
@@ -128,7 +132,7 @@ impl Exchange {
         self.answer.extend_from_slice(&bytes[..length]);
         let whole = is_whole(&self.answer)?;
         let done = match self.mode {
-            Mode::KeepAlive => {
+            Mode::KeepAlive | Mode::Unpooled => {
                 ensure!(length > 0, "the connection was closed");
                 whole
             }
@@ -148,7 +152,11 @@ impl Exchange {
     }
 
     fn send(&mut self) -> Result<()> {
-        let request = if self.mode == Mode::KeepAlive { KEEP_ALIVE } else { CLOSE };
+        let request = match self.mode {
+            Mode::KeepAlive => KEEP_ALIVE,
+            Mode::Unpooled => OPTIONS,
+            Mode::Close => CLOSE,
+        };
         self.stream.write_all(request).context("cannot send")?;
         self.asked = true;
         Ok(())

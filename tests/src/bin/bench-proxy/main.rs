@@ -3,6 +3,7 @@
 //! All three are asked by the same load for the same upstream, in short rounds; what is printed are medians over the
 //! rounds, also of the ratios within each: absolute numbers say little about another machine.
 
+mod crowd;
 mod haproxy;
 mod load;
 mod parked;
@@ -62,12 +63,17 @@ fn main() -> Result<()> {
         "{most} open files are allowed, and {DESCRIPTORS} are needed (`ulimit -Hn`)"
     );
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    if std::env::args().nth(1).as_deref() == Some("crowd") {
+        return crowd::bench();
+    }
     let bench = Bench::start()?;
     bench.requests()?;
+    bench.pools()?;
     bench.memory()?;
     bench.fairness()?;
     drop(bench);
-    noise()
+    noise()?;
+    crowd::bench()
 }
 
 /// Everything that is measured, ready.
@@ -177,6 +183,30 @@ impl Bench {
                 over(rounds, |[_, haproxy, ours]| haproxy.cpu / ours.cpu),
                 added(rounds),
                 over(rounds, |[_, haproxy, ours]| ours.p99 / haproxy.p99),
+            );
+        }
+        Ok(())
+    }
+
+    /// What a request costs for which a connection to Nova is made, since none is kept for its instance.
+    fn pools(&self) -> Result<()> {
+        println!("\n| over a new connection to Nova : a kept one | requests/s | CPU per request | p50 |");
+        println!("| --- | --- | --- | --- |");
+        for connections in [1, 32] {
+            let mut rounds = Vec::new();
+            for _ in 0..ROUNDS {
+                let [.., ours] = self.ways()?;
+                let round = |mode| self.round(&ours, Load { connections, mode });
+                rounds.push([round(Mode::KeepAlive)?, round(Mode::Unpooled)?]);
+            }
+            let of = |figure: fn(&Figures) -> f64| {
+                median(rounds.iter().map(|[kept, new]| figure(new) / figure(kept)).collect())
+            };
+            println!(
+                "| {connections} | {:.2} | {:.2} | {:.2} |",
+                of(|figures| figures.rate),
+                of(|figures| figures.cpu),
+                of(|figures| figures.p50)
             );
         }
         Ok(())
@@ -323,6 +353,7 @@ fn name_of(load: Load) -> String {
     let Load { connections, mode } = load;
     match mode {
         Mode::KeepAlive => format!("{connections}, kept alive"),
+        Mode::Unpooled => format!("{connections}, kept alive, new to Nova"),
         Mode::Close => format!("{connections}, new for each request"),
     }
 }
