@@ -82,5 +82,5 @@ fn kernels() -> anyhow::Result<Counts> {
 }
 
 fn tests() -> anyhow::Result<Counts> {
-    test::test(&test::TestOptions { filter: None, fuzz: Some(60), compare: Some(60) })
+    test::test(&test::TestOptions { filter: None, fuzz: Some(60), compare: Some(60), isolate: Some(120) })
 }

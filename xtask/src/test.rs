@@ -29,10 +29,14 @@ pub(crate) struct TestOptions {
     /// For how long random transactions are compared with what OVSDB clients hold; 20 if not told.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) compare: Option<u64>,
+    /// For how long taps change hands while what arrives in the guests is looked at; 20 if not told.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) isolate: Option<u64>,
 }
 
 /// Suites that are run once more with the other way to attach programs, which older kernels have.
-const ATTACHMENT_SUITES: &[&str] = &["datapath", "identity", "lifecycle", "restart", "trunk"];
+const ATTACHMENT_SUITES: &[&str] =
+    &["datapath", "handover", "identity", "lifecycle", "restart", "trunk", "upkeep"];
 
 /// Shows the service at work.
 pub(crate) fn demo(options: &DemoOptions) -> anyhow::Result<()> {
@@ -55,6 +59,7 @@ pub(crate) fn test(options: &TestOptions) -> anyhow::Result<Counts> {
     command.args(options.filter.as_slice());
     command.envs(options.fuzz.map(|seconds| ("FUZZ_SECONDS", seconds.to_string())));
     command.envs(options.compare.map(|seconds| ("DIFFERENTIAL_SECONDS", seconds.to_string())));
+    command.envs(options.isolate.map(|seconds| ("METADATA_TEST_ISOLATION", seconds.to_string())));
     let mut counts = run_tests(command.env("METADATA_AGENT_BIN", &agent))?;
     if options.filter.is_some() {
         return Ok(counts);
