@@ -52,10 +52,13 @@ impl Broken {
         matches!(self, Self::Io(_) | Self::Unanswered | Self::Closed)
     }
 
-    /// Whether the kernel found out that nobody is there, which has nothing to do with what was asked.
-    pub(super) fn is_silence(&self) -> bool {
+    /// Whether the transport failed, in which no guest has a part: the kernel found nobody there, or TLS did not work. With
+    /// TLS 1.3 a client certificate is refused only after the connection was made.
+    pub(super) fn is_of_transport(&self) -> bool {
         use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
-        matches!(self, Self::Io(error) if matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable))
+        let Self::Io(error) = self else { return false };
+        matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable)
+            || error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
     }
 
     /// Whether the server said something that is no answer, or not to its end: over a connection that was used before,

@@ -339,7 +339,7 @@ impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
             Broken::Late(time) if *time < self.nova.connect_timeout.min(self.nova.response_timeout) / 2 => {
                 endpoint.undecided(now);
             }
-            error if error.is_silence() => endpoint.failed(error, now),
+            error if error.is_of_transport() => endpoint.failed(error, now),
             _ => endpoint.failed_request(self.tap, error, now),
         }
         match error {
