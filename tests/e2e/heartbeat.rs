@@ -116,7 +116,10 @@ fn numbers_are_answered_while_guests_can_be_served() -> Result<()> {
         Ok(())
     })?;
     assert_eq!(cloud.chassis.chassis_private(&chassis)?.external_ids[SB_CFG], number.to_string());
+    // Neutron and the operator are told the same.
+    cloud.agent.wait_pending("nova at ")?;
     cloud.nova.resume(cloud.chassis.host())?;
+    cloud.agent.wait_ready()?;
     let row = registered(&cloud, &chassis, &id, ANSWER)?;
     assert_eq!(row.external_ids[SB_CFG], refused.to_string());
 
