@@ -28,6 +28,8 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a static inventory is looked at for changes.
 const FILE_CHECK: Duration = Duration::from_secs(2);
+/// How long what is missing may change without being logged again.
+const TELL_AGAIN: Duration = Duration::from_secs(30);
 /// How often the datapath is looked after, and one connection is made from inside.
 const LOOK_AFTER: Duration = Duration::from_secs(2);
 
@@ -50,8 +52,8 @@ pub struct Control {
     /// Ports that are plugged and cannot be served, and whether that was logged.
     unserved: Unserved,
     told: Unserved,
-    /// What was missing when that was last logged.
-    told_pending: Vec<String>,
+    /// What was missing when that was last logged, and when that was.
+    told_pending: (Vec<String>, Instant),
     proxy: Arc<Proxy>,
     /// Cancelled when guests can be served: the first time everything was applied.
     serving: CancellationToken,
@@ -189,7 +191,7 @@ impl Control {
             nova,
             unserved: Unserved::new(),
             told: Unserved::new(),
-            told_pending: Vec::new(),
+            told_pending: (Vec::new(), Instant::now()),
             proxy,
             serving,
         })
@@ -269,13 +271,17 @@ impl Control {
     fn note_readiness(&mut self) {
         self.source.set_able(&self.problems());
         let pending = self.pending();
-        if pending != self.told_pending {
+        let (told, since) = &self.told_pending;
+        // What is missing may change with each of many taps.
+        let is_news =
+            told.is_empty() != pending.is_empty() || (*told != pending && since.elapsed() > TELL_AGAIN);
+        if is_news {
             if pending.is_empty() {
                 info!("ready");
             } else {
                 warn!(missing = pending.join("; "), "not ready");
             }
-            self.told_pending = pending;
+            self.told_pending = (pending, Instant::now());
         }
     }
 

@@ -60,6 +60,8 @@ pub struct Reconciler {
     ended: VecDeque<(Instant, Assignment)>,
     /// Where among the taps the next look begins.
     looked_at: usize,
+    /// Kept for the agent's own guest.
+    reserved: Option<Assignment>,
     /// The agent's own guest.
     probe: Option<ProbePort>,
     directory: Arc<Directory>,
@@ -82,7 +84,8 @@ impl Reconciler {
         directory: Arc<Directory>,
         signer: Signer,
     ) -> Result<Self, Error> {
-        let (adopted, indexes) = datapath.assignments()?;
+        let (adopted, mut indexes) = datapath.assignments()?;
+        let reserved = indexes.take_last();
         if !adopted.is_empty() {
             info!(ports = adopted.len(), "adopting the ports of a former agent");
         }
@@ -96,6 +99,7 @@ impl Reconciler {
             refused: BTreeMap::new(),
             ended: VecDeque::new(),
             looked_at: 0,
+            reserved,
             probe: None,
             directory,
             signer,
@@ -206,7 +210,7 @@ impl Reconciler {
     pub fn serve_probe(&mut self, device: &Device) -> Result<(), Error> {
         self.datapath.set_probe(device)?;
         let key = PortKey { ifindex: device.ifindex, vlan: 0 };
-        let assignment = self.indexes.take().ok_or(Error::Full)?;
+        let assignment = self.reserved.ok_or(Error::Full)?;
         self.datapath.begin(key, assignment)?;
         self.datapath.enter(key, Entered::new(assignment.index, assignment.generation))?;
         let tap = self.directory.tap(&device.name);

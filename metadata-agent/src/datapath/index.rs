@@ -41,6 +41,13 @@ impl Indexes {
         Some(Assignment { index, generation: *last })
     }
 
+    /// The index that has been free the shortest, for who keeps it for ever; ports leave one to it.
+    pub fn take_last(&mut self) -> Option<Assignment> {
+        let last = self.free.pop_back()?;
+        self.free.push_front(last);
+        self.take()
+    }
+
     /// Gives an index back.
     pub fn give_back(&mut self, assignment: Assignment) {
         self.free.push_back(assignment.index);
@@ -63,6 +70,15 @@ mod tests {
         }
         assert_eq!(seen.len(), MAX_PORTS as usize - 2);
         assert_eq!(seen.last(), Some(&Assignment { index: 1, generation: 2 }));
+    }
+
+    #[test]
+    fn the_last_one_is_nobody_elses() {
+        let mut indexes = Indexes::new(vec![0; MAX_PORTS as usize], [].into_iter());
+        let last = indexes.take_last().unwrap();
+        assert_eq!(last, Assignment { index: MAX_PORTS - 1, generation: 1 });
+        assert_eq!(std::iter::from_fn(|| indexes.take()).count(), MAX_PORTS as usize - 1);
+        assert_eq!(indexes.take_last(), None);
     }
 
     #[test]

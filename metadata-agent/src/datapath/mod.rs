@@ -135,7 +135,7 @@ pub enum Error {
         error: io::Error,
     },
     /// All indexes are in use.
-    #[error("all {MAX_PORTS} ports that one host can serve are in use")]
+    #[error("all {} ports that one host can serve are in use", MAX_PORTS - 1)]
     Full,
 }
 
