@@ -291,12 +291,12 @@ impl Control {
 
     /// What is done every few seconds, whatever happens.
     fn look_after(&mut self) {
-        let named = self.service.keep_name();
-        let looked_after = named.and_then(|()| self.reconciler.look_after(std::time::Instant::now()));
-        self.health.looked_after(looked_after.map_err(|error| {
-            error!(%error, "the datapath cannot be looked after");
-            error.to_string()
-        }));
+        // A name that cannot be given back costs the guests nothing: the rest is looked after all the same.
+        let looked_after = self.reconciler.look_after(std::time::Instant::now());
+        let problem = looked_after.and(self.service.keep_name()).err().map(|error| error.to_string());
+        if let Some(error) = self.health.looked_after(problem) {
+            error!(error, "the datapath cannot be looked after");
+        }
         if let Some(probe) = &mut self.probe {
             probe.ask(self.family);
         }

@@ -53,9 +53,11 @@ impl Health {
         path.0 == 1
     }
 
-    /// Notes whether programs, pins and device could be looked after.
-    pub fn looked_after(&mut self, result: Result<(), String>) {
-        self.datapath = result.err();
+    /// Notes why programs, pins and device cannot be looked after, if so; returns that if it is news.
+    pub fn looked_after(&mut self, problem: Option<String>) -> Option<&str> {
+        let is_news = problem != self.datapath;
+        self.datapath = problem;
+        self.datapath.as_deref().filter(|_| is_news)
     }
 
     /// What makes the node not ready.
@@ -140,5 +142,17 @@ mod tests {
         assert!(health.problems()[0].contains("no answer"));
         assert!(!health.probed(Family::V4, Ok(())) && health.problems().is_empty());
         assert!(health.probed(Family::V4, failed()));
+    }
+
+    #[test]
+    fn what_lasts_is_news_once() {
+        let mut health = Health::default();
+        let mut news = |problem: Option<&str>| health.looked_after(problem.map(str::to_owned)).is_some();
+        assert_eq!(
+            [news(None), news(Some("a")), news(Some("a")), news(Some("b"))],
+            [false, true, false, true]
+        );
+        assert_eq!([news(None), news(Some("b"))], [false, true]);
+        assert_eq!(health.problems(), ["b"]);
     }
 }

@@ -160,14 +160,22 @@ impl Reconciler {
     /// Asks the kernel whether each tap still has the program, and notes those that have not for the next
     /// [`Self::apply`]. Also what is to be done now and then: the sign of life to the programs, pins, sources that were
     /// refused, assignments whose end is over.
+    ///
+    /// Whatever was done to pins and devices, the programs hear that the agent lives, and indexes come back.
     pub fn look_after(&mut self, now: Instant) -> Result<(), Error> {
-        self.datapath.renew()?;
+        let renewed = self.datapath.renew();
+        self.release_ended(now);
+        let programs = self.keep_programs();
+        let told = self.tell_exhausted();
+        renewed.and(programs).and(told)
+    }
+
+    fn keep_programs(&mut self) -> Result<(), Error> {
         self.datapath.keep_pinned()?;
         if self.datapath.service_lacks_program()? {
             warn!("somebody removed the program of the service device or its pin, putting it back");
             self.datapath.attach_service()?;
         }
-        self.release_ended(now);
         let attached = self.served.values().filter(|served| served.attached.is_ok()).map(Served::device);
         let probe = self.probe.iter().map(|probe| &probe.device);
         let mut taps: Vec<Device> = attached.chain(probe).cloned().collect();
@@ -178,9 +186,6 @@ impl Reconciler {
         taps.truncate(AT_A_TIME);
         self.looked_at = (self.looked_at + AT_A_TIME) % count;
         let lacking: BTreeSet<u32> = self.datapath.lacking(&taps)?.into_iter().collect();
-        if let Some(probe) = self.probe.as_ref().filter(|probe| lacking.contains(&probe.device.ifindex)) {
-            self.datapath.attach(&probe.device)?;
-        }
         if let Some(first) = taps.iter().find(|tap| lacking.contains(&tap.ifindex)) {
             let taps = lacking.len();
             warn!(taps, first = first.name, "somebody removed the program or its pin, putting it back");
@@ -188,6 +193,14 @@ impl Reconciler {
         for served in self.served.values_mut().filter(|served| lacking.contains(&served.device().ifindex)) {
             served.attached = Err("somebody removed the program".to_owned());
         }
+        match self.probe.as_ref().filter(|probe| lacking.contains(&probe.device.ifindex)) {
+            Some(probe) => self.datapath.attach(&probe.device),
+            None => Ok(()),
+        }
+    }
+
+    /// Says once for each port that it had too many sources.
+    fn tell_exhausted(&mut self) -> Result<(), Error> {
         for served in self.served.values_mut().filter(|served| !served.told_exhausted) {
             if self.datapath.exhausted(served.assignment)? > 0 {
                 served.told_exhausted = true;

@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddrV6, net::TcpStream, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use metadata_ebpf::map::LAYOUT;
 use metadata_tests::{
-    agent::service_namespace,
+    agent::{Options, service_namespace},
     check::{META_DATA, is_identity_of},
     cloud::{Chassis as _, Cloud},
     command::{Words as _, run},
@@ -145,5 +145,28 @@ fn looking_after_it_leaves_no_trace() -> Result<()> {
     ensure!(cloud.agent.counters()? == before, "{:?} after {before:?}", cloud.agent.counters()?);
     ensure!(cloud.agent.metric("metadata_connections_accepted_total")? == 0.0);
     ensure!(!cloud.agent.log()?.contains("access"), "{}", cloud.agent.log()?);
+    Ok(())
+}
+
+/// The programs hear that the agent lives, whatever cannot be put back: guests are served on.
+#[test]
+fn a_name_that_cannot_be_given_back_costs_guests_nothing() -> Result<()> {
+    let lease = Duration::from_secs(10);
+    let more = vec![("metadata_ebpf", format!("lease = {}", lease.as_secs()))];
+    let cloud = Cloud::on(Stage::start()?, &Options { more, ..Options::default() })?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    is_answered(&guest)?;
+    let name = service(&cloud).path();
+    run(std::process::Command::new("umount").arg("--lazy").arg(&name))?;
+    fs::remove_file(&name)?;
+    // Nothing can be mounted on what is neither.
+    fs::create_dir(&name)?;
+    let why = cloud.agent.wait_pending("giving it its name");
+    std::thread::sleep(lease + Duration::from_secs(5));
+    let served = ask(&guest, None);
+    fs::remove_dir(&name)?;
+    why.and(served)?;
+    let said = cloud.agent.log()?.matches("cannot be looked after").count();
+    ensure!(said == 1, "said {said} times\n{}", cloud.agent.log()?);
     Ok(())
 }
