@@ -70,7 +70,7 @@ pub struct Reconciler {
 #[derive(Debug)]
 struct ProbePort {
     device: Device,
-    index: u32,
+    assignment: Assignment,
     entry: Arc<Port>,
 }
 
@@ -215,16 +215,21 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Makes the agent's own guest a port, or says why not.
+    /// Makes the agent's own guest a port, in place of the one before, or says why not.
     pub fn serve_probe(&mut self, device: &Device) -> Result<(), Error> {
+        if let Some(former) = self.probe.take() {
+            self.ended.push_back((Instant::now(), former.assignment));
+            self.datapath.detach(former.device.ifindex)?;
+            self.datapath.end(PortKey { ifindex: former.device.ifindex, vlan: 0 }, former.assignment)?;
+        }
         self.datapath.set_probe(device)?;
         let key = PortKey { ifindex: device.ifindex, vlan: 0 };
         let assignment = self.indexes.take().ok_or(Error::Full)?;
-        self.datapath.begin(key, assignment)?;
-        self.datapath.enter(key, Entered::new(assignment.index, assignment.generation))?;
         let tap = self.directory.tap(&device.name);
         let entry = Arc::new(Port::probe(&device.name, tap, assignment.generation));
-        self.probe = Some(ProbePort { device: device.clone(), index: assignment.index, entry });
+        self.probe = Some(ProbePort { device: device.clone(), assignment, entry });
+        self.datapath.begin(key, assignment)?;
+        self.datapath.enter(key, Entered::new(assignment.index, assignment.generation))?;
         self.publish();
         self.datapath.attach(device)
     }
@@ -403,7 +408,7 @@ impl Reconciler {
 
     fn publish(&self) {
         let served = self.served.values().map(|served| (served.assignment.index, served.entry.clone()));
-        let probe = self.probe.iter().map(|probe| (probe.index, probe.entry.clone()));
+        let probe = self.probe.iter().map(|probe| (probe.assignment.index, probe.entry.clone()));
         self.directory.publish(served.chain(probe).collect());
     }
 
