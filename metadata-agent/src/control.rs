@@ -290,19 +290,29 @@ impl Control {
         let started = Probe::start(PROBE_ANSWER);
         let started = started.and_then(|probe| self.reconciler.serve_probe(&probe.device).map(|()| probe));
         match started {
-            Ok(probe) => self.probe = Some(probe),
-            Err(error) => error!(%error, "whether guests reach the service is not watched"),
+            Ok(probe) => {
+                self.probe = Some(probe);
+                self.health.watched(None);
+            }
+            Err(error) => {
+                if let Some(error) = self.health.watched(Some(error.to_string())) {
+                    error!(error, "whether guests reach the service is not watched, trying again");
+                }
+            }
         }
     }
 
     /// What is done every few seconds, whatever happens.
     fn look_after(&mut self) {
-        let named = self.service.keep_name();
-        let looked_after = named.and_then(|()| self.reconciler.look_after(std::time::Instant::now()));
-        self.health.looked_after(looked_after.map_err(|error| {
-            error!(%error, "the datapath cannot be looked after");
-            error.to_string()
-        }));
+        // A name that cannot be given back costs the guests nothing: the rest is looked after all the same.
+        let looked_after = self.reconciler.look_after(std::time::Instant::now());
+        let problem = looked_after.and(self.service.keep_name()).err().map(|error| error.to_string());
+        if let Some(error) = self.health.looked_after(problem) {
+            error!(error, "the datapath cannot be looked after");
+        }
+        if self.probe.is_none() && self.serving.is_cancelled() {
+            self.start_probe();
+        }
         if let Some(probe) = &mut self.probe {
             probe.ask(self.family);
         }
@@ -335,9 +345,13 @@ impl Control {
             self.family = if self.family == Family::V4 { other } else { Family::V4 };
             return;
         };
-        warn!(problem, "guests do not reach the service: repairing its device");
-        if let Err(error) = self.repair() {
-            error!(%error, "the service device cannot be repaired");
+        // What repairing does not help against is said once, and stays in `show ready`.
+        if is_first {
+            warn!(problem, "guests do not reach the service: repairing its device");
+        }
+        let failed = self.repair().err().map(|error| error.to_string());
+        if let Some(error) = self.health.repaired(failed) {
+            error!(error, "the way to the service cannot be repaired");
         }
         if is_first && let Some(probe) = &mut self.probe {
             probe.ask(self.family);
@@ -345,8 +359,14 @@ impl Control {
     }
 
     fn repair(&mut self) -> Result<(), datapath::Error> {
-        self.service.repair()?;
-        self.reconciler.look_after(std::time::Instant::now())
+        let repaired = self.service.repair();
+        // What is amiss may as well be with who asks.
+        if let Some(error) = self.probe.as_ref().and_then(|probe| probe.repair().err()) {
+            warn!(%error, "making the agent's own guest anew");
+            self.probe = None;
+            self.start_probe();
+        }
+        repaired.and(self.reconciler.look_after(std::time::Instant::now()))
     }
 
     /// What concerns all guests, databases apart.
@@ -373,7 +393,12 @@ impl Control {
             Question::Ready => {
                 let pending = self.pending();
                 if pending.is_empty() {
-                    let notes = self.proxy.notes().into_iter().map(|note| format!("note: {note}\n"));
+                    let notes = self
+                        .proxy
+                        .notes()
+                        .into_iter()
+                        .chain(self.health.note())
+                        .map(|note| format!("note: {note}\n"));
                     Answer::ok(format!("ready\n{}", notes.collect::<String>()))
                 } else {
                     Answer::error(StatusCode::SERVICE_UNAVAILABLE, pending.join("\n") + "\n")

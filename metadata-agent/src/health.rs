@@ -28,6 +28,10 @@ pub struct Health {
     /// Failures in a row, and the last of them, over IPv4 and IPv6.
     paths: [(u32, String); 2],
     datapath: Option<String>,
+    /// Why the way to the service cannot be repaired, while it needs that.
+    unrepaired: Option<String>,
+    /// Why there is nobody who asks for the service.
+    unwatched: Option<String>,
 }
 
 impl Health {
@@ -47,15 +51,37 @@ impl Health {
     pub fn probed(&mut self, family: Family, result: Result<(), String>) -> bool {
         let path = &mut self.paths[usize::from(family == Family::V6)];
         *path = match result {
-            Ok(()) => (0, String::new()),
+            Ok(()) => {
+                self.unrepaired = None;
+                (0, String::new())
+            }
             Err(problem) => (path.0.saturating_add(1), problem),
         };
         path.0 == 1
     }
 
-    /// Notes whether programs, pins and device could be looked after.
-    pub fn looked_after(&mut self, result: Result<(), String>) {
-        self.datapath = result.err();
+    /// Notes why the path could not be repaired, if so; returns that if it is news.
+    pub fn repaired(&mut self, problem: Option<String>) -> Option<&str> {
+        note(&mut self.unrepaired, problem)
+    }
+
+    /// Notes why the agent has no guest of its own, if so; returns that if it is news. That keeps no other guest from being
+    /// served, and what the former one has found lasts no longer than it did.
+    pub fn watched(&mut self, problem: Option<String>) -> Option<&str> {
+        self.paths = Default::default();
+        note(&mut self.unwatched, problem)
+    }
+
+    /// What an operator should know, though the node is ready.
+    pub fn note(&self) -> Option<String> {
+        self.unwatched
+            .as_ref()
+            .map(|problem| format!("whether guests reach the service is not watched: {problem}"))
+    }
+
+    /// Notes why programs, pins and device cannot be looked after, if so; returns that if it is news.
+    pub fn looked_after(&mut self, problem: Option<String>) -> Option<&str> {
+        note(&mut self.datapath, problem)
     }
 
     /// What makes the node not ready.
@@ -64,8 +90,16 @@ impl Health {
         let paths = broken.map(|(_, problem)| {
             format!("guests do not reach the service, nor does the agent itself: {problem}; the log says what was tried")
         });
-        self.programs.iter().cloned().chain(paths).chain(self.datapath.clone()).collect()
+        let lasting = [&self.datapath, &self.unrepaired].into_iter().flatten().cloned();
+        self.programs.iter().cloned().chain(paths).chain(lasting).collect()
     }
+}
+
+/// Puts the new state in place of the former; returns it if it is a problem that was not there.
+fn note(state: &mut Option<String>, problem: Option<String>) -> Option<&str> {
+    let is_news = problem != *state;
+    *state = problem;
+    state.as_deref().filter(|_| is_news)
 }
 
 /// Whether a connection to Nova can be made, and when that was last asked.
@@ -140,5 +174,17 @@ mod tests {
         assert!(health.problems()[0].contains("no answer"));
         assert!(!health.probed(Family::V4, Ok(())) && health.problems().is_empty());
         assert!(health.probed(Family::V4, failed()));
+    }
+
+    #[test]
+    fn what_lasts_is_news_once() {
+        let mut health = Health::default();
+        let mut news = |problem: Option<&str>| health.looked_after(problem.map(str::to_owned)).is_some();
+        assert_eq!(
+            [news(None), news(Some("a")), news(Some("a")), news(Some("b"))],
+            [false, true, false, true]
+        );
+        assert_eq!([news(None), news(Some("b"))], [false, true]);
+        assert_eq!(health.problems(), ["b"]);
     }
 }

@@ -72,7 +72,7 @@ pub struct Reconciler {
 #[derive(Debug)]
 struct ProbePort {
     device: Device,
-    index: u32,
+    assignment: Assignment,
     entry: Arc<Port>,
 }
 
@@ -164,14 +164,22 @@ impl Reconciler {
     /// Asks the kernel whether each tap still has the program, and notes those that have not for the next
     /// [`Self::apply`]. Also what is to be done now and then: the sign of life to the programs, pins, sources that were
     /// refused, assignments whose end is over.
+    ///
+    /// Whatever was done to pins and devices, the programs hear that the agent lives, and indexes come back.
     pub fn look_after(&mut self, now: Instant) -> Result<(), Error> {
-        self.datapath.renew()?;
+        let renewed = self.datapath.renew();
+        self.release_ended(now);
+        let programs = self.keep_programs();
+        let told = self.tell_exhausted();
+        renewed.and(programs).and(told)
+    }
+
+    fn keep_programs(&mut self) -> Result<(), Error> {
         self.datapath.keep_pinned()?;
         if self.datapath.service_lacks_program()? {
             warn!("somebody removed the program of the service device or its pin, putting it back");
             self.datapath.attach_service()?;
         }
-        self.release_ended(now);
         let attached = self.served.values().filter(|served| served.attached.is_ok()).map(Served::device);
         let probe = self.probe.iter().map(|probe| &probe.device);
         let mut taps: Vec<Device> = attached.chain(probe).cloned().collect();
@@ -182,9 +190,6 @@ impl Reconciler {
         taps.truncate(AT_A_TIME);
         self.looked_at = (self.looked_at + AT_A_TIME) % count;
         let lacking: BTreeSet<u32> = self.datapath.lacking(&taps)?.into_iter().collect();
-        if let Some(probe) = self.probe.as_ref().filter(|probe| lacking.contains(&probe.device.ifindex)) {
-            self.datapath.attach(&probe.device)?;
-        }
         if let Some(first) = taps.iter().find(|tap| lacking.contains(&tap.ifindex)) {
             let taps = lacking.len();
             warn!(taps, first = first.name, "somebody removed the program or its pin, putting it back");
@@ -192,6 +197,14 @@ impl Reconciler {
         for served in self.served.values_mut().filter(|served| lacking.contains(&served.device().ifindex)) {
             served.attached = Err("somebody removed the program".to_owned());
         }
+        match self.probe.as_ref().filter(|probe| lacking.contains(&probe.device.ifindex)) {
+            Some(probe) => self.datapath.attach(&probe.device),
+            None => Ok(()),
+        }
+    }
+
+    /// Says once for each port that it had too many sources.
+    fn tell_exhausted(&mut self) -> Result<(), Error> {
         for served in self.served.values_mut().filter(|served| !served.told_exhausted) {
             if self.datapath.exhausted(served.assignment)? > 0 {
                 served.told_exhausted = true;
@@ -206,16 +219,21 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Makes the agent's own guest a port, or says why not.
+    /// Makes the agent's own guest a port, in place of the one before, or says why not.
     pub fn serve_probe(&mut self, device: &Device) -> Result<(), Error> {
+        if let Some(former) = self.probe.take() {
+            self.ended.push_back((Instant::now(), former.assignment));
+            self.datapath.detach(former.device.ifindex)?;
+            self.datapath.end(PortKey { ifindex: former.device.ifindex, vlan: 0 }, former.assignment)?;
+        }
         self.datapath.set_probe(device)?;
         let key = PortKey { ifindex: device.ifindex, vlan: 0 };
-        let assignment = self.reserved.ok_or(Error::Full)?;
-        self.datapath.begin(key, assignment)?;
-        self.datapath.enter(key, Entered::new(assignment.index, assignment.generation))?;
+        let assignment = self.reserved.take().or_else(|| self.indexes.take()).ok_or(Error::Full)?;
         let tap = self.directory.tap(&device.name);
         let entry = Arc::new(Port::probe(&device.name, tap, assignment.generation));
-        self.probe = Some(ProbePort { device: device.clone(), index: assignment.index, entry });
+        self.probe = Some(ProbePort { device: device.clone(), assignment, entry });
+        self.datapath.begin(key, assignment)?;
+        self.datapath.enter(key, Entered::new(assignment.index, assignment.generation))?;
         self.publish();
         self.datapath.attach(device)
     }
@@ -394,7 +412,7 @@ impl Reconciler {
 
     fn publish(&self) {
         let served = self.served.values().map(|served| (served.assignment.index, served.entry.clone()));
-        let probe = self.probe.iter().map(|probe| (probe.index, probe.entry.clone()));
+        let probe = self.probe.iter().map(|probe| (probe.assignment.index, probe.entry.clone()));
         self.directory.publish(served.chain(probe).collect());
     }
 

@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddrV6, net::TcpStream, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use metadata_ebpf::map::LAYOUT;
 use metadata_tests::{
-    agent::service_namespace,
+    agent::{Options, service_namespace},
     check::{META_DATA, is_identity_of},
     cloud::{Chassis as _, Cloud},
     command::{Words as _, run},
@@ -146,4 +146,71 @@ fn looking_after_it_leaves_no_trace() -> Result<()> {
     ensure!(cloud.agent.metric("metadata_connections_accepted_total")? == 0.0);
     ensure!(!cloud.agent.log()?.contains("access"), "{}", cloud.agent.log()?);
     Ok(())
+}
+
+/// The programs hear that the agent lives, whatever cannot be put back: guests are served on.
+#[test]
+fn a_name_that_cannot_be_given_back_costs_guests_nothing() -> Result<()> {
+    let lease = Duration::from_secs(10);
+    let more = vec![("metadata_ebpf", format!("lease = {}", lease.as_secs()))];
+    let cloud = Cloud::on(Stage::start()?, &Options { more, ..Options::default() })?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    is_answered(&guest)?;
+    let name = service(&cloud).path();
+    run(std::process::Command::new("umount").arg("--lazy").arg(&name))?;
+    fs::remove_file(&name)?;
+    // Nothing can be mounted on what is neither.
+    fs::create_dir(&name)?;
+    let why = cloud.agent.wait_pending("giving it its name");
+    std::thread::sleep(lease + Duration::from_secs(5));
+    let served = ask(&guest, None);
+    fs::remove_dir(&name)?;
+    why.and(served)?;
+    let said = cloud.agent.log()?.matches("cannot be looked after").count();
+    ensure!(said == 1, "said {said} times\n{}", cloud.agent.log()?);
+    Ok(())
+}
+
+/// What is done to the agent's own guest.
+const ACCIDENTS_OF_THE_PROBE: [(&str, &[&str]); 3] = [
+    ("its device is down", &["link set metadata-probe down"]),
+    ("its device is deleted", &["link del metadata-probe"]),
+    (
+        "its device is down and another one has its name",
+        &["link set metadata-probe down name lost", "link add metadata-probe type veth peer name other"],
+    ),
+];
+
+/// The node is as well as its guests are: its own one is put back like everything else, and nothing of the former is left.
+#[test]
+fn the_agents_own_guest_is_repaired_as_well() -> Result<()> {
+    let mut cloud = Cloud::with_inventory()?;
+    let [guest, _other] = cloud.overlapping_guests()?;
+    let host = cloud.chassis.host();
+    let links = cloud.agent.run_dir().join(format!("bpf/layout-{LAYOUT}/links"));
+    let (threads, pins) = (threads_of(&cloud)?, fs::read_dir(&links)?.count());
+    for (name, accidents) in ACCIDENTS_OF_THE_PROBE {
+        println!("{name}");
+        for accident in accidents {
+            host.ip(*accident).context(name)?;
+        }
+        // It is noticed, or healed at once.
+        std::thread::sleep(Duration::from_secs(9));
+        cloud.agent.wait_ready().context(name)?;
+        host.ip("link show up dev metadata-probe").context(name)?;
+        ensure!(host.ip("link show dev lost").is_err(), "{name}: the former device is left");
+        ensure!(threads_of(&cloud)? == threads, "{name}: {} threads", threads_of(&cloud)?);
+        ensure!(fs::read_dir(&links)?.count() == pins, "{name}: pins are left");
+    }
+    is_answered(&guest)?;
+    let log = cloud.agent.log()?;
+    ensure!(
+        log.matches("guests do not reach the service").count() <= 2 * ACCIDENTS_OF_THE_PROBE.len(),
+        "{log}"
+    );
+    Ok(())
+}
+
+fn threads_of(cloud: &Cloud<Stage>) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{}/task", cloud.agent.id()?))?.count())
 }

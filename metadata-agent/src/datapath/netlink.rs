@@ -97,9 +97,12 @@ impl End {
     }
 }
 
-/// Removes a device.
+/// Removes a device, which may be gone already.
 pub(super) async fn delete(ifindex: u32) -> io::Result<()> {
-    netlink()?.link().del(ifindex).execute().await.map_err(refused)
+    match netlink()?.link().del(ifindex).execute().await.map_err(refused) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
+        result => result,
+    }
 }
 
 /// Writes below /proc/sys, in the namespace of the calling thread. A kernel without IPv6 lacks those entries.

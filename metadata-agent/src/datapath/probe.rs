@@ -4,7 +4,7 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream},
     os::fd::RawFd,
-    sync::mpsc as blocking,
+    sync::{Arc, mpsc as blocking},
     thread,
     time::Duration,
 };
@@ -43,6 +43,7 @@ pub enum Family {
 pub struct Probe {
     /// Where the program has to be.
     pub device: Device,
+    netns: Arc<Netns>,
     questions: blocking::Sender<Family>,
     answers: mpsc::Receiver<Result<(), String>>,
     asked: bool,
@@ -52,7 +53,7 @@ impl Probe {
     /// Makes namespace and device, which go away with the process. `expected` is what an answer begins with.
     pub fn start(expected: &'static [u8]) -> Result<Self, Error> {
         let failed = |what| move |error| Error::Probe { what, error };
-        let netns = Netns::unnamed().map_err(failed("making its namespace"))?;
+        let netns = Arc::new(Netns::unnamed().map_err(failed("making its namespace"))?);
         // A former agent's goes with its namespace, which takes the kernel a moment.
         if let Some(former) = block_on(find(HOST_END)).map_err(failed("looking for a former one"))? {
             block_on(delete(former.ifindex)).map_err(failed("removing a former one"))?;
@@ -70,16 +71,26 @@ impl Probe {
                 }
             }
         };
+        let behind = netns.clone();
         let inside = move || {
             // The thread is there for nothing else; it ends with the channel.
-            if netns.enter().is_ok() {
+            if behind.enter().is_ok() {
                 answer();
             }
         };
         let spawned = thread::Builder::new().name("metadata-probe".to_owned()).spawn(inside);
         spawned.map_err(failed("starting its thread"))?;
         let device = Device { ifindex, name: HOST_END.to_owned() };
-        Ok(Self { device, questions, answers, asked: false })
+        Ok(Self { device, netns, questions, answers, asked: false })
+    }
+
+    /// Brings both ends to what they should be, whatever was done to them, unless they are gone.
+    pub fn repair(&self) -> Result<(), Error> {
+        let failed = |error| Error::Probe { what: "setting it up again", error };
+        self.netns.run(|| block_on(set_up_inside())).map_err(failed)?;
+        let ifindex = block_on(set_up_host_end()).map_err(failed)?;
+        let is_ours = ifindex == self.device.ifindex;
+        is_ours.then_some(()).ok_or_else(|| failed(io::Error::other("another device has its name")))
     }
 
     /// Begins an attempt, unless one is under way.
@@ -153,10 +164,12 @@ async fn set_up_inside() -> io::Result<u32> {
     let up = LinkUnspec::new_with_index(inner.ifindex).up().build();
     handle.link().set(up).execute().await.map_err(refused)?;
     let (address, length) = ADDRESS;
-    handle.address().add(inner.ifindex, IpAddr::V4(address), length).execute().await.map_err(refused)?;
+    let address = handle.address().add(inner.ifindex, IpAddr::V4(address), length);
+    address.replace().execute().await.map_err(refused)?;
     if std::path::Path::new("/proc/sys/net/ipv6").exists() {
         let (address, length) = ADDRESS_V6;
-        handle.address().add(inner.ifindex, IpAddr::V6(address), length).execute().await.map_err(refused)?;
+        let address = handle.address().add(inner.ifindex, IpAddr::V6(address), length);
+        address.replace().execute().await.map_err(refused)?;
     }
     Ok(inner.ifindex)
 }
