@@ -71,6 +71,7 @@ async fn main() -> ExitCode {
                     }
                 }
             }
+            Event::Waiting { remote, awaited } => eprintln!("{remote} has not sent {awaited} yet"),
             Event::Batch(_) | Event::ConditionInForce(_) | Event::Paused | Event::Lock { .. } => {}
         }
     }

@@ -73,6 +73,7 @@ impl Builder {
             database: config.database.clone(),
             tables,
             probe_interval: config.probe_interval,
+            greeting_timeout: config.greeting_timeout,
             servers: config.remotes.as_slice().len(),
             leader_only: config.leader_only,
         });

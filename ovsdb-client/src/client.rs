@@ -19,11 +19,19 @@ use crate::remote::Remote;
 use crate::replica::{ApplyError, Batch, Composites, Dialect, Replica, Table};
 use crate::row::Row;
 use crate::schema::Schema;
-use crate::session::SessionEvent;
+use crate::session::{Awaited, SessionEvent};
 
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
+    /// A server took the connection, and has not said for a while what one begins with. It is left for another one, if
+    /// there is one, when it has not after as long again.
+    Waiting {
+        /// The server.
+        remote: Remote,
+        /// What is being waited for.
+        awaited: Awaited,
+    },
     /// A server was found that serves the database: requests can be made.
     Connected {
         /// The server.
@@ -209,6 +217,7 @@ impl Client {
 
     fn take(&mut self, notice: Notice) {
         match notice {
+            Notice::Waiting(remote, awaited) => self.ready.push_back(Event::Waiting { remote, awaited }),
             Notice::Connected(remote) => self.ready.push_back(Event::Connected { remote }),
             Notice::Disconnected { remote, reason, retry } => {
                 self.ready.push_back(Event::Disconnected { remote, reason, retry });
@@ -235,7 +244,7 @@ impl Client {
             Notice::Session(SessionEvent::Lock { name, held }) => {
                 self.ready.push_back(Event::Lock { name, held })
             }
-            Notice::Session(SessionEvent::Ready | SessionEvent::Reply { .. }) => {}
+            Notice::Session(SessionEvent::Ready | SessionEvent::Waiting(_) | SessionEvent::Reply { .. }) => {}
         }
     }
 

@@ -21,6 +21,12 @@ pub struct Config {
     pub backoff_max: Duration,
     /// How long making a connection may take, TLS included (10 s).
     pub connect_timeout: Duration,
+    /// How long a server that took the connection may take for each step of the beginning, if there are others (10 s): to
+    /// say what it is, and to begin with the contents. It is left for another one then; the time doubles up to three
+    /// times while none of them is of use, so that servers that are asked by many at once get the time. Answers to
+    /// probes do not count. Zero leaves this to the probes. [`Event::Waiting`](crate::Event::Waiting) comes after half
+    /// of the time, also where there is no other server.
+    pub greeting_timeout: Duration,
     /// Whether to use no server but the leader of a cluster (no). Followers are as good: they forward writes.
     pub leader_only: bool,
     /// The longest message to accept, in bytes (1 GiB). A complete dump is a single message. As much may wait for a
@@ -39,6 +45,7 @@ impl Config {
             probe_interval: Duration::from_secs(60),
             backoff_max: Duration::from_secs(8),
             connect_timeout: Duration::from_secs(10),
+            greeting_timeout: Duration::from_secs(10),
             leader_only: false,
             message_limit: 1 << 30,
             tls: None,

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::message::Payload;
 use crate::remote::Remote;
-use crate::session::{Hangup, Session, SessionEvent};
+use crate::session::{Awaited, Hangup, Session, SessionEvent};
 use crate::splitter::Splitter;
 use crate::transport::{self, Stream};
 use outgoing::Outgoing;
@@ -64,8 +64,14 @@ pub(crate) struct Wanted {
 /// What the task tells the owner of the replica.
 #[derive(Debug)]
 pub(crate) enum Notice {
+    /// A new connection that does not get on.
+    Waiting(Remote, Awaited),
     Connected(Remote),
-    Disconnected { remote: Remote, reason: DisconnectReason, retry: Duration },
+    Disconnected {
+        remote: Remote,
+        reason: DisconnectReason,
+        retry: Duration,
+    },
     Session(SessionEvent),
 }
 
@@ -186,6 +192,7 @@ impl Driver {
         let mut splitter = Splitter::new(self.config.message_limit);
         let mut buffer = vec![0; READ_SIZE];
         let mut stalled_since = None;
+        let mut kept_alive = Instant::now();
         let mut outgoing = Outgoing::default();
         self.restart = None;
         self.session.connected(Instant::now().into_std());
@@ -205,12 +212,16 @@ impl Driver {
                 (outgoing.is_done(), outgoing.is_full(), outgoing.is_flooded());
             self.drop_replies();
             let stalled = self.is_stalled();
-            if !stalled && stalled_since.take().is_some() {
-                // Nobody listened to the server in the meantime: that was not its silence.
-                self.session.activity(Instant::now().into_std());
+            if !stalled && let Some(since) = stalled_since.take() {
+                let now = Instant::now();
+                self.session.listening(now.into_std(), now - since);
             }
             let timeout = if stalled {
-                Some(*stalled_since.get_or_insert_with(Instant::now) + KEEPALIVE)
+                stalled_since.get_or_insert_with(|| {
+                    kept_alive = Instant::now();
+                    kept_alive
+                });
+                Some(kept_alive + KEEPALIVE)
             } else {
                 self.session.timeout().map(Instant::from_std)
             };
@@ -225,6 +236,9 @@ impl Driver {
                         while let Some(message) = splitter.next_message() {
                             self.session.receive(now, message)?;
                         }
+                        if splitter.is_within_message() {
+                            self.session.arriving(now);
+                        }
                     }
                     Err(error) => return Err(DisconnectReason::Io(error)),
                 },
@@ -235,7 +249,7 @@ impl Driver {
                 }
                 () = sleep_until(timeout) => {
                     if stalled {
-                        stalled_since = Some(Instant::now());
+                        kept_alive = Instant::now();
                         if outgoing_is_done {
                             self.session.probe();
                         }
@@ -341,6 +355,10 @@ impl Driver {
                     if let Some(reply) = self.replies.remove(&id) {
                         drop(reply.send(result));
                     }
+                }
+                SessionEvent::Waiting(awaited) => {
+                    tracing::debug!(remote = %self.remote, %awaited, "waiting");
+                    self.queue.push_back(Notice::Waiting(self.remote.clone(), awaited));
                 }
                 SessionEvent::Ready => self.queue.push_back(Notice::Connected(self.remote.clone())),
                 event => {

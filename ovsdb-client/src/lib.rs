@@ -43,6 +43,7 @@
 //!             ]))?;
 //!         }
 //!         Event::ConditionInForce(generation) => println!("conditions {generation} are in force"),
+//!         Event::Waiting { remote, awaited } => println!("{remote} has not sent {awaited} yet"),
 //!         Event::Paused | Event::Lock { .. } => {}
 //!     }
 //! }
@@ -67,7 +68,8 @@
 //!   sent everything again. Rows stay while there is no server.
 //! - A client that is paused ([`Client::pause`]) keeps its tables and its connection, and nothing is sent to it; what
 //!   happened meanwhile comes as differences when it resumes.
-//! - A server is left for another one when it does not answer probes, is cut off from its cluster, lost the database, or
+//! - A server is left for another one when it does not answer probes, takes the connection and says nothing of use
+//!   ([`Config::greeting_timeout`]), is cut off from its cluster, lost the database, or
 //!   lacks what an earlier one had a minute before it was left. When for half a minute all that can be reached do, as
 //!   after the restoration of a backup, they are taken as they are.
 //! - A consumer that takes no events stops the socket from being read, except while somebody waits for the answer to a
@@ -114,6 +116,7 @@ pub use remote::{Endpoint, Remote, RemoteError, Remotes};
 pub use replica::{Batch, Change, Dialect, Table};
 pub use row::{Column, Row};
 pub use schema::{AtomicType, ColumnSchema, ColumnType, Schema, TableSchema};
+pub use session::Awaited;
 pub use splitter::{SplitError, Splitter};
 pub use tls::TlsError;
 pub use tls_peer::{FileError, Role};

@@ -3,6 +3,7 @@
 //! A [`Session`] outlives connections: it remembers the last transaction and the conditions that the server knew, to
 //! resume from there. It is given messages and the time, and asked for messages and events.
 
+mod greeting;
 mod hangup;
 mod lock;
 mod log;
@@ -23,6 +24,7 @@ use crate::replica::{Composites, Dialect};
 use crate::row::Column;
 use crate::schema::Schema;
 
+pub use greeting::Awaited;
 pub use hangup::Hangup;
 
 /// Updates kept while a monitor request is unanswered. A server sends none before its answer unless it is broken.
@@ -42,6 +44,8 @@ pub struct SessionConfig {
     /// How long a server may be silent before it is asked for a sign of life, and then before it is given up;
     /// zero never asks.
     pub probe_interval: Duration,
+    /// How long each step of a new connection may take, up to the first contents, if there are other servers.
+    pub greeting_timeout: Duration,
     /// How many servers there are, each of which is tried in turn.
     pub servers: usize,
     /// Whether to refuse servers of a cluster that are not its leader.
@@ -64,6 +68,8 @@ pub struct TableSpec {
 /// What a session has to tell.
 #[derive(Debug)]
 pub enum SessionEvent {
+    /// The server has not said for a while what a connection begins with.
+    Waiting(Awaited),
     /// The server is acceptable. Requests can be made from now on.
     Ready,
     /// The answer to a monitor request.
@@ -121,6 +127,7 @@ pub struct Session {
     locks: BTreeMap<String, lock::Lock>,
     next_id: u64,
     log_end: log::LogEnd,
+    greeting: greeting::Greeting,
 
     paused: bool,
 
@@ -165,6 +172,13 @@ enum Pending {
     User(String),
 }
 
+impl Pending {
+    /// Whether the answer brings a new connection forward.
+    fn is_step(&self) -> bool {
+        matches!(self, Self::Server | Self::LogEnd | Self::Schema | Self::Monitor(_))
+    }
+}
+
 impl Session {
     /// A session that was never connected.
     pub fn new(config: SessionConfig) -> Self {
@@ -174,6 +188,7 @@ impl Session {
             locks: BTreeMap::new(),
             next_id: 0,
             log_end: log::LogEnd::default(),
+            greeting: greeting::Greeting::default(),
             paused: false,
             state: State::Disconnected,
             ready: false,
@@ -195,6 +210,7 @@ impl Session {
         }
         self.state = State::Greeting;
         self.activity(now);
+        self.restart_greeting(now);
         self.greet();
         self.want_locks();
     }
@@ -202,6 +218,7 @@ impl Session {
     /// The connection is gone, or none was made. Requests without an answer fail.
     pub fn disconnected(&mut self) {
         self.count_attempt();
+        self.count_greeting();
         self.state = State::Disconnected;
         self.ready = false;
         self.resume.disconnected();
@@ -304,6 +321,11 @@ impl Session {
     }
 
     fn answered(&mut self, id: u64, pending: Pending, result: Result<Payload, String>) -> Result<(), Hangup> {
+        if pending.is_step()
+            && let (Some(now), false) = (self.last_received, self.ready)
+        {
+            self.restart_greeting(now);
+        }
         match (pending, result) {
             // Servers before Open vSwitch 2.9 know neither change awareness nor the database _Server.
             (Pending::Probe | Pending::ChangeAware | Pending::Unlock, _) => Ok(()),

@@ -72,6 +72,11 @@ impl Splitter {
         Ok(())
     }
 
+    /// Whether the last bytes began a message, or went on with one, that is not complete.
+    pub fn is_within_message(&self) -> bool {
+        self.depth > 0
+    }
+
     /// The next complete message.
     pub fn next_message(&mut self) -> Option<Vec<u8>> {
         self.complete.pop_front()

@@ -340,6 +340,10 @@ impl Database {
                 true
             }
             Event::Batch(_) => true,
+            Event::Waiting { remote, awaited } => {
+                info!(database = self.name, %remote, %awaited, "a server took the connection and says nothing yet");
+                false
+            }
             Event::Lock { .. } | Event::Paused => false,
         }
     }

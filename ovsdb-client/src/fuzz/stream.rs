@@ -124,6 +124,7 @@ fn converse(messages: Vec<Vec<u8>>) -> bool {
         database: "db".to_owned(),
         tables: vec![table],
         probe_interval: Duration::from_secs(5),
+        greeting_timeout: Duration::from_secs(5),
         servers: 1,
         leader_only: false,
     });

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::MAX_DEFERRED;
+use super::{Awaited, MAX_DEFERRED};
 use crate::schema::ColumnType;
 
 /// Why a connection is of no use.
@@ -78,6 +78,14 @@ pub enum Hangup {
     /// The server did not answer a probe.
     #[error("the server has been silent for {} s and did not answer the inactivity probe", .0.as_secs_f32())]
     Silent(Duration),
+    /// The server took the connection and did not say in time what one begins with, and there are others.
+    #[error("the server took the connection and did not send {awaited} for {} s: another one is asked", .waited.as_secs_f32())]
+    Unanswered {
+        /// What was waited for.
+        awaited: Awaited,
+        /// For how long.
+        waited: Duration,
+    },
     /// The server refused something that it must not refuse.
     #[error("the server refused {method}: {error}")]
     Refused {

@@ -45,6 +45,7 @@ impl Session {
 
     /// Tells that requests can be made, once on each connection.
     pub(super) fn be_ready(&mut self) {
+        self.end_greeting();
         if !std::mem::replace(&mut self.ready, true) {
             self.events.push_back(SessionEvent::Ready);
         }

@@ -15,7 +15,7 @@ impl Session {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn timeout(&self) -> Option<Instant> {
-        [self.probe_timeout(), self.log_end.due()].into_iter().flatten().min()
+        [self.probe_timeout(), self.log_end.due(), self.greeting_timeout()].into_iter().flatten().min()
     }
 
     fn probe_timeout(&self) -> Option<Instant> {
@@ -32,6 +32,7 @@ impl Session {
         if self.log_end.due().is_some_and(|due| due <= now) {
             self.ask_log_end();
         }
+        self.check_greeting(now)?;
         if self.probe_timeout().is_none_or(|timeout| timeout > now) {
             return Ok(());
         }

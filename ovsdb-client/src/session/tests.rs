@@ -1,6 +1,7 @@
 //! Conversations with a server, message by message.
 
 mod conditions;
+mod greeting;
 mod lock;
 mod log;
 mod pause;
@@ -21,6 +22,7 @@ crate::row! {
 }
 
 const PROBE: Duration = Duration::from_secs(60);
+const GREETING: Duration = Duration::from_secs(10);
 
 /// A session and the server's side of its conversation.
 struct Peer {
@@ -38,6 +40,7 @@ impl Peer {
             database: "DB".into(),
             tables,
             probe_interval: PROBE,
+            greeting_timeout: GREETING,
             servers: 3,
             leader_only: false,
         };

@@ -5,6 +5,7 @@ use super::*;
 #[test]
 fn silence_is_probed_and_then_ended() {
     let mut peer = Peer::new(Conditions::All);
+    peer.session.config.greeting_timeout = Duration::ZERO;
     peer.greet_well();
     peer.requests.clear();
     let start = peer.now;
@@ -32,6 +33,7 @@ fn an_interval_of_nothing_or_without_end_never_probes() {
     for never in [Duration::ZERO, Duration::MAX] {
         let mut peer = Peer::new(Conditions::All);
         peer.session.config.probe_interval = never;
+        peer.session.config.greeting_timeout = Duration::ZERO;
         peer.greet_well();
         peer.requests.clear();
         assert_eq!(peer.session.timeout(), None);
