@@ -133,7 +133,7 @@ fn the_whole_southbound_is_away() -> Result<()> {
     let mut cloud = cloud(&[])?;
     let guests = cloud.overlapping_guests()?;
     let network = cloud.chassis.add_network("green", Routing::Routed)?;
-    // Neutron has bound it to this chassis, so that its row is here when the other one's is, which came later.
+    // Neutron has bound it to this chassis: its row is here when that of one that came later is.
     let announced = announce(&cloud, &network)?;
     newcomer_is_served(&cloud, &network)?;
     guests.iter().try_for_each(|guest| cloud.agent.wait_remembered(guest))?;
@@ -148,7 +148,9 @@ fn the_whole_southbound_is_away() -> Result<()> {
         cloud.agent.wait_pending("OVN_Southbound: ssl:127.0.0.1:")?;
         own_identity(&plug(&cloud, announced)?)?;
         // Nobody can say who this is: held, then told to come again.
-        let newcomer = plug(&cloud, announce(&cloud, &network)?)?;
+        let port = Port::new(&network)?;
+        cloud.nova.add_instance(&port);
+        let newcomer = plug(&cloud, port)?;
         let asked = Instant::now();
         let response = newcomer.get(META_DATA)?;
         assert_eq!((response.status, response.header("Retry-After")), (503, Some("1")), "{response:?}");
@@ -170,6 +172,7 @@ fn the_whole_southbound_is_away() -> Result<()> {
         thread::scope(|scope| {
             let waiting = scope.spawn(|| served_after_503(&newcomer));
             cloud.chassis.start_southbound()?;
+            cloud.chassis.create_port(&newcomer.port)?;
             waiting.join().ok().context("the newcomer's thread panicked")?
         })?;
         cloud.agent.wait_ready()?;
