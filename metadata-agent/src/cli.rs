@@ -73,6 +73,9 @@ enum What {
     Metrics,
 }
 
+/// How long a running agent may take to answer: it does nothing that lasts.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// How long an agent that leaves may take: what is under way is served for some seconds.
 const LEAVING: Duration = Duration::from_secs(30);
 
@@ -181,7 +184,10 @@ fn show(what: What, config: &Config) -> anyhow::Result<()> {
     let path = config.run_dir.join(admin::SOCKET);
     let socket = UnixStream::connect(&path)
         .with_context(|| format!("no agent answers at {}: is it running?", path.display()))?;
-    let (is_ok, body) = ask(socket, "GET", target)?;
+    let answer = ask(socket, "GET", target);
+    let (is_ok, body) = answer.with_context(|| {
+        format!("the agent at {} is there and does not answer: is it stopped, or stuck?", path.display())
+    })?;
     print!("{body}");
     if !is_ok {
         bail!("not ready");
@@ -191,6 +197,8 @@ fn show(what: What, config: &Config) -> anyhow::Result<()> {
 
 /// Asks a running agent; tells whether the answer is a good one.
 fn ask(mut socket: UnixStream, method: &str, target: &str) -> anyhow::Result<(bool, String)> {
+    socket.set_read_timeout(Some(ANSWER))?;
+    socket.set_write_timeout(Some(ANSWER))?;
     write!(socket, "{method} {target} HTTP/1.0\r\n\r\n")?;
     let mut response = String::new();
     socket.read_to_string(&mut response)?;

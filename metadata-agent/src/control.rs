@@ -16,7 +16,7 @@ use crate::{
     admin::{Answer, Exchange, Question},
     config::{Config, Source},
     datapath::{self, Family, Probe, ServiceDevice},
-    health::{Health, Reachability},
+    health::{Health, Problem, Reachability},
     inventory::{Desired, Links, Ovn, StaticInventory, Unserved},
     logging::LogFilter,
     metrics::{Metrics, Overview},
@@ -28,8 +28,6 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a static inventory is looked at for changes.
 const FILE_CHECK: Duration = Duration::from_secs(2);
-/// How long what is missing may change without being logged again.
-const TELL_AGAIN: Duration = Duration::from_secs(30);
 /// How often the datapath is looked after, and one connection is made from inside.
 const LOOK_AFTER: Duration = Duration::from_secs(2);
 
@@ -49,11 +47,12 @@ pub struct Control {
     metrics: Metrics,
     health: Health,
     nova: Arc<Reachability>,
-    /// Ports that are plugged and cannot be served, and whether that was logged.
+    /// Ports that are plugged and cannot be served: now, at the last look, and as it was logged.
     unserved: Unserved,
-    told: Unserved,
-    /// What was missing when that was last logged, and when that was.
-    told_pending: (Vec<String>, Instant),
+    seen_unserved: Unserved,
+    told_unserved: Unserved,
+    /// What something was missing of when that was last logged.
+    told_pending: Vec<&'static str>,
     proxy: Arc<Proxy>,
     /// Cancelled when guests can be served: the first time everything was applied.
     serving: CancellationToken,
@@ -115,7 +114,7 @@ impl PortSource {
         }
     }
 
-    fn set_able(&mut self, problems: &[String]) {
+    fn set_able(&mut self, problems: &[Problem]) {
         match self {
             Self::Ovn(ovn) => ovn.set_able(problems),
             Self::Static(_) => {}
@@ -129,7 +128,7 @@ impl PortSource {
         }
     }
 
-    fn pending(&self) -> Vec<String> {
+    fn pending(&self) -> Vec<Problem> {
         match self {
             Self::Ovn(ovn) => ovn.pending(),
             Self::Static(_) => Vec::new(),
@@ -190,8 +189,9 @@ impl Control {
             health: Health::default(),
             nova,
             unserved: Unserved::new(),
-            told: Unserved::new(),
-            told_pending: (Vec::new(), Instant::now()),
+            seen_unserved: Unserved::new(),
+            told_unserved: Unserved::new(),
+            told_pending: Vec::new(),
             proxy,
             serving,
         })
@@ -271,17 +271,15 @@ impl Control {
     fn note_readiness(&mut self) {
         self.source.set_able(&self.problems());
         let pending = self.pending();
-        let (told, since) = &self.told_pending;
-        // What is missing may change with each of many taps.
-        let is_news =
-            told.is_empty() != pending.is_empty() || (*told != pending && since.elapsed() > TELL_AGAIN);
-        if is_news {
+        // Not by what is said: that counts taps, or names the server that was tried last.
+        let subjects: Vec<_> = pending.iter().map(|problem| problem.subject).collect();
+        if subjects != self.told_pending {
             if pending.is_empty() {
                 info!("ready");
             } else {
-                warn!(missing = pending.join("; "), "not ready");
+                warn!(missing = Problem::texts(&pending, "; "), "not ready");
             }
-            self.told_pending = (pending, Instant::now());
+            self.told_pending = subjects;
         }
     }
 
@@ -323,9 +321,19 @@ impl Control {
                 let _ = nova.check().await;
             });
         }
+        self.tell_unserved();
+    }
+
+    /// Says once of each port that is plugged why it is not served.
+    fn tell_unserved(&mut self) {
+        self.told_unserved.retain(|port, _| self.unserved.contains_key(port));
         // What is being plugged is not served for a moment: what is said here was so the last time as well.
-        let lasting = self.unserved.iter().filter(|(port, reason)| self.told.get(*port) != Some(reason));
-        for (port, unserved) in lasting {
+        for (port, unserved) in
+            self.unserved.iter().filter(|(port, _)| self.seen_unserved.contains_key(*port))
+        {
+            if self.told_unserved.insert(port.clone(), unserved.clone()).as_ref() == Some(unserved) {
+                continue;
+            }
             warn!(
                 port,
                 interface = unserved.interface,
@@ -333,7 +341,7 @@ impl Control {
                 "a plugged port is not served"
             );
         }
-        self.told.clone_from(&self.unserved);
+        self.seen_unserved.clone_from(&self.unserved);
     }
 
     /// One connection from inside was made, or could not be: then everything on its way is brought to what it should be.
@@ -370,12 +378,12 @@ impl Control {
     }
 
     /// What concerns all guests, databases apart.
-    fn problems(&self) -> Vec<String> {
+    fn problems(&self) -> Vec<Problem> {
         self.health.problems().into_iter().chain(self.nova.problem()).collect()
     }
 
     /// What is missing, for every guest to be served.
-    fn pending(&self) -> Vec<String> {
+    fn pending(&self) -> Vec<Problem> {
         self.source.pending().into_iter().chain(self.problems()).collect()
     }
 
@@ -401,7 +409,7 @@ impl Control {
                         .map(|note| format!("note: {note}\n"));
                     Answer::ok(format!("ready\n{}", notes.collect::<String>()))
                 } else {
-                    Answer::error(StatusCode::SERVICE_UNAVAILABLE, pending.join("\n") + "\n")
+                    Answer::error(StatusCode::SERVICE_UNAVAILABLE, Problem::texts(&pending, "\n") + "\n")
                 }
             }
             Question::Ports => Answer::json(&self.describe_ports()),

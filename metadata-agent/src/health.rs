@@ -21,6 +21,27 @@ const NOVA_AGAIN: Duration = Duration::from_secs(2);
 /// Failures in a row, after each of which the path was repaired, that make it a broken one.
 const BROKEN: u32 = 2;
 
+/// Something that is missing, and concerns all guests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Of what it is a problem. This lasts, while what is said of it may be another thing with each attempt.
+    pub subject: &'static str,
+    /// What an operator is told.
+    pub text: String,
+}
+
+impl Problem {
+    /// Of that, in these words.
+    pub fn of(subject: &'static str, text: String) -> Self {
+        Self { subject, text }
+    }
+
+    /// All that is said.
+    pub fn texts(problems: &[Self], separator: &str) -> String {
+        problems.iter().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join(separator)
+    }
+}
+
 /// The node's troubles.
 #[derive(Debug, Default)]
 pub struct Health {
@@ -85,13 +106,19 @@ impl Health {
     }
 
     /// What makes the node not ready.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn problems(&self) -> Vec<Problem> {
         let broken = self.paths.iter().filter(|(failures, _)| *failures >= BROKEN);
         let paths = broken.map(|(_, problem)| {
-            format!("guests do not reach the service, nor does the agent itself: {problem}; the log says what was tried")
+            let text = format!(
+                "guests do not reach the service, nor does the agent itself: {problem}; the log says what was tried"
+            );
+            Problem::of("path", text)
         });
-        let lasting = [&self.datapath, &self.unrepaired].into_iter().flatten().cloned();
-        self.programs.iter().cloned().chain(paths).chain(lasting).collect()
+        let lasting =
+            [("programs", &self.programs), ("datapath", &self.datapath), ("repair", &self.unrepaired)];
+        let lasting =
+            lasting.into_iter().filter_map(|(subject, text)| Some(Problem::of(subject, text.clone()?)));
+        lasting.chain(paths).collect()
     }
 }
 
@@ -144,8 +171,8 @@ impl Reachability {
     }
 
     /// Why Nova cannot be reached, if so.
-    pub fn problem(&self) -> Option<String> {
-        self.state.borrow().problem.clone()
+    pub fn problem(&self) -> Option<Problem> {
+        self.state.borrow().problem.clone().map(|problem| Problem::of("Nova", problem))
     }
 }
 
@@ -171,7 +198,7 @@ mod tests {
         assert!(health.probed(Family::V4, failed()) && health.problems().is_empty());
         assert!(!health.probed(Family::V6, Ok(())), "the other family says nothing of this one");
         assert!(!health.probed(Family::V4, failed()));
-        assert!(health.problems()[0].contains("no answer"));
+        assert!(health.problems()[0].text.contains("no answer"));
         assert!(!health.probed(Family::V4, Ok(())) && health.problems().is_empty());
         assert!(health.probed(Family::V4, failed()));
     }
@@ -185,6 +212,6 @@ mod tests {
             [false, true, false, true]
         );
         assert_eq!([news(None), news(Some("b"))], [false, true]);
-        assert_eq!(health.problems(), ["b"]);
+        assert_eq!(health.problems(), [Problem::of("datapath", "b".to_owned())]);
     }
 }

@@ -164,10 +164,16 @@ fn programs_of_an_agent_that_is_gone_let_frames_pass() -> Result<()> {
         Incumbent::has(&mut connect(&guest)?)
     })?;
     println!("another agent was reached {:?} after this one was killed", gone.elapsed());
-    drop(incumbent.machine);
 
+    // The next one takes over as if there had never been one.
+    let mut kept = connect(&guest)?;
+    Incumbent::has(&mut kept)?;
     cloud.agent.resume()?;
     cloud.agent.wait_ready()?;
+    Incumbent::has(&mut kept).context("on a connection from before the next agent")?;
+    own_identity(&guest)?;
+    Incumbent::has(&mut kept).context("beside connections of the next agent")?;
+    drop(incumbent.machine);
     guest.netns.ip("neigh flush dev eth0")?;
     own_identity(&guest)
 }

@@ -17,6 +17,8 @@ use metadata_tests::{
     wait::until,
 };
 
+use nix::sys::signal::Signal;
+
 /// Some times as long as it takes on a machine that has nothing else to do.
 const HEALED: Duration = Duration::from_secs(30);
 /// How long one attempt of a guest may take: it tries again, as boot clients do.
@@ -164,8 +166,11 @@ fn a_name_that_cannot_be_given_back_costs_guests_nothing() -> Result<()> {
     let why = cloud.agent.wait_pending("giving it its name");
     std::thread::sleep(lease + Duration::from_secs(5));
     let served = ask(&guest, None);
+    cloud.chassis.host().ip("link del metadata0")?;
+    let repaired = is_answered(&guest);
     fs::remove_dir(&name)?;
     why.and(served)?;
+    repaired.context("with its name, it could not have its device back either")?;
     let said = cloud.agent.log()?.matches("cannot be looked after").count();
     ensure!(said == 1, "said {said} times\n{}", cloud.agent.log()?);
     Ok(())
@@ -213,4 +218,17 @@ fn the_agents_own_guest_is_repaired_as_well() -> Result<()> {
 
 fn threads_of(cloud: &Cloud<Stage>) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{}/task", cloud.agent.id()?))?.count())
+}
+
+/// Who asks an agent that hangs hears so.
+#[test]
+fn an_agent_that_hangs_is_not_waited_for_without_end() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    cloud.agent.signal(Signal::SIGSTOP)?;
+    let mut show = std::process::Command::new("timeout");
+    let asked = run(show.args(["60", "sh", "-c", &cloud.agent.command_line("show ready")]));
+    cloud.agent.signal(Signal::SIGCONT)?;
+    let error = format!("{:#}", asked.err().context("it is ready")?);
+    ensure!(error.contains("is there and does not answer"), "{error}");
+    Ok(())
 }

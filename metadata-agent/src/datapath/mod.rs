@@ -209,8 +209,13 @@ impl Datapath {
         let others = bpffs::folders(&root)?.into_iter().filter(|folder| *folder != maps_dir);
         let others: Vec<_> = others.map(|folder| folder.join(LINKS)).collect();
         let attachment = attach::Attachment::establish(mode, links_dir, &others, to_guest, device)?;
-        let tables = Tables::take(&mut ebpf, &maps_dir)?;
-        let foreign_until = if service.succeeds { 0 } else { tables::monotonic(FOREIGN) };
+        let mut tables = Tables::take(&mut ebpf, &maps_dir)?;
+        let has_lapsed = tables.has_lapsed()?;
+        let foreign_until = if service.succeeds && !has_lapsed { 0 } else { tables::monotonic(FOREIGN) };
+        if has_lapsed {
+            // Before the programs that are on the taps hear that there is an agent again.
+            tables.pass_foreign(foreign_until)?;
+        }
         let mut datapath =
             Self { tables, attachment, service: device.clone(), lease, foreign_until, ebpf, maps_dir };
         let ipv6 = service.has_ipv6();

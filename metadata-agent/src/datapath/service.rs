@@ -115,6 +115,9 @@ impl ServiceDevice {
             maps: None,
         };
         device.repair()?;
+        if !device.has_ipv6 {
+            warn!("this kernel has no IPv6: guests are served over IPv4 only");
+        }
         Ok(device)
     }
 
@@ -128,7 +131,6 @@ impl ServiceDevice {
     pub fn repair(&mut self) -> Result<(), Error> {
         let name = self.netns.name().to_owned();
         let failed = |what| failed(&name, what);
-        self.keep_name()?;
         let host = block_on(find(HOST_END)).map_err(failed("looking for the service device"))?;
         let inner = self.netns.run(|| block_on(find(INNER_END)));
         let inner = inner.map_err(failed("looking for the service device"))?;
@@ -151,7 +153,8 @@ impl ServiceDevice {
         (self.inner, self.has_ipv6) = inside.map_err(failed("setting up the inside"))?;
         let host = block_on(set_up_host_end()).map_err(failed("setting up the host end"))?;
         (self.host_end.ifindex, self.number) = (host.ifindex, host.peer_namespace.unwrap_or(-1));
-        self.maps.map_or(Ok(()), |maps| self.mark(maps))
+        self.maps.map_or(Ok(()), |maps| self.mark(maps))?;
+        self.keep_name()
     }
 
     /// Notes on the device which maps its addresses have their meaning from.
@@ -242,7 +245,6 @@ async fn set_up_inside() -> io::Result<(u32, bool)> {
     handle.link().set(up).execute().await.map_err(refused)?;
     set_up_v4(&handle, inner.ifindex).await?;
     if !Path::new("/proc/sys/net/ipv6").exists() {
-        warn!("this kernel has no IPv6: guests are served over IPv4 only");
         return Ok((inner.ifindex, false));
     }
     write_sysctl(&format!("net/ipv6/conf/{INNER_END}/disable_ipv6"), "0")?;

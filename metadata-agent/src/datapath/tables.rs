@@ -130,6 +130,23 @@ impl Tables {
         Ok(if state.generation as u8 == assignment.generation { state.exhausted } else { 0 })
     }
 
+    /// Whether a former agent was silent for so long that the programs have let everything pass, to whoever serves the taps
+    /// besides.
+    pub(super) fn has_lapsed(&self) -> Result<bool, Error> {
+        let Control { alive_until, .. } =
+            self.control.get(&0, 0).map_err(|error| failed("CONTROL", error))?;
+        Ok(alive_until > 0 && alive_until < monotonic(Duration::ZERO))
+    }
+
+    /// Has segments of connections that are not ours pass until then, on all taps that have a port already.
+    pub(super) fn pass_foreign(&mut self, until: u64) -> Result<(), Error> {
+        let entries: Result<Vec<_>, _> = self.ports.iter().collect();
+        for (key, port) in entries.map_err(|error| failed("PORTS", error))? {
+            self.enter(key, Port { foreign_until: until, ..port })?;
+        }
+        Ok(())
+    }
+
     /// Changes what the programs are told about the agent.
     pub(super) fn say(&mut self, change: impl FnOnce(&mut Control)) -> Result<(), Error> {
         change(&mut self.said);

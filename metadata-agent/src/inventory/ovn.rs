@@ -26,7 +26,7 @@ use super::{
     untagged,
     vif::Switch,
 };
-use crate::health::Reachability;
+use crate::health::{Problem, Reachability};
 
 /// How long a write to the Southbound, or a look whether Nova is there, may take.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -135,7 +135,7 @@ impl Ovn {
     }
 
     /// What is missing. Without the Southbound only identities are.
-    pub fn pending(&self) -> Vec<String> {
+    pub fn pending(&self) -> Vec<Problem> {
         [&self.ovs, &self.southbound].into_iter().filter_map(Database::pending).collect()
     }
 
@@ -145,10 +145,10 @@ impl Ovn {
     }
 
     /// Notes whether the node is ready, for Neutron to know, or what keeps it from being so.
-    pub fn set_able(&mut self, problems: &[String]) {
+    pub fn set_able(&mut self, problems: &[Problem]) {
         let able = problems.is_empty();
         if !able && self.able {
-            warn!(because = problems.join("; "), "Neutron is not told that the agent is alive");
+            warn!(because = Problem::texts(problems, "; "), "Neutron is not told that the agent is alive");
         }
         self.able = able;
     }
@@ -170,7 +170,8 @@ impl Ovn {
         let switch = Switch::new(links, &interfaces, ports, bridges);
         let interfaces = interfaces.iter().map(|(_, row)| *row);
         let away = match (&self.southbound.down, self.southbound.has(self.subscribed)) {
-            (Some(_), _) => self.southbound.pending(),
+            // Not why, which is another thing with each server that is tried: `show ready` tells that.
+            (Some(_), _) => Some("there is no connection to the Southbound".to_owned()),
             (None, false) => Some("the Southbound has not answered yet".to_owned()),
             (None, true) => None,
         };
@@ -353,7 +354,7 @@ impl Database {
         self.synced && self.in_force >= generation
     }
 
-    fn pending(&self) -> Option<String> {
-        self.down.as_ref().map(|reason| format!("{}: {reason}", self.name))
+    fn pending(&self) -> Option<Problem> {
+        self.down.as_ref().map(|reason| Problem::of(self.name, format!("{}: {reason}", self.name)))
     }
 }
