@@ -13,7 +13,7 @@ use crate::condition::Conditions;
 use crate::config::Config;
 use crate::connection::{Command, DisconnectReason, Notice, Task, Wanted};
 use crate::error::Error;
-use crate::message::Payload;
+use crate::message::{self, Payload};
 use crate::operation::{self, Operation, OperationResult};
 use crate::remote::Remote;
 use crate::replica::{ApplyError, Batch, Composites, Dialect, Replica, Table};
@@ -56,6 +56,26 @@ pub enum Event {
     Paused,
     /// A change of conditions is in force, and the tables hold the rows that it brought.
     ConditionInForce(Generation),
+    /// The server refused conditions, and keeps those before. They are not sent again; other ones are.
+    ConditionRefused {
+        /// The conditions.
+        generation: Generation,
+        /// The server's words.
+        error: String,
+    },
+    /// A clause does not fit the type that its column has in the server's schema. It was left out, as those on columns
+    /// that the server lacks are: no row meets it.
+    ClauseLeftOut {
+        /// The table.
+        table: &'static str,
+        /// The clause's column.
+        column: String,
+        /// What does not fit.
+        problem: String,
+    },
+    /// The task that keeps the connection is gone, as with the runtime that it was made on. The tables stay as they are,
+    /// requests fail, and nothing else is ever told: the next [`Client::recv`] waits without end.
+    Closed,
     /// A lock was obtained or lost.
     Lock {
         /// Its name.
@@ -74,6 +94,8 @@ pub struct Generation(u64);
 pub struct Client {
     replica: Replica,
     composites: Arc<Composites>,
+    /// The schema of the last server.
+    schema: Option<Arc<Schema>>,
     /// An update could not be applied: what follows is of no use until a complete dump.
     stale: bool,
     /// The conditions that came into force meanwhile.
@@ -82,6 +104,8 @@ pub struct Client {
     in_force: Option<Generation>,
     /// Whether the last of `Paused` and `Synced` was the former.
     paused: bool,
+    /// Whether `Closed` was told.
+    closed: bool,
     ready: VecDeque<Event>,
     notices: mpsc::Receiver<Notice>,
     wanted: watch::Sender<Wanted>,
@@ -100,10 +124,12 @@ impl Client {
         Self {
             replica,
             composites: Arc::default(),
+            schema: None,
             stale: false,
             in_force: None,
             paused: false,
             unannounced: None,
+            closed: false,
             ready: VecDeque::new(),
             notices,
             wanted,
@@ -137,15 +163,27 @@ impl Client {
             }
             match self.notices.recv().await {
                 Some(notice) => self.take(notice),
-                // The task only ends with the runtime.
-                None => std::future::pending().await,
+                None if self.closed => std::future::pending().await,
+                None => {
+                    self.closed = true;
+                    return Event::Closed;
+                }
             }
         }
     }
 
-    /// The rows of a monitored table as of the last event; an empty table if it is not monitored.
+    /// The rows of a monitored table as of the last event. A type that is not monitored has none, which is an error in the
+    /// log: [`Self::try_table`] gives it to the caller.
     pub fn table<R: Row>(&self) -> &Table<R> {
-        self.replica.table().unwrap_or(Table::EMPTY)
+        self.try_table().unwrap_or_else(|error| {
+            tracing::error!(row = std::any::type_name::<R>(), %error, "an empty table in its place");
+            Table::EMPTY
+        })
+    }
+
+    /// The same, or [`Error::NotMonitored`].
+    pub fn try_table<R: Row>(&self) -> Result<&Table<R>, Error> {
+        self.replica.table().ok_or(Error::NotMonitored(R::TABLE))
     }
 
     /// Replicates from now on those rows of the table of `R` that meet `conditions`.
@@ -153,8 +191,17 @@ impl Client {
     /// Rows that come in or go out by this arrive as inserts and deletes. [`Event::ConditionInForce`] with the
     /// generation given here, or a later one, tells when they all have arrived. If these conditions were the last that
     /// were set, it may have come already: [`Self::in_force`] tells.
+    ///
+    /// A clause that does not fit its column in the schema of the last server is an error, and the conditions stay as they
+    /// were. Before there was a server it is left out when there is one: see [`Event::ClauseLeftOut`].
     pub fn set_condition<R: Row>(&mut self, conditions: Conditions) -> Result<Generation, Error> {
         let index = self.replica.index::<R>().ok_or(Error::NotMonitored(R::TABLE))?;
+        let table = self.schema.as_ref().and_then(|schema| schema.tables.get(R::TABLE));
+        conditions.check(table).map_err(|(column, problem)| Error::Clause {
+            table: R::TABLE,
+            column,
+            problem,
+        })?;
         let mut generation = 0;
         self.wanted.send_if_modified(|wanted| {
             let change = wanted.conditions[index] != conditions;
@@ -222,8 +269,8 @@ impl Client {
             Notice::Disconnected { remote, reason, retry } => {
                 self.ready.push_back(Event::Disconnected { remote, reason, retry });
             }
-            Notice::Session(SessionEvent::Contents { updates, complete, dialect, composites }) => {
-                self.composites = composites;
+            Notice::Session(SessionEvent::Contents { updates, complete, dialect, composites, schema }) => {
+                (self.composites, self.schema) = (composites, schema);
                 self.stale &= !complete;
                 self.apply(&updates, complete, dialect);
                 if !self.stale {
@@ -239,6 +286,13 @@ impl Client {
             }
             Notice::Session(SessionEvent::ConditionInForce(generation)) => {
                 self.ready.push_back(Event::ConditionInForce(Generation(generation)));
+            }
+            Notice::Session(SessionEvent::ConditionRefused { generation, error }) => {
+                let generation = Generation(generation);
+                self.ready.push_back(Event::ConditionRefused { generation, error });
+            }
+            Notice::Session(SessionEvent::ClauseLeftOut { table, column, problem }) => {
+                self.ready.push_back(Event::ClauseLeftOut { table, column, problem });
             }
             Notice::Session(SessionEvent::Paused) => self.ready.push_back(Event::Paused),
             Notice::Session(SessionEvent::Lock { name, held }) => {
@@ -287,6 +341,7 @@ impl Handle {
 
     /// Executes operations as one transaction (RFC 7047, section 4.1.3), and gives the result of each.
     pub async fn transact(&self, operations: Vec<Operation>) -> Result<Vec<OperationResult>, Error> {
+        operations.iter().try_for_each(Operation::check)?;
         let mut params = vec![json!(&*self.database)];
         params.extend(operations.iter().map(Operation::json));
         let names: Vec<&str> = operations.iter().map(Operation::name).collect();
@@ -312,18 +367,18 @@ impl Handle {
     /// ask again to get it before the next connection. To ask again while another holds it is to wait behind all others.
     /// A server that gives no locks, as a read-only one, is not asked again before the next call.
     pub async fn lock(&self, name: impl Into<String>) -> Result<(), Error> {
-        self.command(Command::Lock { name: name.into(), steal: false }).await
+        self.command(Command::Lock { name: sendable(name)?, steal: false }).await
     }
 
     /// Wants a lock likewise, and takes it from whoever holds it: once, on the next connection if there is none. After a
     /// later reconnection it is waited for.
     pub async fn steal(&self, name: impl Into<String>) -> Result<(), Error> {
-        self.command(Command::Lock { name: name.into(), steal: true }).await
+        self.command(Command::Lock { name: sendable(name)?, steal: true }).await
     }
 
     /// Gives a lock up, or stops waiting for it.
     pub async fn unlock(&self, name: impl Into<String>) -> Result<(), Error> {
-        self.command(Command::Unlock { name: name.into() }).await
+        self.command(Command::Unlock { name: sendable(name)? }).await
     }
 
     /// Makes any request of the protocol; the result is JSON text.
@@ -332,14 +387,23 @@ impl Handle {
         method: impl Into<String>,
         params: serde_json::Value,
     ) -> Result<Payload, Error> {
+        let method = method.into();
+        message::check_text(&method)?;
+        message::check(&params)?;
         let (reply, result) = oneshot::channel();
-        self.command(Command::Request { method: method.into(), params, reply }).await?;
+        self.command(Command::Request { method, params, reply }).await?;
         result.await.map_err(|_| Error::Closed)?
     }
 
     async fn command(&self, command: Command) -> Result<(), Error> {
         self.commands.send(command).await.map_err(|_| Error::Closed)
     }
+}
+
+fn sendable(name: impl Into<String>) -> Result<String, Error> {
+    let name = name.into();
+    message::check_text(&name)?;
+    Ok(name)
 }
 
 impl fmt::Display for Generation {

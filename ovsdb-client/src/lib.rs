@@ -44,6 +44,9 @@
 //!         }
 //!         Event::ConditionInForce(generation) => println!("conditions {generation} are in force"),
 //!         Event::Waiting { remote, awaited } => println!("{remote} has not sent {awaited} yet"),
+//!         Event::ConditionRefused { error, .. } => println!("{error}"),
+//!         Event::ClauseLeftOut { table, column, problem } => println!("{table}: {column}: {problem}"),
+//!         Event::Closed => return Ok(()),
 //!         Event::Paused | Event::Lock { .. } => {}
 //!     }
 //! }
@@ -110,7 +113,7 @@ pub use connection::DisconnectReason;
 pub use datum::{AtomRef, Datum, FromAtom};
 pub use error::Error;
 pub use index::Index;
-pub use message::Payload;
+pub use message::{Payload, Unsendable};
 pub use operation::{Columns, Mutation, Mutator, Operation, OperationResult};
 pub use remote::{Endpoint, Remote, RemoteError, Remotes};
 pub use replica::{Batch, Change, Dialect, Table};

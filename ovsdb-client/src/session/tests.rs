@@ -260,6 +260,21 @@ fn useless_servers_are_left() {
 }
 
 #[test]
+fn an_unknown_type_matters_to_those_that_monitor_it() {
+    let mut newer = schema();
+    newer["tables"]["Price"] = json!({ "columns": { "price": { "type": { "key": "decimal", "min": 0 } } } });
+    newer["tables"]["Port"]["columns"]["price"] = json!({ "type": "decimal" });
+    let mut peer = Peer::new(Conditions::All);
+    peer.greet(healthy(), newer.clone()).unwrap();
+    peer.asked("monitor_cond_since");
+    newer["tables"]["Port"]["columns"]["name"]["type"] = json!("decimal");
+    assert_eq!(
+        peer.greet(healthy(), newer).unwrap_err().to_string(),
+        "column name of table Port is of type unknown in the server's schema 1.2.3, not string"
+    );
+}
+
+#[test]
 fn a_server_that_falls_out_of_use_is_left() {
     let mut peer = Peer::new(Conditions::All);
     peer.greet_well();
