@@ -1,93 +1,23 @@
 //! What users hold: a [`Client`] with typed tables and a stream of events, and [`Handle`]s for requests.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use crate::builder::Builder;
 use crate::condition::Conditions;
 use crate::config::Config;
-use crate::connection::{Command, DisconnectReason, Notice, Task, Wanted};
+use crate::connection::{Charged, Command, Notice, Task, Wanted};
 use crate::error::Error;
+use crate::event::{Event, Generation};
 use crate::message::{self, Payload};
 use crate::operation::{self, Operation, OperationResult};
-use crate::remote::Remote;
-use crate::replica::{ApplyError, Batch, Composites, Dialect, Replica, Table};
+use crate::replica::{ApplyError, Applying, Batch, Composites, Dialect, Replica, Table};
 use crate::row::Row;
 use crate::schema::Schema;
-use crate::session::{Awaited, SessionEvent};
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// A server took the connection, and has not said for a while what one begins with. It is left for another one, if
-    /// there is one, when it has not after as long again.
-    Waiting {
-        /// The server.
-        remote: Remote,
-        /// What is being waited for.
-        awaited: Awaited,
-    },
-    /// A server was found that serves the database: requests can be made.
-    Connected {
-        /// The server.
-        remote: Remote,
-    },
-    /// There is no connection, or none yet. The tables stay as they are.
-    Disconnected {
-        /// The server.
-        remote: Remote,
-        /// The reason, for operators to read.
-        reason: DisconnectReason,
-        /// When the next attempt is made.
-        retry: Duration,
-    },
-    /// Rows changed, and the tables hold the new ones.
-    Batch(Batch),
-    /// The tables hold what the server holds. Comes once after each `Connected` and each `Paused` that is ended, behind
-    /// the batch of differences.
-    Synced,
-    /// Nothing is monitored any more, and the tables stay as they are until [`Client::resume`]. Comes in the place of
-    /// `Synced` after each `Connected` meanwhile. A pause that ends before anything was done about it brings no event.
-    Paused,
-    /// A change of conditions is in force, and the tables hold the rows that it brought.
-    ConditionInForce(Generation),
-    /// The server refused conditions, and keeps those before. They are not sent again; other ones are.
-    ConditionRefused {
-        /// The conditions.
-        generation: Generation,
-        /// The server's words.
-        error: String,
-    },
-    /// A clause does not fit the type that its column has in the server's schema. It was left out, as those on columns
-    /// that the server lacks are: no row meets it.
-    ClauseLeftOut {
-        /// The table.
-        table: &'static str,
-        /// The clause's column.
-        column: String,
-        /// What does not fit.
-        problem: String,
-    },
-    /// The task that keeps the connection is gone, as with the runtime that it was made on. The tables stay as they are,
-    /// requests fail, and nothing else is ever told: the next [`Client::recv`] waits without end.
-    Closed,
-    /// A lock was obtained or lost.
-    Lock {
-        /// Its name.
-        name: String,
-        /// Whether this client holds it now.
-        held: bool,
-    },
-}
-
-/// A state of the conditions. Later ones are greater, and in force only when all before are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Generation(u64);
+use crate::session::SessionEvent;
 
 /// A replica of some tables of a database, kept up to date by a task that ends when this is dropped.
 #[derive(Debug)]
@@ -104,10 +34,12 @@ pub struct Client {
     in_force: Option<Generation>,
     /// Whether the last of `Paused` and `Synced` was the former.
     paused: bool,
+    /// An update that is being read.
+    applying: Option<Work>,
     /// Whether `Closed` was told.
     closed: bool,
     ready: VecDeque<Event>,
-    notices: mpsc::Receiver<Notice>,
+    notices: mpsc::Receiver<Charged>,
     wanted: watch::Sender<Wanted>,
     handle: Handle,
     _task: Task,
@@ -116,7 +48,7 @@ pub struct Client {
 impl Client {
     pub(crate) fn new(
         replica: Replica,
-        notices: mpsc::Receiver<Notice>,
+        notices: mpsc::Receiver<Charged>,
         wanted: watch::Sender<Wanted>,
         handle: Handle,
         task: Task,
@@ -129,6 +61,7 @@ impl Client {
             in_force: None,
             paused: false,
             unannounced: None,
+            applying: None,
             closed: false,
             ready: VecDeque::new(),
             notices,
@@ -161,8 +94,16 @@ impl Client {
                 }
                 return event;
             }
+            if let Some(work) = &mut self.applying {
+                match work.applying.step(&mut self.replica) {
+                    Some((batch, result)) => self.applied(batch, result),
+                    // The rows of a region take a second: others have to do something, too.
+                    None => tokio::task::yield_now().await,
+                }
+                continue;
+            }
             match self.notices.recv().await {
-                Some(notice) => self.take(notice),
+                Some(charged) => self.take(charged),
                 None if self.closed => std::future::pending().await,
                 None => {
                     self.closed = true;
@@ -262,7 +203,7 @@ impl Client {
         self.handle.transact(operations).await
     }
 
-    fn take(&mut self, notice: Notice) {
+    fn take(&mut self, Charged { notice, room }: Charged) {
         match notice {
             Notice::Waiting(remote, awaited) => self.ready.push_back(Event::Waiting { remote, awaited }),
             Notice::Connected(remote) => self.ready.push_back(Event::Connected { remote }),
@@ -272,14 +213,10 @@ impl Client {
             Notice::Session(SessionEvent::Contents { updates, complete, dialect, composites, schema }) => {
                 (self.composites, self.schema) = (composites, schema);
                 self.stale &= !complete;
-                self.apply(&updates, complete, dialect);
-                if !self.stale {
-                    self.ready.push_back(Event::Synced);
-                    self.ready.extend(self.unannounced.take().map(Event::ConditionInForce));
-                }
+                self.apply(updates, complete, dialect, true, room);
             }
             Notice::Session(SessionEvent::Update { updates, dialect }) => {
-                self.apply(&updates, false, dialect)
+                self.apply(updates, false, dialect, false, room);
             }
             Notice::Session(SessionEvent::ConditionInForce(generation)) if self.stale => {
                 self.unannounced = Some(Generation(generation));
@@ -302,16 +239,30 @@ impl Client {
         }
     }
 
-    fn apply(&mut self, updates: &Payload, complete: bool, dialect: Dialect) {
-        if self.stale {
-            return;
+    fn apply(
+        &mut self,
+        updates: Payload,
+        complete: bool,
+        dialect: Dialect,
+        is_contents: bool,
+        room: Option<OwnedSemaphorePermit>,
+    ) {
+        if !self.stale {
+            let applying = Applying::new(updates, complete, dialect, Arc::clone(&self.composites));
+            self.applying = Some(Work { applying, is_contents, _room: room });
         }
-        let (batch, result) = self.replica.apply(updates.as_bytes(), complete, dialect, &self.composites);
+    }
+
+    fn applied(&mut self, batch: Batch, result: Result<(), ApplyError>) {
+        let is_contents = self.applying.take().is_some_and(|work| work.is_contents);
         if !batch.is_empty() {
             self.ready.push_back(Event::Batch(batch));
         }
         if let Err(error) = result {
             self.start_over(&error);
+        } else if is_contents {
+            self.ready.push_back(Event::Synced);
+            self.ready.extend(self.unannounced.take().map(Event::ConditionInForce));
         }
     }
 
@@ -322,6 +273,14 @@ impl Client {
             wanted.reason = error.to_string();
         });
     }
+}
+
+/// An update that is being read, with its place among those that wait.
+#[derive(Debug)]
+struct Work {
+    applying: Applying,
+    is_contents: bool,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 /// Makes requests over a client's connection.
@@ -404,10 +363,4 @@ fn sendable(name: impl Into<String>) -> Result<String, Error> {
     let name = name.into();
     message::check_text(&name)?;
     Ok(name)
-}
-
-impl fmt::Display for Generation {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(formatter)
-    }
 }

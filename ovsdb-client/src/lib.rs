@@ -90,6 +90,7 @@ mod config;
 mod connection;
 mod datum;
 mod error;
+mod event;
 #[cfg(test)]
 mod fuzz;
 mod index;
@@ -106,12 +107,13 @@ mod transport;
 mod value;
 
 pub use builder::Builder;
-pub use client::{Client, Event, Generation, Handle};
+pub use client::{Client, Handle};
 pub use condition::{Clause, Conditions, Function};
 pub use config::{Config, TlsConfig};
 pub use connection::DisconnectReason;
 pub use datum::{AtomRef, Datum, FromAtom};
 pub use error::Error;
+pub use event::{Event, Generation};
 pub use index::Index;
 pub use message::{Payload, Unsendable};
 pub use operation::{Columns, Mutation, Mutator, Operation, OperationResult};

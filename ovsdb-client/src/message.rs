@@ -50,6 +50,16 @@ impl Payload {
         Self { range, ..self }
     }
 
+    /// The text at `range` of the message.
+    pub(crate) fn part(&self, range: Range<usize>) -> &str {
+        self.message.get(range).and_then(|part| std::str::from_utf8(part).ok()).unwrap_or_default()
+    }
+
+    /// The length of the whole message, which is what is kept.
+    pub(crate) fn weight(&self) -> usize {
+        self.message.len()
+    }
+
     /// The JSON text.
     pub fn as_bytes(&self) -> &[u8] {
         self.message.get(self.range.clone()).unwrap_or_default()

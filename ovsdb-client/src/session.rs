@@ -47,6 +47,8 @@ pub struct SessionConfig {
     pub probe_interval: Duration,
     /// How long each step of a new connection may take, up to the first contents, if there are other servers.
     pub greeting_timeout: Duration,
+    /// How many bytes of updates are kept that come before the answer to the monitor request.
+    pub deferred_limit: usize,
     /// How many servers there are, each of which is tried in turn.
     pub servers: usize,
     /// Whether to refuse servers of a cluster that are not its leader.

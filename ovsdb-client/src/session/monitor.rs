@@ -208,6 +208,11 @@ impl Session {
         Ok(())
     }
 
+    fn has_room(&self, updates: &Payload) -> bool {
+        let kept: usize = self.deferred.iter().map(|(updates, ..)| updates.weight()).sum();
+        kept.saturating_add(updates.weight()) <= self.config.deferred_limit
+    }
+
     fn table_schema(&self, table: &str) -> Option<&TableSchema> {
         self.schema.as_ref()?.tables.get(table)
     }
@@ -246,7 +251,7 @@ impl Session {
                 self.events.push_back(SessionEvent::Update { updates, dialect });
             }
             // What the answer says comes before what overtook it.
-            State::Requested if self.deferred.len() < MAX_DEFERRED => {
+            State::Requested if self.deferred.len() < MAX_DEFERRED && self.has_room(&updates) => {
                 self.deferred.push((updates, dialect, transaction));
             }
             State::Requested => return Err(Hangup::Flooded),

@@ -41,6 +41,7 @@ impl Peer {
             tables,
             probe_interval: PROBE,
             greeting_timeout: GREETING,
+            deferred_limit: 1000,
             servers: 3,
             leader_only: false,
         };
