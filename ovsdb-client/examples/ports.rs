@@ -72,6 +72,9 @@ async fn main() -> ExitCode {
                 }
             }
             Event::Waiting { remote, awaited } => eprintln!("{remote} has not sent {awaited} yet"),
+            Event::ConditionRefused { error, .. } => eprintln!("the server refused the condition: {error}"),
+            Event::ClauseLeftOut { column, problem, .. } => eprintln!("{column}: {problem}"),
+            Event::Closed => return ExitCode::FAILURE,
             Event::Batch(_) | Event::ConditionInForce(_) | Event::Paused | Event::Lock { .. } => {}
         }
     }

@@ -74,6 +74,7 @@ impl Builder {
             tables,
             probe_interval: config.probe_interval,
             greeting_timeout: config.greeting_timeout,
+            deferred_limit: config.backlog_limit,
             servers: config.remotes.as_slice().len(),
             leader_only: config.leader_only,
         });

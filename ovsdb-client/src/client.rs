@@ -1,79 +1,31 @@
 //! What users hold: a [`Client`] with typed tables and a stream of events, and [`Handle`]s for requests.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use crate::builder::Builder;
 use crate::condition::Conditions;
 use crate::config::Config;
-use crate::connection::{Command, DisconnectReason, Notice, Task, Wanted};
+use crate::connection::{Charged, Command, Notice, Task, Wanted};
 use crate::error::Error;
-use crate::message::Payload;
+use crate::event::{Event, Generation};
+use crate::message::{self, Payload};
 use crate::operation::{self, Operation, OperationResult};
-use crate::remote::Remote;
-use crate::replica::{ApplyError, Batch, Composites, Dialect, Replica, Table};
+use crate::replica::{ApplyError, Applying, Batch, Composites, Dialect, Replica, Table};
 use crate::row::Row;
 use crate::schema::Schema;
-use crate::session::{Awaited, SessionEvent};
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// A server took the connection, and has not said for a while what one begins with. It is left for another one, if
-    /// there is one, when it has not after as long again.
-    Waiting {
-        /// The server.
-        remote: Remote,
-        /// What is being waited for.
-        awaited: Awaited,
-    },
-    /// A server was found that serves the database: requests can be made.
-    Connected {
-        /// The server.
-        remote: Remote,
-    },
-    /// There is no connection, or none yet. The tables stay as they are.
-    Disconnected {
-        /// The server.
-        remote: Remote,
-        /// The reason, for operators to read.
-        reason: DisconnectReason,
-        /// When the next attempt is made.
-        retry: Duration,
-    },
-    /// Rows changed, and the tables hold the new ones.
-    Batch(Batch),
-    /// The tables hold what the server holds. Comes once after each `Connected` and each `Paused` that is ended, behind
-    /// the batch of differences.
-    Synced,
-    /// Nothing is monitored any more, and the tables stay as they are until [`Client::resume`]. Comes in the place of
-    /// `Synced` after each `Connected` meanwhile. A pause that ends before anything was done about it brings no event.
-    Paused,
-    /// A change of conditions is in force, and the tables hold the rows that it brought.
-    ConditionInForce(Generation),
-    /// A lock was obtained or lost.
-    Lock {
-        /// Its name.
-        name: String,
-        /// Whether this client holds it now.
-        held: bool,
-    },
-}
-
-/// A state of the conditions. Later ones are greater, and in force only when all before are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Generation(u64);
+use crate::session::SessionEvent;
 
 /// A replica of some tables of a database, kept up to date by a task that ends when this is dropped.
 #[derive(Debug)]
 pub struct Client {
     replica: Replica,
     composites: Arc<Composites>,
+    /// The schema of the last server.
+    schema: Option<Arc<Schema>>,
     /// An update could not be applied: what follows is of no use until a complete dump.
     stale: bool,
     /// The conditions that came into force meanwhile.
@@ -82,8 +34,12 @@ pub struct Client {
     in_force: Option<Generation>,
     /// Whether the last of `Paused` and `Synced` was the former.
     paused: bool,
+    /// An update that is being read.
+    applying: Option<Work>,
+    /// Whether `Closed` was told.
+    closed: bool,
     ready: VecDeque<Event>,
-    notices: mpsc::Receiver<Notice>,
+    notices: mpsc::Receiver<Charged>,
     wanted: watch::Sender<Wanted>,
     handle: Handle,
     _task: Task,
@@ -92,7 +48,7 @@ pub struct Client {
 impl Client {
     pub(crate) fn new(
         replica: Replica,
-        notices: mpsc::Receiver<Notice>,
+        notices: mpsc::Receiver<Charged>,
         wanted: watch::Sender<Wanted>,
         handle: Handle,
         task: Task,
@@ -100,10 +56,13 @@ impl Client {
         Self {
             replica,
             composites: Arc::default(),
+            schema: None,
             stale: false,
             in_force: None,
             paused: false,
             unannounced: None,
+            applying: None,
+            closed: false,
             ready: VecDeque::new(),
             notices,
             wanted,
@@ -135,17 +94,37 @@ impl Client {
                 }
                 return event;
             }
+            if let Some(work) = &mut self.applying {
+                match work.applying.step(&mut self.replica) {
+                    Some((batch, result)) => self.applied(batch, result),
+                    // The rows of a region take a second: others have to do something, too.
+                    None => tokio::task::yield_now().await,
+                }
+                continue;
+            }
             match self.notices.recv().await {
-                Some(notice) => self.take(notice),
-                // The task only ends with the runtime.
-                None => std::future::pending().await,
+                Some(charged) => self.take(charged),
+                None if self.closed => std::future::pending().await,
+                None => {
+                    self.closed = true;
+                    return Event::Closed;
+                }
             }
         }
     }
 
-    /// The rows of a monitored table as of the last event; an empty table if it is not monitored.
+    /// The rows of a monitored table as of the last event. A type that is not monitored has none, which is an error in the
+    /// log: [`Self::try_table`] gives it to the caller.
     pub fn table<R: Row>(&self) -> &Table<R> {
-        self.replica.table().unwrap_or(Table::EMPTY)
+        self.try_table().unwrap_or_else(|error| {
+            tracing::error!(row = std::any::type_name::<R>(), %error, "an empty table in its place");
+            Table::EMPTY
+        })
+    }
+
+    /// The same, or [`Error::NotMonitored`].
+    pub fn try_table<R: Row>(&self) -> Result<&Table<R>, Error> {
+        self.replica.table().ok_or(Error::NotMonitored(R::TABLE))
     }
 
     /// Replicates from now on those rows of the table of `R` that meet `conditions`.
@@ -153,8 +132,17 @@ impl Client {
     /// Rows that come in or go out by this arrive as inserts and deletes. [`Event::ConditionInForce`] with the
     /// generation given here, or a later one, tells when they all have arrived. If these conditions were the last that
     /// were set, it may have come already: [`Self::in_force`] tells.
+    ///
+    /// A clause that does not fit its column in the schema of the last server is an error, and the conditions stay as they
+    /// were. Before there was a server it is left out when there is one: see [`Event::ClauseLeftOut`].
     pub fn set_condition<R: Row>(&mut self, conditions: Conditions) -> Result<Generation, Error> {
         let index = self.replica.index::<R>().ok_or(Error::NotMonitored(R::TABLE))?;
+        let table = self.schema.as_ref().and_then(|schema| schema.tables.get(R::TABLE));
+        conditions.check(table).map_err(|(column, problem)| Error::Clause {
+            table: R::TABLE,
+            column,
+            problem,
+        })?;
         let mut generation = 0;
         self.wanted.send_if_modified(|wanted| {
             let change = wanted.conditions[index] != conditions;
@@ -215,30 +203,33 @@ impl Client {
         self.handle.transact(operations).await
     }
 
-    fn take(&mut self, notice: Notice) {
+    fn take(&mut self, Charged { notice, room }: Charged) {
         match notice {
             Notice::Waiting(remote, awaited) => self.ready.push_back(Event::Waiting { remote, awaited }),
             Notice::Connected(remote) => self.ready.push_back(Event::Connected { remote }),
             Notice::Disconnected { remote, reason, retry } => {
                 self.ready.push_back(Event::Disconnected { remote, reason, retry });
             }
-            Notice::Session(SessionEvent::Contents { updates, complete, dialect, composites }) => {
-                self.composites = composites;
+            Notice::Session(SessionEvent::Contents { updates, complete, dialect, composites, schema }) => {
+                (self.composites, self.schema) = (composites, schema);
                 self.stale &= !complete;
-                self.apply(&updates, complete, dialect);
-                if !self.stale {
-                    self.ready.push_back(Event::Synced);
-                    self.ready.extend(self.unannounced.take().map(Event::ConditionInForce));
-                }
+                self.apply(updates, complete, dialect, true, room);
             }
             Notice::Session(SessionEvent::Update { updates, dialect }) => {
-                self.apply(&updates, false, dialect)
+                self.apply(updates, false, dialect, false, room);
             }
             Notice::Session(SessionEvent::ConditionInForce(generation)) if self.stale => {
                 self.unannounced = Some(Generation(generation));
             }
             Notice::Session(SessionEvent::ConditionInForce(generation)) => {
                 self.ready.push_back(Event::ConditionInForce(Generation(generation)));
+            }
+            Notice::Session(SessionEvent::ConditionRefused { generation, error }) => {
+                let generation = Generation(generation);
+                self.ready.push_back(Event::ConditionRefused { generation, error });
+            }
+            Notice::Session(SessionEvent::ClauseLeftOut { table, column, problem }) => {
+                self.ready.push_back(Event::ClauseLeftOut { table, column, problem });
             }
             Notice::Session(SessionEvent::Paused) => self.ready.push_back(Event::Paused),
             Notice::Session(SessionEvent::Lock { name, held }) => {
@@ -248,16 +239,30 @@ impl Client {
         }
     }
 
-    fn apply(&mut self, updates: &Payload, complete: bool, dialect: Dialect) {
-        if self.stale {
-            return;
+    fn apply(
+        &mut self,
+        updates: Payload,
+        complete: bool,
+        dialect: Dialect,
+        is_contents: bool,
+        room: Option<OwnedSemaphorePermit>,
+    ) {
+        if !self.stale {
+            let applying = Applying::new(updates, complete, dialect, Arc::clone(&self.composites));
+            self.applying = Some(Work { applying, is_contents, _room: room });
         }
-        let (batch, result) = self.replica.apply(updates.as_bytes(), complete, dialect, &self.composites);
+    }
+
+    fn applied(&mut self, batch: Batch, result: Result<(), ApplyError>) {
+        let is_contents = self.applying.take().is_some_and(|work| work.is_contents);
         if !batch.is_empty() {
             self.ready.push_back(Event::Batch(batch));
         }
         if let Err(error) = result {
             self.start_over(&error);
+        } else if is_contents {
+            self.ready.push_back(Event::Synced);
+            self.ready.extend(self.unannounced.take().map(Event::ConditionInForce));
         }
     }
 
@@ -268,6 +273,14 @@ impl Client {
             wanted.reason = error.to_string();
         });
     }
+}
+
+/// An update that is being read, with its place among those that wait.
+#[derive(Debug)]
+struct Work {
+    applying: Applying,
+    is_contents: bool,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 /// Makes requests over a client's connection.
@@ -287,6 +300,7 @@ impl Handle {
 
     /// Executes operations as one transaction (RFC 7047, section 4.1.3), and gives the result of each.
     pub async fn transact(&self, operations: Vec<Operation>) -> Result<Vec<OperationResult>, Error> {
+        operations.iter().try_for_each(Operation::check)?;
         let mut params = vec![json!(&*self.database)];
         params.extend(operations.iter().map(Operation::json));
         let names: Vec<&str> = operations.iter().map(Operation::name).collect();
@@ -312,18 +326,18 @@ impl Handle {
     /// ask again to get it before the next connection. To ask again while another holds it is to wait behind all others.
     /// A server that gives no locks, as a read-only one, is not asked again before the next call.
     pub async fn lock(&self, name: impl Into<String>) -> Result<(), Error> {
-        self.command(Command::Lock { name: name.into(), steal: false }).await
+        self.command(Command::Lock { name: sendable(name)?, steal: false }).await
     }
 
     /// Wants a lock likewise, and takes it from whoever holds it: once, on the next connection if there is none. After a
     /// later reconnection it is waited for.
     pub async fn steal(&self, name: impl Into<String>) -> Result<(), Error> {
-        self.command(Command::Lock { name: name.into(), steal: true }).await
+        self.command(Command::Lock { name: sendable(name)?, steal: true }).await
     }
 
     /// Gives a lock up, or stops waiting for it.
     pub async fn unlock(&self, name: impl Into<String>) -> Result<(), Error> {
-        self.command(Command::Unlock { name: name.into() }).await
+        self.command(Command::Unlock { name: sendable(name)? }).await
     }
 
     /// Makes any request of the protocol; the result is JSON text.
@@ -332,8 +346,11 @@ impl Handle {
         method: impl Into<String>,
         params: serde_json::Value,
     ) -> Result<Payload, Error> {
+        let method = method.into();
+        message::check_text(&method)?;
+        message::check(&params)?;
         let (reply, result) = oneshot::channel();
-        self.command(Command::Request { method: method.into(), params, reply }).await?;
+        self.command(Command::Request { method, params, reply }).await?;
         result.await.map_err(|_| Error::Closed)?
     }
 
@@ -342,8 +359,8 @@ impl Handle {
     }
 }
 
-impl fmt::Display for Generation {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(formatter)
-    }
+fn sendable(name: impl Into<String>) -> Result<String, Error> {
+    let name = name.into();
+    message::check_text(&name)?;
+    Ok(name)
 }

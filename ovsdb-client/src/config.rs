@@ -31,7 +31,14 @@ pub struct Config {
     pub leader_only: bool,
     /// The longest message to accept, in bytes (1 GiB). A complete dump is a single message. As much may wait for a
     /// consumer of events while an answer is waited for.
+    ///
+    /// Whatever a server sends, no more of its text is kept than a message that arrives and one that is read, of this
+    /// length each, those that wait for an answer, of this length together, and [`Self::backlog_limit`]. The rows that it
+    /// sends are not limited.
     pub message_limit: usize,
+    /// How many bytes of updates may wait for the consumer of events (64 MiB). Beyond them the socket is not read. A
+    /// message that is longer waits alone.
+    pub backlog_limit: usize,
     /// Keys and certificates for `ssl:` remotes.
     pub tls: Option<TlsConfig>,
 }
@@ -48,6 +55,7 @@ impl Config {
             greeting_timeout: Duration::from_secs(10),
             leader_only: false,
             message_limit: 1 << 30,
+            backlog_limit: 64 << 20,
             tls: None,
         }
     }

@@ -1,9 +1,10 @@
 //! The task that keeps a client connected: it moves bytes between sockets and the session, and waits.
 
+mod backlog;
 mod outgoing;
 mod reason;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -20,9 +21,11 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::message::Payload;
 use crate::remote::Remote;
-use crate::session::{Awaited, Hangup, Session, SessionEvent};
+use crate::session::{Hangup, Session, SessionEvent};
 use crate::splitter::Splitter;
 use crate::transport::{self, Stream};
+use backlog::Backlog;
+pub(crate) use backlog::{Charged, Notice};
 use outgoing::Outgoing;
 pub use reason::DisconnectReason;
 use reason::Progress;
@@ -61,31 +64,6 @@ pub(crate) struct Wanted {
     pub(crate) reason: String,
 }
 
-/// What the task tells the owner of the replica.
-#[derive(Debug)]
-pub(crate) enum Notice {
-    /// A new connection that does not get on.
-    Waiting(Remote, Awaited),
-    Connected(Remote),
-    Disconnected {
-        remote: Remote,
-        reason: DisconnectReason,
-        retry: Duration,
-    },
-    Session(SessionEvent),
-}
-
-impl Notice {
-    fn len(&self) -> usize {
-        match self {
-            Self::Session(SessionEvent::Contents { updates, .. } | SessionEvent::Update { updates, .. }) => {
-                updates.as_bytes().len()
-            }
-            _ => 0,
-        }
-    }
-}
-
 pub(crate) struct Driver {
     config: Config,
     session: Session,
@@ -96,10 +74,7 @@ pub(crate) struct Driver {
     resyncs: u64,
     /// Why the connection has to be given up in favour of one that begins with a complete copy.
     restart: Option<String>,
-    notices: mpsc::Sender<Notice>,
-    queue: VecDeque<Notice>,
-    /// The bytes of the updates in `queue`.
-    queued: usize,
+    backlog: Backlog,
     replies: HashMap<u64, oneshot::Sender<Result<Payload, Error>>>,
     remote: Remote,
 }
@@ -110,9 +85,10 @@ impl Driver {
         session: Session,
         commands: mpsc::Receiver<Command>,
         wanted: watch::Receiver<Wanted>,
-        notices: mpsc::Sender<Notice>,
+        notices: mpsc::Sender<Charged>,
     ) -> Self {
         let remote = config.remotes.first().clone();
+        let backlog = Backlog::new(notices, config.backlog_limit);
         Self {
             config,
             session,
@@ -121,9 +97,7 @@ impl Driver {
             wanted,
             resyncs: 0,
             restart: None,
-            notices,
-            queue: VecDeque::new(),
-            queued: 0,
+            backlog,
             replies: HashMap::new(),
             remote,
         }
@@ -144,9 +118,9 @@ impl Driver {
             self.collect();
             let retry = backoff.after(lasted, random());
             tracing::debug!(remote = %self.remote, %reason, ?retry, "disconnected");
-            self.queue.push_back(Notice::Disconnected { remote: self.remote.clone(), reason, retry });
+            self.backlog.push(Notice::Disconnected { remote: self.remote.clone(), reason, retry });
             let until = Instant::now() + retry;
-            while Instant::now() < until || !self.queue.is_empty() {
+            while Instant::now() < until || !self.backlog.is_empty() {
                 tokio::select! {
                     () = tokio::time::sleep_until(until), if Instant::now() < until => {}
                     () = self.background(false) => {}
@@ -268,13 +242,7 @@ impl Driver {
         let command = tokio::select! {
             Some(command) = self.commands.recv(), if self.held.is_none() => Some(command),
             Ok(()) = self.wanted.changed() => None,
-            Ok(permit) = self.notices.reserve(), if !self.queue.is_empty() => {
-                if let Some(notice) = self.queue.pop_front() {
-                    self.queued -= notice.len();
-                    permit.send(notice);
-                }
-                return;
-            }
+            Some(()) = self.backlog.send(), if !self.backlog.is_empty() => return,
             // The owner and all who could ask for something are gone; the task is about to be aborted.
             else => std::future::pending().await,
         };
@@ -291,12 +259,12 @@ impl Driver {
     ///
     /// Not while somebody waits for an answer: that may be the consumer itself, and the answer be behind the updates.
     fn is_stalled(&self) -> bool {
-        !self.queue.is_empty() && self.replies.is_empty() && self.held.is_none()
+        !self.backlog.is_empty() && self.replies.is_empty() && self.held.is_none()
     }
 
     /// Whether the consumer is so far behind that no answer is worth the memory for the updates before it.
     fn is_overrun(&self) -> bool {
-        self.queued > self.config.message_limit
+        self.backlog.bytes() > self.config.message_limit
     }
 
     /// Gives up the answers that are not to be waited for, so that they do not count in [`Self::is_stalled`].
@@ -305,7 +273,7 @@ impl Driver {
             for (_, reply) in self.replies.drain() {
                 drop(reply.send(Err(Error::Overrun)));
             }
-        } else if !self.queue.is_empty() {
+        } else if !self.backlog.is_empty() {
             self.replies.retain(|_, reply| !reply.is_closed());
         }
     }
@@ -358,14 +326,10 @@ impl Driver {
                 }
                 SessionEvent::Waiting(awaited) => {
                     tracing::debug!(remote = %self.remote, %awaited, "waiting");
-                    self.queue.push_back(Notice::Waiting(self.remote.clone(), awaited));
+                    self.backlog.push(Notice::Waiting(self.remote.clone(), awaited));
                 }
-                SessionEvent::Ready => self.queue.push_back(Notice::Connected(self.remote.clone())),
-                event => {
-                    let notice = Notice::Session(event);
-                    self.queued += notice.len();
-                    self.queue.push_back(notice);
-                }
+                SessionEvent::Ready => self.backlog.push(Notice::Connected(self.remote.clone())),
+                event => self.backlog.push(Notice::Session(event)),
             }
         }
     }

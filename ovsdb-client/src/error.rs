@@ -1,5 +1,6 @@
 //! What a request to a server can fail with.
 
+use crate::message::Unsendable;
 use crate::remote::RemoteError;
 
 /// Why a request failed.
@@ -43,6 +44,29 @@ pub enum Error {
     /// The server's answer is not what the protocol says.
     #[error("the server's answer cannot be read: {0}")]
     UnreadableReply(serde_json::Error),
+    /// The server gave not as many results as there were operations, and no error.
+    #[error(
+        "the server gave {found} results for {expected} operations: whether they were executed is unknown"
+    )]
+    WrongNumberOfResults {
+        /// The number of operations.
+        expected: usize,
+        /// The number of results.
+        found: usize,
+    },
+    /// Something that servers do not take for JSON, which would cost the connection; it was not sent.
+    #[error("not sent: {0}")]
+    Unsendable(#[from] Unsendable),
+    /// A clause that does not fit its column; the conditions stay as they were.
+    #[error("a condition on table {table} cannot be: column {column}: {problem}")]
+    Clause {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: String,
+        /// What does not fit.
+        problem: String,
+    },
     /// The table is not among those monitored.
     #[error("table {0} is not monitored: add it before connecting")]
     NotMonitored(&'static str),

@@ -44,6 +44,9 @@
 //!         }
 //!         Event::ConditionInForce(generation) => println!("conditions {generation} are in force"),
 //!         Event::Waiting { remote, awaited } => println!("{remote} has not sent {awaited} yet"),
+//!         Event::ConditionRefused { error, .. } => println!("{error}"),
+//!         Event::ClauseLeftOut { table, column, problem } => println!("{table}: {column}: {problem}"),
+//!         Event::Closed => return Ok(()),
 //!         Event::Paused | Event::Lock { .. } => {}
 //!     }
 //! }
@@ -87,6 +90,7 @@ mod config;
 mod connection;
 mod datum;
 mod error;
+mod event;
 #[cfg(test)]
 mod fuzz;
 mod index;
@@ -103,14 +107,15 @@ mod transport;
 mod value;
 
 pub use builder::Builder;
-pub use client::{Client, Event, Generation, Handle};
+pub use client::{Client, Handle};
 pub use condition::{Clause, Conditions, Function};
 pub use config::{Config, TlsConfig};
 pub use connection::DisconnectReason;
 pub use datum::{AtomRef, Datum, FromAtom};
 pub use error::Error;
+pub use event::{Event, Generation};
 pub use index::Index;
-pub use message::Payload;
+pub use message::{Payload, Unsendable};
 pub use operation::{Columns, Mutation, Mutator, Operation, OperationResult};
 pub use remote::{Endpoint, Remote, RemoteError, Remotes};
 pub use replica::{Batch, Change, Dialect, Table};

@@ -50,9 +50,60 @@ impl Payload {
         Self { range, ..self }
     }
 
+    /// The text at `range` of the message.
+    pub(crate) fn part(&self, range: Range<usize>) -> &str {
+        self.message.get(range).and_then(|part| std::str::from_utf8(part).ok()).unwrap_or_default()
+    }
+
+    /// The length of the whole message, which is what is kept.
+    pub(crate) fn weight(&self) -> usize {
+        self.message.len()
+    }
+
     /// The JSON text.
     pub fn as_bytes(&self) -> &[u8] {
         self.message.get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+/// What Open vSwitch's reader of JSON refuses, and hangs up for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsendable {
+    /// A string with a NUL.
+    #[error("{0:?} has a NUL in it, which no string of a database can have")]
+    Nul(String),
+    /// A number other than zero that is too small to have all digits.
+    #[error("{0} is too close to zero: the least number that a server reads is {min:e}", min = f64::MIN_POSITIVE)]
+    Subnormal(String),
+    /// Infinity, or no number.
+    #[error("{0} is no number that a database can hold")]
+    NotFinite(String),
+}
+
+/// Finds what a server would not take for JSON.
+pub(crate) fn check(value: &serde_json::Value) -> Result<(), Unsendable> {
+    match value {
+        serde_json::Value::String(text) => check_text(text),
+        serde_json::Value::Number(number) => number.as_f64().map_or(Ok(()), check_real),
+        serde_json::Value::Array(items) => items.iter().try_for_each(check),
+        serde_json::Value::Object(fields) => {
+            fields.iter().try_for_each(|(name, value)| check_text(name).and_then(|()| check(value)))
+        }
+        serde_json::Value::Null | serde_json::Value::Bool(_) => Ok(()),
+    }
+}
+
+pub(crate) fn check_text(text: &str) -> Result<(), Unsendable> {
+    if text.contains('\0') { Err(Unsendable::Nul(text.chars().take(100).collect())) } else { Ok(()) }
+}
+
+pub(crate) fn check_real(value: f64) -> Result<(), Unsendable> {
+    if value.is_subnormal() {
+        Err(Unsendable::Subnormal(format!("{value:e}")))
+    } else if value.is_finite() {
+        Ok(())
+    } else {
+        Err(Unsendable::NotFinite(value.to_string()))
     }
 }
 

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::condition::Clause;
 use crate::error::Error;
+use crate::message::Unsendable;
 use crate::value::Value;
 
 /// Columns and their values.
@@ -158,6 +159,23 @@ impl Operation {
         }
     }
 
+    /// Finds what a server would not take for JSON among the values.
+    pub(crate) fn check(&self) -> Result<(), Unsendable> {
+        let clauses = |condition: &[Clause]| condition.iter().try_for_each(|clause| clause.value.check());
+        let columns = |row: &Columns| row.values().try_for_each(Value::check);
+        match self {
+            Self::Select { condition, .. } | Self::Delete { condition, .. } => clauses(condition),
+            Self::Insert { row, .. } => columns(row),
+            Self::Update { condition, row, .. } => clauses(condition).and_then(|()| columns(row)),
+            Self::Mutate { condition, mutations, .. } => clauses(condition)
+                .and_then(|()| mutations.iter().try_for_each(|mutation| mutation.value.check())),
+            Self::Wait { condition, rows, .. } => {
+                clauses(condition).and_then(|()| rows.iter().try_for_each(columns))
+            }
+            Self::Commit { .. } | Self::Comment { .. } | Self::Assert { .. } => Ok(()),
+        }
+    }
+
     pub(crate) fn json(&self) -> serde_json::Value {
         let mut json = match self {
             Self::Select { table, condition, columns } => {
@@ -250,6 +268,7 @@ pub(crate) fn read_results(
     result: &[u8],
 ) -> Result<Vec<OperationResult>, Error> {
     let results: Vec<Option<WireResult>> = serde_json::from_slice(result).map_err(Error::UnreadableReply)?;
+    let (expected, found) = (operations.len(), results.len());
     let mut successes = Vec::with_capacity(operations.len());
     for (index, result) in results.into_iter().enumerate() {
         match result {
@@ -260,6 +279,9 @@ pub(crate) fn read_results(
             Some(WireResult::Success(result)) => successes.push(result),
             None => successes.push(OperationResult::default()),
         }
+    }
+    if found != expected {
+        return Err(Error::WrongNumberOfResults { expected, found });
     }
     Ok(successes)
 }
@@ -323,6 +345,10 @@ mod tests {
         let second = br#"[{},{"error":"timed out","details":"d"},null]"#;
         let error = read_results(&["comment", "wait", "insert"], second).unwrap_err().to_string();
         assert_eq!(error, "operation 2 (wait) failed: timed out: d");
+        for (results, found) in [("[{}]", 1), ("[]", 0), ("[{},{},{}]", 3)] {
+            let error = read_results(&["comment", "insert"], results.as_bytes()).unwrap_err();
+            assert!(matches!(error, Error::WrongNumberOfResults { expected: 2, found: f } if f == found));
+        }
         let commit = br#"[{},{"error":"constraint violation","details":"index"}]"#;
         let error = read_results(&["insert"], commit).unwrap_err().to_string();
         assert_eq!(error, "operation 2 (commit) failed: constraint violation: index");

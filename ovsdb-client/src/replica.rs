@@ -3,6 +3,7 @@
 //! Values are read straight into typed rows. Whatever arrives, an increment or a complete dump, comes out as
 //! differences to the rows held before, and an error never hides a change that was applied already.
 
+mod applying;
 mod reader;
 
 use std::any::Any;
@@ -13,24 +14,30 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use serde::de::DeserializeSeed;
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::datum::Name;
 use crate::row::Row;
+pub(crate) use applying::Applying;
 use reader::TableReader;
 
 /// The rows of one table, by identity.
 #[derive(Debug)]
 pub struct Table<R> {
-    rows: HashMap<Uuid, Arc<R>, BuildHasherDefault<DefaultHasher>>,
+    rows: Rows<R>,
+    /// What was read of an update that is not complete, in its order; deleted rows are `None`.
+    staged: Vec<(Uuid, Option<Arc<R>>)>,
+    /// A row that the update changes, and that is not here.
+    unknown: Option<Uuid>,
 }
 
+type Rows<R> = HashMap<Uuid, Arc<R>, BuildHasherDefault<DefaultHasher>>;
+
 impl<R: 'static> Table<R> {
-    pub(crate) const EMPTY: &'static Self = &Self { rows: HashMap::with_hasher(BuildHasherDefault::new()) };
+    pub(crate) const EMPTY: &'static Self =
+        &Self { rows: HashMap::with_hasher(BuildHasherDefault::new()), staged: Vec::new(), unknown: None };
 
     pub(crate) fn new() -> Self {
-        Self { rows: HashMap::default() }
+        Self { rows: HashMap::default(), staged: Vec::new(), unknown: None }
     }
 
     /// The row with this identity.
@@ -54,11 +61,10 @@ impl<R: 'static> Table<R> {
     }
 
     /// Puts `new` in the place of the row, and notes it if that is a change.
-    fn replace(&mut self, uuid: Uuid, new: Option<R>, changes: &mut Vec<Change<R>>)
+    fn replace(&mut self, uuid: Uuid, new: Option<Arc<R>>, changes: &mut Vec<Change<R>>)
     where
         R: PartialEq,
     {
-        let new = new.map(Arc::new);
         let old = match &new {
             Some(row) => self.rows.insert(uuid, Arc::clone(row)),
             None => self.rows.remove(&uuid),
@@ -186,35 +192,6 @@ impl Replica {
     pub(crate) fn index<R: Row>(&self) -> Option<usize> {
         self.tables.iter().position(|table| table.as_any().is::<Table<R>>())
     }
-
-    /// Applies `updates` on top of the rows, or as the complete contents. The changes are those applied, error or not.
-    pub(crate) fn apply(
-        &mut self,
-        updates: &[u8],
-        complete: bool,
-        dialect: Dialect,
-        composites: &Composites,
-    ) -> (Batch, Result<(), ApplyError>) {
-        let mut batch = Batch::default();
-        let updates: HashMap<Name<'_>, &RawValue> = match serde_json::from_slice(updates) {
-            Ok(updates) => updates,
-            Err(error) => return (batch, Err(error.into())),
-        };
-        let mut result = Ok(());
-        for (table, composite) in self.tables.iter_mut().zip(composites) {
-            let update = updates.get(table.name()).copied();
-            if update.is_none() && !complete {
-                continue;
-            }
-            let (changes, outcome) = table.apply(update, complete, dialect, composite);
-            batch.tables.extend(changes);
-            result = outcome;
-            if result.is_err() {
-                break;
-            }
-        }
-        (batch, result)
-    }
 }
 
 impl fmt::Debug for Replica {
@@ -226,13 +203,15 @@ impl fmt::Debug for Replica {
 trait AnyTable: Send + Sync {
     fn name(&self) -> &'static str;
     fn as_any(&self) -> &dyn Any;
-    fn apply(
+    /// Reads rows of an update, a JSON object, without changing the table.
+    fn stage(
         &mut self,
-        update: Option<&RawValue>,
-        complete: bool,
+        rows: &str,
         dialect: Dialect,
         composite: &HashSet<&'static str>,
-    ) -> (Option<Box<dyn AnyChanges>>, Result<(), ApplyError>);
+    ) -> Result<(), ApplyError>;
+    /// Changes the table by what was read; all other rows go if that was `complete`.
+    fn commit(&mut self, complete: bool) -> (Option<Box<dyn AnyChanges>>, Result<(), ApplyError>);
 }
 
 impl<R: Row> AnyTable for Table<R> {
@@ -244,33 +223,37 @@ impl<R: Row> AnyTable for Table<R> {
         self
     }
 
-    fn apply(
+    fn stage(
         &mut self,
-        update: Option<&RawValue>,
-        complete: bool,
+        rows: &str,
         dialect: Dialect,
         composite: &HashSet<&'static str>,
-    ) -> (Option<Box<dyn AnyChanges>>, Result<(), ApplyError>) {
+    ) -> Result<(), ApplyError> {
+        let reader = TableReader {
+            rows: &self.rows,
+            staged: &mut self.staged,
+            unknown: &mut self.unknown,
+            dialect,
+            composite,
+        };
+        reader
+            .deserialize(&mut serde_json::Deserializer::from_str(rows))
+            .map_err(|source| ApplyError::Unreadable { table: R::TABLE, source })
+    }
+
+    fn commit(&mut self, complete: bool) -> (Option<Box<dyn AnyChanges>>, Result<(), ApplyError>) {
         let mut changes = Vec::new();
         let mut seen = HashSet::new();
-        let mut unknown = None;
-        let mut result = Ok(());
-        if let Some(update) = update {
-            let reader = TableReader {
-                table: self,
-                changes: &mut changes,
-                seen: complete.then_some(&mut seen),
-                unknown: &mut unknown,
-                dialect,
-                composite,
-            };
-            result = reader
-                .deserialize(&mut serde_json::Deserializer::from_str(update.get()))
-                .map_err(|source| ApplyError::Unreadable { table: R::TABLE, source });
+        for (uuid, row) in std::mem::take(&mut self.staged) {
+            if complete && row.is_some() {
+                seen.insert(uuid);
+            }
+            self.replace(uuid, row, &mut changes);
         }
-        if let (Ok(()), Some(uuid)) = (&result, unknown) {
-            result = Err(ApplyError::UnknownRow { table: R::TABLE, uuid });
-        }
+        let result = match self.unknown.take() {
+            Some(uuid) => Err(ApplyError::UnknownRow { table: R::TABLE, uuid }),
+            None => Ok(()),
+        };
         if complete && result.is_ok() {
             let gone: Vec<Uuid> = self.rows.keys().filter(|uuid| !seen.contains(uuid)).copied().collect();
             for uuid in gone {
@@ -283,4 +266,4 @@ impl<R: Row> AnyTable for Table<R> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

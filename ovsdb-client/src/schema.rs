@@ -24,6 +24,18 @@ pub struct TableSchema {
     pub columns: BTreeMap<String, ColumnSchema>,
 }
 
+impl TableSchema {
+    /// The type of a column, those that every table has included.
+    pub(crate) fn kind(&self, column: &str) -> Option<ColumnType> {
+        match column {
+            "_uuid" | "_version" => {
+                Some(ColumnType { key: AtomicType::Uuid, value: None, min: 1, max: Some(1) })
+            }
+            _ => self.columns.get(column).map(|column| column.kind),
+        }
+    }
+}
+
 /// One column.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ColumnSchema {
@@ -35,6 +47,7 @@ pub struct ColumnSchema {
 /// The types that keys and values can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum AtomicType {
     /// A 64-bit integer.
     Integer,
@@ -46,6 +59,9 @@ pub enum AtomicType {
     String,
     /// The identity of a row.
     Uuid,
+    /// A type that this client does not know. Columns that have it cannot be monitored; all others can.
+    #[serde(other)]
+    Unknown,
 }
 
 /// A column's type: of what, and how many.
@@ -83,6 +99,7 @@ impl fmt::Display for AtomicType {
             Self::Boolean => "boolean",
             Self::String => "string",
             Self::Uuid => "uuid",
+            Self::Unknown => "unknown",
         })
     }
 }
@@ -186,6 +203,8 @@ mod tests {
                 "map from string to string",
                 true,
             ),
+            (r#""decimal""#, "unknown", false),
+            (r#"{"key":{"type":"decimal"},"min":0}"#, "optional unknown", false),
             (r#"{"key":{"type":"string","enum":["set",["a","b"]]}}"#, "string", false),
         ];
         for (text, meaning, composite) in cases {

@@ -13,6 +13,7 @@ mod probe;
 mod server;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -46,6 +47,8 @@ pub struct SessionConfig {
     pub probe_interval: Duration,
     /// How long each step of a new connection may take, up to the first contents, if there are other servers.
     pub greeting_timeout: Duration,
+    /// How many bytes of updates are kept that come before the answer to the monitor request.
+    pub deferred_limit: usize,
     /// How many servers there are, each of which is tried in turn.
     pub servers: usize,
     /// Whether to refuse servers of a cluster that are not its leader.
@@ -81,7 +84,9 @@ pub enum SessionEvent {
         /// How they are worded.
         dialect: Dialect,
         /// The columns that the server has and sends differences of.
-        composites: std::sync::Arc<Composites>,
+        composites: Arc<Composites>,
+        /// The server's schema.
+        schema: Option<Arc<Schema>>,
     },
     /// Changes.
     Update {
@@ -92,6 +97,22 @@ pub enum SessionEvent {
     },
     /// The conditions of this generation, and all before it, are in force.
     ConditionInForce(u64),
+    /// The conditions of this generation were refused; those before stay in force.
+    ConditionRefused {
+        /// The generation.
+        generation: u64,
+        /// The server's words.
+        error: String,
+    },
+    /// A clause that does not fit the server's schema was left out.
+    ClauseLeftOut {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: String,
+        /// What does not fit.
+        problem: String,
+    },
     /// Nothing is monitored, and no update comes until [`Session::set_paused`] ends that.
     Paused,
     /// A request was answered.
@@ -139,7 +160,7 @@ pub struct Session {
     events: VecDeque<SessionEvent>,
     deferred: Vec<(Payload, Dialect, Option<Uuid>)>,
     server: Option<server::ServerStatus>,
-    schema: Option<Schema>,
+    schema: Option<Arc<Schema>>,
     last_received: Option<Instant>,
     probed: bool,
 }
@@ -346,7 +367,7 @@ impl Session {
             }
             (Pending::Server | Pending::LogEnd, Err(_)) => self.greeted(),
             (Pending::Schema, Ok(schema)) => {
-                self.schema = Some(serde_json::from_slice(schema.as_bytes())?);
+                self.schema = Some(Arc::new(serde_json::from_slice(schema.as_bytes())?));
                 self.greeted()
             }
             (Pending::Schema, Err(error)) => {
@@ -358,7 +379,8 @@ impl Session {
                 Ok(())
             }
             (Pending::ConditionChange, Err(error)) => {
-                Err(Hangup::Refused { method: "monitor_cond_change", error })
+                self.conditions_refused(error);
+                Ok(())
             }
             (Pending::Cancel, result) => self.cancel_answered(result),
             (Pending::Lock(name), Ok(result)) => Ok(self.lock_answered(id, name, &result)?),

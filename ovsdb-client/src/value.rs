@@ -11,6 +11,8 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::message::{self, Unsendable};
+
 /// A single value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Atom {
@@ -52,7 +54,29 @@ impl Atom {
     }
 }
 
+impl Atom {
+    /// A real that is not finite becomes null in JSON, which tells nobody what was wrong.
+    fn check(&self) -> Result<(), Unsendable> {
+        match self {
+            Self::Real(value) => message::check_real(*value),
+            Self::String(text) | Self::NamedUuid(text) => message::check_text(text),
+            Self::Integer(_) | Self::Boolean(_) | Self::Uuid(_) => Ok(()),
+        }
+    }
+}
+
 impl Value {
+    /// Finds what a server would not take for JSON.
+    pub(crate) fn check(&self) -> Result<(), Unsendable> {
+        match self {
+            Self::Atom(atom) => atom.check(),
+            Self::Set(atoms) => atoms.iter().try_for_each(Atom::check),
+            Self::Map(pairs) => {
+                pairs.iter().try_for_each(|(key, value)| key.check().and_then(|()| value.check()))
+            }
+        }
+    }
+
     /// The empty set: an optional column without a value.
     pub const EMPTY: Self = Self::Set(Vec::new());
 

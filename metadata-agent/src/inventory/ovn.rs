@@ -14,7 +14,7 @@ use ovsdb_client::{
     Clause, Client, Conditions, Config, Event, Generation, Mutation, Mutator, Operation, Row as _, Uuid,
 };
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     Desired, LinkTable, Unserved, Who,
@@ -344,6 +344,19 @@ impl Database {
             Event::Waiting { remote, awaited } => {
                 info!(database = self.name, %remote, %awaited, "a server took the connection and says nothing yet");
                 false
+            }
+            Event::ConditionRefused { error, .. } => {
+                warn!(database = self.name, error, "the server refused which rows it was asked for");
+                false
+            }
+            Event::ClauseLeftOut { table, column, problem } => {
+                warn!(database = self.name, table, column, problem, "rows are not asked for by this column");
+                false
+            }
+            Event::Closed => {
+                self.down = Some("the task that keeps the connection is gone: restart the agent".to_owned());
+                error!(database = self.name, "the task that keeps the connection is gone: restart the agent");
+                true
             }
             Event::Lock { .. } | Event::Paused => false,
         }

@@ -14,12 +14,16 @@ use crate::session::Transmit;
 /// (ovsdb_jsonrpc_session_run() in Open vSwitch's jsonrpc-server.c), and both would wait for each other.
 const MAX_OUTGOING: usize = 64;
 
+/// As much, in bytes, of answers alone: they repeat what the server sent.
+const MAX_ANSWERED: usize = 1 << 20;
+
 /// What waits to be written.
 #[derive(Default)]
 pub(super) struct Outgoing {
     messages: VecDeque<Transmit>,
     /// How many of them are answers.
     answers: usize,
+    answered: usize,
     /// How much of the first message was written.
     written: usize,
     unflushed: bool,
@@ -27,7 +31,10 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn push(&mut self, message: Transmit) {
-        self.answers += usize::from(message.is_answer);
+        if message.is_answer {
+            self.answers += 1;
+            self.answered += message.message.len();
+        }
         self.messages.push_back(message);
     }
 
@@ -38,7 +45,7 @@ impl Outgoing {
 
     /// Whether the server wants more answers than it reads.
     pub(super) fn is_flooded(&self) -> bool {
-        self.answers >= MAX_OUTGOING
+        self.answers >= MAX_OUTGOING || self.answered >= MAX_ANSWERED
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -51,7 +58,10 @@ impl Outgoing {
             self.unflushed = true;
             self.written += writer.write(&message[self.written..]).await?;
             if self.written == message.len() {
-                self.answers -= usize::from(*is_answer);
+                if *is_answer {
+                    self.answers -= 1;
+                    self.answered -= message.len();
+                }
                 self.messages.pop_front();
                 self.written = 0;
             }

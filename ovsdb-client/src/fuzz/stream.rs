@@ -125,6 +125,7 @@ fn converse(messages: Vec<Vec<u8>>) -> bool {
         tables: vec![table],
         probe_interval: Duration::from_secs(5),
         greeting_timeout: Duration::from_secs(5),
+        deferred_limit: 1 << 20,
         servers: 1,
         leader_only: false,
     });

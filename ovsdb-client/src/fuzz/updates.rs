@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::replica::tests::apply_to;
 use crate::replica::{Composites, Dialect, Replica};
 use fuzz::{Random, fuzz};
 
@@ -85,7 +86,7 @@ fn apply(
     dialect: Dialect,
     composites: &Composites,
 ) -> bool {
-    let (batch, result) = replica.apply(update, complete, dialect, composites);
+    let (batch, result) = apply_to(replica, update, complete, dialect, composites);
     for change in batch.of::<Port>() {
         let old = match &change.new {
             Some(new) => told.insert(change.uuid, Arc::clone(new)),

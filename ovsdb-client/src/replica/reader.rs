@@ -7,15 +7,14 @@ use std::sync::Arc;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use uuid::Uuid;
 
-use super::{Change, Dialect, Table};
+use super::{Dialect, Rows};
 use crate::datum::Name;
 use crate::row::Row;
 
-/// Reads `{<uuid>: <row-update>, ...}` into a table.
+/// Reads `{<uuid>: <row-update>, ...}` for a table.
 pub(super) struct TableReader<'a, R> {
-    pub(super) table: &'a mut Table<R>,
-    pub(super) changes: &'a mut Vec<Change<R>>,
-    pub(super) seen: Option<&'a mut HashSet<Uuid>>,
+    pub(super) rows: &'a Rows<R>,
+    pub(super) staged: &'a mut Vec<(Uuid, Option<Arc<R>>)>,
     pub(super) unknown: &'a mut Option<Uuid>,
     pub(super) dialect: Dialect,
     pub(super) composite: &'a HashSet<&'static str>,
@@ -36,22 +35,17 @@ impl<'de, R: Row> Visitor<'de> for TableReader<'_, R> {
         formatter.write_str("rows by UUID")
     }
 
-    fn visit_map<M: MapAccess<'de>>(mut self, mut rows: M) -> Result<(), M::Error> {
+    fn visit_map<M: MapAccess<'de>>(self, mut rows: M) -> Result<(), M::Error> {
         while let Some(uuid) = rows.next_key::<Uuid>()? {
-            let old = self.table.rows.get(&uuid).map(Arc::as_ref);
+            let old = self.rows.get(&uuid).map(Arc::as_ref);
             let outcome = rows.next_value_seed(RowUpdateReader {
                 old,
                 dialect: self.dialect,
                 composite: self.composite,
             })?;
             match outcome {
-                RowUpdate::New(row) => {
-                    self.table.replace(uuid, Some(row), self.changes);
-                    if let Some(seen) = &mut self.seen {
-                        seen.insert(uuid);
-                    }
-                }
-                RowUpdate::Gone => self.table.replace(uuid, None, self.changes),
+                RowUpdate::New(row) => self.staged.push((uuid, Some(Arc::new(row)))),
+                RowUpdate::Gone => self.staged.push((uuid, None)),
                 RowUpdate::Unknown => *self.unknown = Some(uuid),
             }
         }

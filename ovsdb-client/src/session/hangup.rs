@@ -101,6 +101,9 @@ pub enum Hangup {
     #[error("starting over with a complete copy: {0}")]
     Inconsistent(String),
     /// A server that sends updates without having answered the monitor request.
-    #[error("the server sent more than {MAX_DEFERRED} updates before it answered the monitor request")]
+    #[error(
+        "the server sent more than {MAX_DEFERRED} updates, or more than the limit of bytes, before it answered the \
+         monitor request"
+    )]
     Flooded,
 }

@@ -12,7 +12,7 @@ use super::{DATA_MONITOR, Hangup, MAX_DEFERRED, Pending, Session, SessionEvent, 
 use crate::condition::Conditions;
 use crate::message::Payload;
 use crate::replica::{Composites, Dialect};
-use crate::schema::Schema;
+use crate::schema::{Schema, TableSchema};
 
 /// What outlives a connection.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(super) struct Resume {
     in_force: u64,
     /// Generation and conditions of the request without an answer.
     in_flight: Option<(u64, Vec<Conditions>)>,
+    /// A generation that the server refused. It may have taken those of some tables before that.
+    refused: Option<u64>,
 }
 
 impl Resume {
@@ -41,13 +43,23 @@ impl Resume {
             generation: 0,
             in_force: 0,
             in_flight: None,
+            refused: None,
+        }
+    }
+
+    /// Begins with the conditions wanted now; with those before if a server refused these, which are tried again later.
+    fn begin_anew(&mut self) {
+        if self.refused != Some(self.generation) {
+            self.refused = None;
+            self.acknowledged = self.wanted.clone();
+            self.in_flight = Some((self.generation, self.wanted.clone()));
         }
     }
 
     /// With a change of conditions half done it is unknown which of them the rows of the replica meet: a row that the
     /// new conditions brought could be deleted meanwhile, and nobody would say so.
     pub(super) fn disconnected(&mut self) {
-        if self.in_flight.take().is_some() {
+        if self.in_flight.take().is_some() || self.refused.is_some() {
             self.transaction = Uuid::nil();
         }
     }
@@ -124,8 +136,7 @@ impl Session {
             self.resume.columns = columns;
         }
         if self.resume.transaction.is_nil() {
-            self.resume.acknowledged = self.resume.wanted.clone();
-            self.resume.in_flight = Some((self.resume.generation, self.resume.wanted.clone()));
+            self.resume.begin_anew();
         }
         self.request_monitor(Dialect::MonitorCondSince);
         self.state = State::Requested;
@@ -139,10 +150,14 @@ impl Session {
             let Some(columns) = columns else { continue };
             let mut request = json!({ "columns": columns });
             if dialect != Dialect::Monitor {
-                request["where"] = conditions.json(|column| self.has_column(table.name, column));
+                request["where"] = conditions.json(self.table_schema(table.name));
             }
             requests.insert(table.name.to_owned(), json!([request]));
         }
+        let left_out: Vec<SessionEvent> = (self.config.tables.iter().zip(&self.resume.acknowledged))
+            .filter_map(|(table, conditions)| self.left_out(table.name, conditions))
+            .collect();
+        self.events.extend(left_out);
         let mut params = vec![json!(self.config.database), json!(DATA_MONITOR), json!(requests)];
         if dialect == Dialect::MonitorCondSince {
             params.push(json!(self.resume.transaction.to_string()));
@@ -160,8 +175,7 @@ impl Session {
             (Err(error), Some(older)) if error.contains("unknown method") => {
                 // The older methods cannot resume, and so begin with the conditions wanted now.
                 self.resume.transaction = Uuid::nil();
-                self.resume.acknowledged = self.resume.wanted.clone();
-                self.resume.in_flight = Some((self.resume.generation, self.resume.wanted.clone()));
+                self.resume.begin_anew();
                 self.request_monitor(older);
                 return Ok(());
             }
@@ -178,18 +192,35 @@ impl Session {
         self.state = State::Monitoring(dialect);
         let composites = Arc::new(self.composites());
         self.be_ready();
-        self.events.push_back(SessionEvent::Contents { updates, complete, dialect, composites });
+        self.events.push_back(SessionEvent::Contents {
+            updates,
+            complete,
+            dialect,
+            composites,
+            schema: self.schema.clone(),
+        });
         for (updates, dialect, transaction) in std::mem::take(&mut self.deferred) {
             self.updated(updates, dialect, transaction)?;
         }
+        self.resume.refused = None;
         self.follow_pause();
         self.conditions_answered();
         Ok(())
     }
 
-    fn has_column(&self, table: &str, column: &str) -> bool {
-        let table = self.schema.as_ref().and_then(|schema| schema.tables.get(table));
-        table.is_some_and(|table| table.columns.contains_key(column))
+    fn has_room(&self, updates: &Payload) -> bool {
+        let kept: usize = self.deferred.iter().map(|(updates, ..)| updates.weight()).sum();
+        kept.saturating_add(updates.weight()) <= self.config.deferred_limit
+    }
+
+    fn table_schema(&self, table: &str) -> Option<&TableSchema> {
+        self.schema.as_ref()?.tables.get(table)
+    }
+
+    /// Tells of a clause that the server's schema does not allow.
+    fn left_out(&self, table: &'static str, conditions: &Conditions) -> Option<SessionEvent> {
+        let (column, problem) = conditions.check(self.table_schema(table)).err()?;
+        Some(SessionEvent::ClauseLeftOut { table, column, problem })
     }
 
     fn composites(&self) -> Composites {
@@ -220,7 +251,7 @@ impl Session {
                 self.events.push_back(SessionEvent::Update { updates, dialect });
             }
             // What the answer says comes before what overtook it.
-            State::Requested if self.deferred.len() < MAX_DEFERRED => {
+            State::Requested if self.deferred.len() < MAX_DEFERRED && self.has_room(&updates) => {
                 self.deferred.push((updates, dialect, transaction));
             }
             State::Requested => return Err(Hangup::Flooded),
@@ -233,19 +264,27 @@ impl Session {
     /// changes in between is never sent.
     fn send_conditions(&mut self) {
         let State::Monitoring(dialect) = self.state else { return };
-        if self.resume.in_flight.is_some() || self.resume.generation == self.resume.in_force {
+        if self.resume.in_flight.is_some()
+            || self.resume.generation == self.resume.in_force
+            || self.resume.refused == Some(self.resume.generation)
+        {
             return;
         }
         let mut requests = serde_json::Map::new();
+        let mut left_out = Vec::new();
         for (index, table) in self.config.tables.iter().enumerate() {
             let (wanted, acknowledged) = (&self.resume.wanted[index], &self.resume.acknowledged[index]);
-            if self.resume.columns[index].is_some() && wanted != acknowledged {
+            if self.resume.columns[index].is_some()
+                && (wanted != acknowledged || self.resume.refused.is_some())
+            {
+                left_out.extend(self.left_out(table.name, wanted));
                 requests.insert(
                     table.name.to_owned(),
-                    json!([{ "where": wanted.json(|column| self.has_column(table.name, column)) }]),
+                    json!([{ "where": wanted.json(self.table_schema(table.name)) }]),
                 );
             }
         }
+        self.events.extend(left_out);
         self.resume.in_flight = Some((self.resume.generation, self.resume.wanted.clone()));
         if requests.is_empty() || dialect == Dialect::Monitor {
             self.conditions_answered();
@@ -259,10 +298,20 @@ impl Session {
     pub(super) fn conditions_answered(&mut self) {
         if let Some((generation, conditions)) = self.resume.in_flight.take() {
             self.resume.acknowledged = conditions;
+            self.resume.refused = None;
             if self.resume.in_force != generation {
                 self.resume.in_force = generation;
                 self.events.push_back(SessionEvent::ConditionInForce(generation));
             }
+        }
+        self.send_conditions();
+    }
+
+    /// A connection is not the worse for conditions that it does not take. The next ones are sent for all tables.
+    pub(super) fn conditions_refused(&mut self, error: String) {
+        if let Some((generation, _)) = self.resume.in_flight.take() {
+            self.resume.refused = Some(generation);
+            self.events.push_back(SessionEvent::ConditionRefused { generation, error });
         }
         self.send_conditions();
     }

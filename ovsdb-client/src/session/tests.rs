@@ -41,6 +41,7 @@ impl Peer {
             tables,
             probe_interval: PROBE,
             greeting_timeout: GREETING,
+            deferred_limit: 1000,
             servers: 3,
             leader_only: false,
         };
@@ -257,6 +258,21 @@ fn useless_servers_are_left() {
     let mut peer = Peer::new(Conditions::All);
     peer.session.config.leader_only = true;
     assert!(matches!(peer.greet(healthy(), schema()), Err(Hangup::NotLeader)));
+}
+
+#[test]
+fn an_unknown_type_matters_to_those_that_monitor_it() {
+    let mut newer = schema();
+    newer["tables"]["Price"] = json!({ "columns": { "price": { "type": { "key": "decimal", "min": 0 } } } });
+    newer["tables"]["Port"]["columns"]["price"] = json!({ "type": "decimal" });
+    let mut peer = Peer::new(Conditions::All);
+    peer.greet(healthy(), newer.clone()).unwrap();
+    peer.asked("monitor_cond_since");
+    newer["tables"]["Port"]["columns"]["name"]["type"] = json!("decimal");
+    assert_eq!(
+        peer.greet(healthy(), newer).unwrap_err().to_string(),
+        "column name of table Port is of type unknown in the server's schema 1.2.3, not string"
+    );
 }
 
 #[test]

@@ -58,3 +58,49 @@ fn a_change_of_conditions_half_done_is_not_resumed() {
     peer.answer(&change, json!({})).unwrap();
     assert_eq!(peer.generations(), [2]);
 }
+
+#[test]
+fn refused_conditions_cost_neither_the_connection_nor_the_next_one() {
+    let mut peer = Peer::new(named("a"));
+    peer.greet_well();
+    let monitor = peer.asked("monitor_cond_since");
+    peer.answer(&monitor, json!([false, ID, {}])).unwrap();
+    peer.session.set_conditions(1, vec![named("b")]);
+    peer.collect();
+    let change = peer.asked("monitor_cond_change");
+    peer.refuse(&change, json!("syntax error")).unwrap();
+    assert!(matches!(
+        peer.events.last(),
+        Some(SessionEvent::ConditionRefused { generation: 1, error }) if error == "syntax error"
+    ));
+    assert!(peer.requests.is_empty());
+
+    // The next connection begins with what was in force, completely, and tries again.
+    peer.greet_well();
+    let monitor = peer.asked("monitor_cond_since");
+    assert_eq!(monitor["params"][3], NIL);
+    assert_eq!(monitor["params"][2]["Port"][0]["where"], json!([["name", "==", "a"]]));
+    peer.answer(&monitor, json!([false, ID, {}])).unwrap();
+    let change = peer.asked("monitor_cond_change");
+    peer.refuse(&change, json!("syntax error")).unwrap();
+    // Back to those before: the server may have taken a part of the others, so that they are sent.
+    peer.session.set_conditions(2, vec![named("a")]);
+    peer.collect();
+    let change = peer.asked("monitor_cond_change");
+    assert_eq!(change["params"][2]["Port"][0]["where"], json!([["name", "==", "a"]]));
+    peer.answer(&change, json!({})).unwrap();
+    assert_eq!(peer.generations(), [2]);
+}
+
+#[test]
+fn a_clause_that_does_not_fit_is_left_out_and_told() {
+    let mut peer = Peer::new(Conditions::any_of([Clause::equal("name", "a"), Clause::equal("name", 5)]));
+    peer.greet_well();
+    let monitor = peer.asked("monitor_cond_since");
+    assert_eq!(monitor["params"][2]["Port"][0]["where"], json!([["name", "==", "a"]]));
+    assert!(matches!(
+        peer.events.last(),
+        Some(SessionEvent::ClauseLeftOut { table: "Port", column, problem })
+            if column == "name" && problem == "5 does not fit it, which is of type string"
+    ));
+}
