@@ -76,13 +76,13 @@ enum What {
 /// How long a running agent may take to answer: it does nothing that lasts.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// How long an agent that leaves may take: what is under way is served for some seconds.
+/// Grace period of an agent that leaves: what is under way is served for some seconds.
 const LEAVING: Duration = Duration::from_secs(30);
 
 /// What a process ends with whose configuration is at fault (`EX_CONFIG` of sysexits.h): trying again would not help.
 const EX_CONFIG: u8 = 78;
 
-/// What a process ends with that was told to leave: it is not to be started again.
+/// Exit status of an agent that was told to leave: it is not to be started again.
 const EX_LEFT: u8 = 79;
 
 /// What the process ends with after that error.

@@ -1,9 +1,12 @@
 //! The control plane: one thread that takes events, derives what should be served, and applies it.
+mod source;
+
 use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use sd_notify::NotifyState;
 use serde_json::json;
+use source::PortSource;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -14,10 +17,10 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::{Answer, Exchange, Question},
-    config::{Config, Source},
+    config::Config,
     datapath::{self, Family, Probe, ServiceDevice},
     health::{Health, Problem, Reachability},
-    inventory::{Desired, Links, Ovn, StaticInventory, Unserved},
+    inventory::{Links, Unserved},
     logging::LogFilter,
     metrics::{Metrics, Overview},
     proxy::{Nova, PROBE_ANSWER, Proxy},
@@ -26,9 +29,7 @@ use crate::{
 
 /// How long after a failure things are tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often a static inventory is looked at for changes.
-const FILE_CHECK: Duration = Duration::from_secs(2);
-/// How often the datapath is looked after, and one connection is made from inside.
+/// Period of the look after the datapath, and of a connection from inside.
 const LOOK_AFTER: Duration = Duration::from_secs(2);
 
 /// Everything the control plane owns.
@@ -58,92 +59,7 @@ pub struct Control {
     serving: CancellationToken,
 }
 
-/// Where ports and identities come from.
-#[derive(Debug)]
-enum PortSource {
-    Ovn(Box<Ovn>),
-    Static(StaticInventory),
-}
-
-impl PortSource {
-    fn open(config: &Config, nova: Arc<Reachability>) -> anyhow::Result<Self> {
-        Ok(match &config.source {
-            Source::Ovn { ovs, southbound, down_time, monitor_all } => {
-                let (ovs, southbound) = (ovs.as_ref().clone(), southbound.as_ref().clone());
-                Self::Ovn(Box::new(Ovn::connect(
-                    ovs,
-                    southbound,
-                    *down_time,
-                    &config.state_dir,
-                    *monitor_all,
-                    nova,
-                )))
-            }
-            Source::Static(path) => Self::Static(StaticInventory::read(path)?),
-        })
-    }
-
-    /// Waits for a change. May be cancelled.
-    async fn changed(&mut self) {
-        match self {
-            Self::Ovn(ovn) => ovn.changed().await,
-            Self::Static(inventory) => {
-                while !inventory.is_outdated() {
-                    tokio::time::sleep(FILE_CHECK).await;
-                }
-                reread(inventory);
-            }
-        }
-    }
-
-    /// Takes what an operator changed by hand.
-    fn reload(&mut self) {
-        match self {
-            Self::Static(inventory) => reread(inventory),
-            Self::Ovn(_) => info!("nothing to reload: the databases tell of every change"),
-        }
-    }
-
-    /// What should be served; nothing as long as that cannot be said.
-    fn desired(&mut self, links: &Links, reconciler: &Reconciler) -> Option<(Desired, Unserved)> {
-        match self {
-            Self::Ovn(ovn) => {
-                ovn.has_interfaces().then(|| ovn.desired(links.table(), |key| reconciler.served(key)))
-            }
-            Self::Static(inventory) => Some(inventory.desired(links.table())),
-        }
-    }
-
-    fn set_able(&mut self, problems: &[Problem]) {
-        match self {
-            Self::Ovn(ovn) => ovn.set_able(problems),
-            Self::Static(_) => {}
-        }
-    }
-
-    fn stop(&mut self) {
-        match self {
-            Self::Ovn(ovn) => ovn.stop(),
-            Self::Static(_) => {}
-        }
-    }
-
-    fn pending(&self) -> Vec<Problem> {
-        match self {
-            Self::Ovn(ovn) => ovn.pending(),
-            Self::Static(_) => Vec::new(),
-        }
-    }
-}
-
-fn reread(inventory: &mut StaticInventory) {
-    match inventory.reread() {
-        Ok(()) => info!("inventory read again"),
-        Err(error) => error!(%error, "the inventory has an error, what was read before stays in force"),
-    }
-}
-
-/// Whether the agent is to come back.
+/// End of an agent: to come back, or for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// It may: programs stay in force, and guests that ask meanwhile are answered by the next one.
@@ -152,18 +68,18 @@ pub enum Ending {
     Left,
 }
 
-/// What the control plane is made of.
+/// The parts of a control plane.
 #[derive(Debug)]
 pub struct Parts {
     /// The datapath with what is to be served over it.
     pub reconciler: Reconciler,
     /// The device that guests are led to.
     pub service: ServiceDevice,
-    /// Where requests go.
+    /// Nova's endpoints.
     pub nova: Arc<Nova>,
-    /// What is logged.
+    /// The log's filter.
     pub log: LogFilter,
-    /// What is counted.
+    /// The registry of metrics.
     pub metrics: Metrics,
     /// The guest-facing half.
     pub proxy: Arc<Proxy>,
@@ -300,7 +216,7 @@ impl Control {
         }
     }
 
-    /// What is done every few seconds, whatever happens.
+    /// Periodic upkeep of the datapath, and the news of what is not served.
     fn look_after(&mut self) {
         // A name that cannot be given back costs the guests nothing: the rest is looked after all the same.
         let looked_after = self.reconciler.look_after(std::time::Instant::now());
@@ -344,7 +260,7 @@ impl Control {
         self.seen_unserved.clone_from(&self.unserved);
     }
 
-    /// One connection from inside was made, or could not be: then everything on its way is brought to what it should be.
+    /// Takes the outcome of one connection from inside. After a failure everything on its way is repaired.
     fn probed(&mut self, result: Result<(), String>) {
         let problem = result.clone().err();
         let is_first = self.health.probed(self.family, result);
@@ -377,7 +293,7 @@ impl Control {
         repaired.and(self.reconciler.look_after(std::time::Instant::now()))
     }
 
-    /// What concerns all guests, databases apart.
+    /// Troubles of all guests, databases apart.
     fn problems(&self) -> Vec<Problem> {
         self.health.problems().into_iter().chain(self.nova.problem()).collect()
     }

@@ -40,7 +40,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("METADATA_DATAPATH")
 /// Folder of the pinned links, in that of the layout.
 const LINKS: &str = "links";
 
-/// How long after this agent came to a node, connections through whoever served it before may last.
+/// Grace period of connections through whoever served a node before this agent came.
 const FOREIGN: Duration = Duration::from_secs(60);
 
 /// The maps that give synthetic addresses their meaning, by their number in the kernel.
@@ -311,7 +311,7 @@ impl Datapath {
         self.tables.release(assignment)
     }
 
-    /// How many new sources of an assignment were refused, because all places were taken.
+    /// Number of new sources of an assignment that were refused, because all places were taken.
     pub fn exhausted(&self, assignment: Assignment) -> Result<u64, Error> {
         self.tables.exhausted(assignment)
     }
@@ -334,7 +334,7 @@ impl Datapath {
         self.attachment.lacking(from_guest, attach::pin, taps)
     }
 
-    /// Whether the service device has lost its program.
+    /// Asks the kernel whether the service device has lost its program.
     pub fn service_lacks_program(&mut self) -> Result<bool, Error> {
         let to_guest = program(&mut self.ebpf, "to_guest")?;
         let service = std::slice::from_ref(&self.service);

@@ -66,7 +66,7 @@ pub(super) struct End {
     pub(super) peer: Option<u32>,
     /// Number of the other end's namespace.
     pub(super) peer_namespace: Option<i32>,
-    /// What a former agent noted on it.
+    /// Its alias, on which an agent notes the maps that it belongs to.
     pub(super) alias: Option<String>,
 }
 

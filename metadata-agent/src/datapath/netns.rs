@@ -38,7 +38,7 @@ impl Netns {
         Ok(Self { name: name.to_owned(), file: File::open(&path)? })
     }
 
-    /// One without a name, which goes away with its last descriptor, process and socket.
+    /// A namespace without a name, which goes away with its last descriptor, process and socket.
     pub fn unnamed() -> io::Result<Self> {
         let file = unshared(|own| File::open(own))?;
         Ok(Self { name: String::new(), file })

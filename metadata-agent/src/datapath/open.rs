@@ -1,4 +1,4 @@
-//! What other threads see of the sources behind the ports, and what they say of them: the connections each has open.
+//! Sources behind the ports, as other threads look them up, and the counters of their open connections.
 #![allow(unsafe_code, reason = "the memory of a map is shared with the kernel")]
 use std::{
     net::IpAddr,

@@ -26,7 +26,7 @@ const INNER_END: &str = "probe";
 /// On-link with the service, and nobody else's: RFC 3927 reserves the first 256 addresses.
 const ADDRESS: (Ipv4Addr, u8) = (Ipv4Addr::new(169, 254, 0, 1), 16);
 const ADDRESS_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 64);
-/// How long each step of an attempt may take.
+/// Time limit of each step of an attempt.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Over which family it is asked.
@@ -41,7 +41,7 @@ pub enum Family {
 /// The device, and the thread behind it.
 #[derive(Debug)]
 pub struct Probe {
-    /// Where the program has to be.
+    /// The device that has to have the program.
     pub device: Device,
     netns: Arc<Netns>,
     questions: blocking::Sender<Family>,
@@ -119,7 +119,7 @@ fn address(family: Family, inner: u32) -> SocketAddr {
     }
 }
 
-/// One connection through the real path.
+/// Makes a connection through the real path.
 fn attempt(address: SocketAddr, expected: &[u8]) -> Result<(), String> {
     let connect = TcpStream::connect_timeout(&address, PATIENCE);
     let mut stream = connect.map_err(|error| format!("cannot connect to {}: {error}", address.ip()))?;

@@ -36,7 +36,7 @@ pub(super) struct Filters {
     with_ingress: BTreeSet<u32>,
 }
 
-/// What a device has at its ingress.
+/// Qdisc and filters at a device's ingress.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Ingress {
     /// Kind of the qdisc.
@@ -71,7 +71,7 @@ impl Ingress {
         })
     }
 
-    /// Where our filter is, or can be.
+    /// Priority of our filter, as it is or can be.
     fn priority(&self) -> u16 {
         let mut free = (FIRST_PRIORITY..u16::MAX).filter(|priority| !self.others.contains(priority));
         self.ours.first().copied().or_else(|| free.next()).unwrap_or(u16::MAX)

@@ -83,7 +83,7 @@ impl Links {
         Ok(())
     }
 
-    /// Whether the device has the program, under that pin.
+    /// Tells whether the device has the program, under that pin.
     pub(super) fn has(&self, program: &SchedClassifier, name: &str, device: &Device) -> Result<bool, Error> {
         if !self.folder.join(name).exists() {
             return Ok(false);
@@ -125,7 +125,7 @@ impl Links {
     }
 }
 
-/// Whether a program, by its id, is among those of the device.
+/// Tells whether a program, by its id, is among those of the device.
 fn attached_to(device: &Device, program: u32) -> Result<bool, Error> {
     let attached = SchedClassifier::query_tcx(&device.name, TcAttachType::Ingress)
         .map_err(|error| explain(device, &error))?;
