@@ -69,11 +69,12 @@ fn others_filters_keep_their_priority() -> Result<()> {
     cloud.agent.stop()?;
     cloud.agent.clean_up()?;
     let tap = &red.port.tap;
-    let tc = |words: String| run(cloud.chassis.host().command("tc")?.words(words));
-    // Both see each frame before ours and let it go on.
-    let foreign = format!("filter add dev {tap} ingress");
-    tc(format!("{foreign} pref 1 protocol ip flower dst_ip 192.0.2.1/32 action continue"))?;
-    tc(format!("{foreign} pref 2 protocol all matchall action continue"))?;
+    // Both see each frame before ours and let it go on (TC_ACT_UNSPEC): of the one kind that each kernel has which we run
+    // on, and the first of another protocol than ours.
+    for place in ["pref 1 protocol ip", "pref 2 protocol all"] {
+        let words = format!("filter add dev {tap} ingress {place} bpf direct-action bytecode");
+        run(cloud.chassis.host().command("tc")?.words(words).arg("1,6 0 0 4294967295"))?;
+    }
     fs::create_dir_all(cloud.agent.run_dir())?;
     cloud.agent.resume()?;
     for _ in 0..2 {
@@ -83,7 +84,7 @@ fn others_filters_keep_their_priority() -> Result<()> {
         let shown = run(cloud.chassis.host().command("tc")?.words(format!("filter show dev {tap} ingress")))?;
         let ours: Vec<_> = shown.lines().filter(|line| line.contains("handle 0xa9fe")).collect();
         ensure!(ours.len() == 1 && ours[0].contains("pref 3 "), "{shown}");
-        ensure!(shown.contains("pref 1 flower") && shown.contains("pref 2 matchall"), "{shown}");
+        ensure!(shown.contains("pref 1 bpf") && shown.contains("pref 2 bpf"), "{shown}");
         // A successor finds it where it is.
         cloud.agent.kill()?;
         cloud.agent.resume()?;
@@ -92,7 +93,7 @@ fn others_filters_keep_their_priority() -> Result<()> {
     cloud.agent.stop()?;
     cloud.agent.clean_up()?;
     let shown = run(cloud.chassis.host().command("tc")?.words(format!("filter show dev {tap} ingress")))?;
-    ensure!(!shown.contains("0xa9fe") && shown.contains("pref 1 flower"), "{shown}");
+    ensure!(!shown.contains("0xa9fe") && shown.contains("pref 1 bpf"), "{shown}");
     fs::create_dir_all(cloud.agent.run_dir())?;
     cloud.agent.resume()?;
     cloud.agent.wait_ready()
