@@ -215,6 +215,11 @@ impl Reconciler {
         Ok(())
     }
 
+    /// Whether there is room for one more port: an error if not.
+    pub fn check_room(&self) -> Result<(), Error> {
+        self.indexes.has_free().then_some(()).ok_or(Error::Full)
+    }
+
     /// Makes the agent's own guest a port, in place of the one before, or says why not.
     pub fn serve_probe(&mut self, device: &Device) -> Result<(), Error> {
         if let Some(former) = self.probe.take() {
