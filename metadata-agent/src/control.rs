@@ -201,7 +201,8 @@ impl Control {
 
     /// Without its own guest the agent serves all others, and does not notice when they do not reach it.
     fn start_probe(&mut self) {
-        let started = Probe::start(PROBE_ANSWER);
+        // Asked before, or a full node would make a device every few seconds in vain.
+        let started = self.reconciler.check_room().and_then(|()| Probe::start(PROBE_ANSWER));
         let started = started.and_then(|probe| self.reconciler.serve_probe(&probe.device).map(|()| probe));
         match started {
             Ok(probe) => {

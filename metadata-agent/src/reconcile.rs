@@ -219,6 +219,11 @@ impl Reconciler {
         Ok(())
     }
 
+    /// An error unless there is room for the agent's own guest.
+    pub fn check_room(&self) -> Result<(), Error> {
+        (self.reserved.is_some() || self.indexes.has_free()).then_some(()).ok_or(Error::Full)
+    }
+
     /// Makes the agent's own guest a port, in place of the one before, or says why not.
     pub fn serve_probe(&mut self, device: &Device) -> Result<(), Error> {
         if let Some(former) = self.probe.take() {

@@ -48,6 +48,11 @@ impl Indexes {
         self.take()
     }
 
+    /// Tells whether there is another one to take.
+    pub fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
     /// Gives an index back.
     pub fn give_back(&mut self, assignment: Assignment) {
         self.free.push_back(assignment.index);
@@ -69,6 +74,7 @@ mod tests {
             seen.push(assignment);
         }
         assert_eq!(seen.len(), MAX_PORTS as usize - 2);
+        assert!(!indexes.has_free());
         assert_eq!(seen.last(), Some(&Assignment { index: 1, generation: 2 }));
     }
 
