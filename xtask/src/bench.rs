@@ -21,6 +21,12 @@ enum What {
     Control,
     /// What the proxy costs next to haproxy, to one guest and to all of them.
     Proxy,
+    /// What the agents of all hosts cost the Southbound of a region, by how they ask for their ports.
+    Southbound {
+        /// Ports in the Southbound.
+        #[arg(long, default_value_t = 100_000)]
+        rows: u32,
+    },
     /// ovsdb-client against Open vSwitch's clients in C and Python, on a Southbound of a region's size.
     Ovsdb {
         /// Ports in the Southbound.
@@ -47,7 +53,8 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
             setup::for_proxy_bench()?;
             of_agent("bench-proxy")
         }
-        What::Ovsdb { rows, runs } => ovsdb(rows, runs),
+        What::Southbound { rows } => ovsdb(&["southbound", "--rows", &rows.to_string()]),
+        What::Ovsdb { rows, runs } => ovsdb(&["--rows", &rows.to_string(), "--runs", &runs.to_string()]),
     }
 }
 
@@ -59,9 +66,9 @@ fn of_agent(program: &str) -> anyhow::Result<()> {
     run(command.env("METADATA_AGENT_BIN", agent))
 }
 
-fn ovsdb(rows: u32, runs: u32) -> anyhow::Result<()> {
+fn ovsdb(arguments: &[&str]) -> anyhow::Result<()> {
     setup::for_ovsdb_bench()?;
     let mut command = cargo();
     command.args(["run", "--locked", "--release", "--package", "ovsdb-client", "--example", "bench", "--"]);
-    run(command.args(["--rows", &rows.to_string(), "--runs", &runs.to_string()]))
+    run(command.args(arguments))
 }

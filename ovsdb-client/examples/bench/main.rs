@@ -1,5 +1,7 @@
 //! Measures clients of OVSDB against each other, on a Southbound database of a region's size.
 //!
+//! `bench southbound --rows N` measures the server instead, by how clients of all hosts ask for their ports.
+//!
 //! `bench [--rows N] [--runs N]`. Each client is a process of its own, measured from its start to the moment when it
 //! holds all rows, or has printed them. `cargo xtask bench ovsdb` installs what it needs and runs it.
 
@@ -7,6 +9,8 @@ mod client;
 mod contender;
 mod region;
 mod report;
+mod southbound;
+mod subscriber;
 
 use std::process::ExitCode;
 
@@ -23,6 +27,14 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
         [client::COMMAND, remote, rest @ ..] => client::run(remote, rest.first().copied()),
+        ["southbound", "--rows", rows] => rows.parse().context("--rows").and_then(|rows: usize| {
+            ensure!(
+                rows >= southbound::STORM * HOST,
+                "at least {} rows are needed",
+                southbound::STORM * HOST
+            );
+            southbound::bench(rows)
+        }),
         options => bench(options),
     };
     match result {

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use ovsdb_client::{Client, Columns, Config, Event, Operation, Uuid, Value};
+use ovsdb_client::{Clause, Client, Columns, Config, Event, Mutation, Mutator, Operation, Uuid, Value};
 
 pub(crate) const SCHEMA: &str = "/usr/share/ovn/ovn-sb.ovsschema";
 const START: Duration = Duration::from_secs(10);
@@ -18,6 +18,10 @@ const CHUNK: usize = 5000;
 pub(crate) struct Region {
     directory: PathBuf,
     server: Option<Child>,
+    /// The rows of `ports`.
+    pub(crate) rows: Vec<Uuid>,
+    networks: Vec<Uuid>,
+    chassis: Vec<Uuid>,
     /// The logical ports, those of each host next to each other.
     pub(crate) ports: Vec<String>,
 }
@@ -26,8 +30,14 @@ impl Region {
     pub(crate) fn create(rows: usize) -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("ovsdb-bench-{}", std::process::id()));
         fs::create_dir(&directory).with_context(|| directory.display().to_string())?;
-        let mut region =
-            Self { directory, server: None, ports: (0..rows).map(|row| id("port", row)).collect() };
+        let mut region = Self {
+            directory,
+            server: None,
+            rows: Vec::new(),
+            networks: Vec::new(),
+            chassis: Vec::new(),
+            ports: (0..rows).map(|row| id("port", row)).collect(),
+        };
         region.start()?;
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(region.fill())?;
         Ok(region)
@@ -73,7 +83,7 @@ impl Region {
         Ok(())
     }
 
-    async fn fill(&self) -> Result<()> {
+    async fn fill(&mut self) -> Result<()> {
         let mut client = Client::builder(Config::new(self.remote().parse()?, "OVN_Southbound")).connect();
         while !matches!(client.recv().await, Event::Synced) {}
         let hosts = self.ports.len().div_ceil(super::HOST);
@@ -86,9 +96,39 @@ impl Region {
         let rows: Vec<usize> = (0..self.ports.len()).collect();
         for rows in rows.chunks(CHUNK) {
             let ports = rows.iter().map(|&row| self.port(row, &networks, &chassis)).collect();
-            client.transact(ports).await?;
+            self.rows.extend(inserted(client.transact(ports).await?)?);
         }
+        (self.networks, self.chassis) = (networks, chassis);
         Ok(())
+    }
+
+    pub(crate) fn hosts(&self) -> usize {
+        self.chassis.len()
+    }
+
+    pub(crate) fn pid(&self) -> Result<u32> {
+        Ok(self.server.as_ref().context("no server runs")?.id())
+    }
+
+    /// A port that Neutron has bound to a host.
+    pub(crate) fn plugged(&self, host: usize, port: &str) -> Operation {
+        insert(
+            "Port_Binding",
+            [
+                ("logical_port", port.into()),
+                ("datapath", self.networks[host % self.networks.len()].into()),
+                ("tunnel_key", (20_000 + host as i64).into()),
+                ("requested_chassis", self.chassis[host].into()),
+                ("mac", vec!["fa:16:3e:00:00:01 10.0.0.3"].into()),
+                ("external_ids", map([("neutron:device_id", id("instance", host))])),
+            ],
+        )
+    }
+
+    /// What ovn-controller says of it.
+    pub(crate) fn claimed(&self, host: usize, row: Uuid) -> Operation {
+        let columns = [("chassis".to_owned(), self.chassis[host].into()), ("up".to_owned(), true.into())];
+        Operation::Update { table: "Port_Binding".to_owned(), condition: of(row), row: columns.into() }
     }
 
     /// A bound port of a guest. A network's ports are spread over all hosts.
@@ -145,6 +185,32 @@ impl Drop for Region {
     }
 }
 
+/// A change that nobody's conditions depend on.
+pub(crate) fn rename_port(row: Uuid, number: usize) -> Operation {
+    let mutations = vec![
+        Mutation::new("external_ids", Mutator::Delete, vec!["neutron:port_name"]),
+        Mutation::new(
+            "external_ids",
+            Mutator::Insert,
+            map([("neutron:port_name", format!("name-{number}"))]),
+        ),
+    ];
+    Operation::Mutate { table: "Port_Binding".to_owned(), condition: of(row), mutations }
+}
+
+pub(crate) fn unplugged(row: Uuid) -> Operation {
+    Operation::Delete { table: "Port_Binding".to_owned(), condition: of(row) }
+}
+
+pub(crate) fn chassis_name(number: usize) -> String {
+    id("chassis", number)
+}
+
+/// By identity, as all IDLs write: a server goes through the whole table for any other condition.
+fn of(row: Uuid) -> Vec<Clause> {
+    vec![Clause::equal("_uuid", row)]
+}
+
 fn network(number: usize) -> Operation {
     let name = format!("neutron-{}", id("network", number));
     insert(
@@ -157,7 +223,7 @@ fn network(number: usize) -> Operation {
 }
 
 fn chassis(number: usize) -> [Operation; 2] {
-    let (name, encap) = (id("chassis", number), format!("encap{number}"));
+    let (name, encap) = (chassis_name(number), format!("encap{number}"));
     let mut encapsulation = insert(
         "Encap",
         [
@@ -189,7 +255,7 @@ fn map<const N: usize>(pairs: [(&str, String); N]) -> Value {
     Value::Map(pairs.into_iter().map(|(key, value)| (key.to_owned().into(), value.into())).collect())
 }
 
-fn inserted(results: Vec<ovsdb_client::OperationResult>) -> Result<Vec<Uuid>> {
+pub(crate) fn inserted(results: Vec<ovsdb_client::OperationResult>) -> Result<Vec<Uuid>> {
     results.into_iter().map(|result| result.uuid.context("nothing was inserted")).collect()
 }
 
