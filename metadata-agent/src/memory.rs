@@ -7,16 +7,17 @@ use std::{io, time::Duration};
 use nix::unistd::{SysconfVar, sysconf};
 use tracing::{debug, warn};
 
-/// How often it is looked whether there was a burst.
-const LOOK: Duration = Duration::from_secs(5);
-/// How much more memory than after the last time is worth the walk through all heaps, during which their threads wait.
+/// Period of the look whether there was a burst, and the longest it becomes while what is in use is in use.
+const LOOK: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// How much more memory than there once was is worth the walk through all heaps, during which their threads wait.
 const WORTH: u64 = 16 << 20;
 
 /// Looks after it for as long as it runs.
 pub async fn give_back_after_bursts() {
     let mut least = resident().unwrap_or(u64::MAX);
+    let mut look = LOOK.0;
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(look).await;
         let now = match resident() {
             Ok(now) => now,
             Err(error) => {
@@ -26,15 +27,17 @@ pub async fn give_back_after_bursts() {
         };
         least = least.min(now);
         if now - least < WORTH {
+            look = LOOK.0;
             continue;
         }
         // On a thread of its own: the control plane has other things to do meanwhile.
         if tokio::task::spawn_blocking(trim).await.is_err() {
             return;
         }
-        // What is in use now will be used again.
-        least = resident().unwrap_or(least);
-        debug!(before = now, after = least, "gave memory back");
+        let after = resident().unwrap_or(now);
+        // During a burst nothing can be given back yet, and it may last.
+        look = if after < now - WORTH / 2 { LOOK.0 } else { LOOK.1.min(2 * look) };
+        debug!(before = now, after, "gave memory back");
     }
 }
 

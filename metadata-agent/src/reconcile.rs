@@ -68,6 +68,15 @@ pub struct Reconciler {
     signer: Signer,
 }
 
+/// An assignment that ends.
+#[derive(Debug)]
+struct Ended {
+    entry: Arc<Port>,
+    assignment: Assignment,
+    /// Whether its guest is still there, to hear the resets of its connections.
+    hears: bool,
+}
+
 /// The port of the agent's own guest.
 #[derive(Debug)]
 struct ProbePort {
@@ -114,7 +123,7 @@ impl Reconciler {
             .filter(|(key, served)| !served.continues_as(desired.get(key)))
             .map(|(key, _)| *key)
             .collect();
-        let gone: Vec<Served> = gone.into_iter().filter_map(|key| self.end(key, desired)).collect();
+        let gone: Vec<Ended> = gone.into_iter().filter_map(|key| self.end(key, desired)).collect();
         // What comes later comes to taps that nobody else has served.
         let foreign_until = if self.adopted.is_some() { self.datapath.foreign_until() } else { 0 };
         let mut adopted = self.adopted.take().map(|adopted| self.sweep(adopted, desired)).unwrap_or_default();
@@ -125,9 +134,13 @@ impl Reconciler {
         }
         self.enter();
         self.publish();
-        for served in gone {
-            served.entry.gone.cancel();
-            self.ended.push_back((Instant::now(), served.assignment));
+        for Ended { entry, assignment, hears } in gone {
+            entry.gone.cancel();
+            if hears {
+                self.ended.push_back((Instant::now(), assignment));
+            } else {
+                self.release(assignment);
+            }
         }
         let mut applied = self.attach();
         applied.failed += self.refused.len();
@@ -280,10 +293,13 @@ impl Reconciler {
     }
 
     /// Ends an assignment. The program stays on a tap that somebody else is to be served on.
-    fn end(&mut self, key: PortKey, desired: &Desired) -> Option<Served> {
+    fn end(&mut self, key: PortKey, desired: &Desired) -> Option<Ended> {
         let served = self.served.remove(&key)?;
         let device = served.device();
         info!(tap = device.name, ifindex = device.ifindex, port = served.wanted.port, "port gone");
+        // A device that has the program is the one that the guest is behind. Another one may have its name and its index by
+        // now, and is not to hear of connections that were not its own.
+        let hears = self.datapath.is_on(device);
         let shared = self.served.keys().chain(desired.keys()).any(|other| other.ifindex == key.ifindex);
         if !shared && let Err(error) = self.datapath.detach(key.ifindex) {
             error!(%error, tap = device.name, "cannot detach");
@@ -291,17 +307,21 @@ impl Reconciler {
         if let Err(error) = self.datapath.end(key, served.assignment) {
             error!(%error, tap = device.name, "cannot end a port's assignment");
         }
-        Some(served)
+        Some(Ended { entry: served.entry, assignment: served.assignment, hears })
+    }
+
+    fn release(&mut self, assignment: Assignment) {
+        if let Err(error) = self.datapath.release(assignment) {
+            error!(%error, index = assignment.index, "cannot release a port's entry");
+        }
+        self.indexes.give_back(assignment);
     }
 
     fn release_ended(&mut self, now: Instant) {
         while let Some((_, assignment)) =
             self.ended.pop_front_if(|(since, _)| now.saturating_duration_since(*since) >= ENDING)
         {
-            if let Err(error) = self.datapath.release(assignment) {
-                error!(%error, index = assignment.index, "cannot release a port's entry");
-            }
-            self.indexes.give_back(assignment);
+            self.release(assignment);
         }
     }
 

@@ -27,6 +27,8 @@ const TAPS: usize = 32;
 const FIRST_IFINDEX: u32 = 5000;
 /// All tenants connect from here, so that nothing but the tap tells their connections apart.
 const SOURCE_PORT: u16 = 40_000;
+/// How often a tenant connects at most.
+const ATTEMPTS: u32 = 3;
 /// How long it goes on; another time by METADATA_TEST_CHURN, in seconds.
 const TIME: u64 = 30;
 
@@ -112,12 +114,36 @@ fn introduce(cloud: &Cloud<Stage>, tenants: &[Port], neighbours: &[&Port; 2], ro
 }
 
 /// From its first moment on the tenant asks; it hears who it is, asks once more, and is gone before the answer.
+///
+/// A tap that is made under the name and the index of the one before is taken for that one until netlink tells. What was
+/// connected meanwhile is reset then, and the tenant connects again, as anybody does.
 fn ask(cloud: &Cloud<Stage>, tenant: &Port, ifindex: u32, round: u32) -> Result<()> {
     let mut station = Station::plug(cloud.chassis.host(), tenant, ifindex)?;
-    // Another tenant's segments would not be in this tenant's window.
-    station.connect(SOURCE_PORT, round.wrapping_mul(0x0100_0000)).context("connecting")?;
+    for attempt in 0..ATTEMPTS {
+        // Another tenant's segments would not be in this tenant's window.
+        let first = round.wrapping_mul(0x0100_0000).wrapping_add(attempt * 0x0010_0000);
+        match ask_once(&mut station, tenant, first) {
+            Err(error) if attempt + 1 < ATTEMPTS && was_reset(&error) => {}
+            result => return result,
+        }
+    }
+    Ok(())
+}
+
+fn ask_once(station: &mut Station, tenant: &Port, first: u32) -> Result<()> {
+    station.connect(SOURCE_PORT, first).context("connecting")?;
     let mut connection = Connection::new(station);
     is_identity_of(tenant, &connection.request("GET", META_DATA, &[], b"")?)?;
     connection.send(&request_head("GET", META_DATA, &[], 0))?;
     Ok(())
+}
+
+fn was_reset(error: &anyhow::Error) -> bool {
+    let is_reset = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(metadata_tests::http::Error::Reset))
+            || cause
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+    };
+    error.chain().any(is_reset)
 }

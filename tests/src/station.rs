@@ -52,6 +52,7 @@ impl Station {
     /// Opens the connection from a chosen port with a chosen first sequence number.
     pub fn connect(&mut self, source_port: u16, first: u32) -> Result<()> {
         (self.source_port, self.confirmed) = (source_port, first);
+        self.outstanding.clear();
         let deadline = Instant::now() + LIMIT;
         loop {
             self.transmit(first, 0, SYN, &[])?;

@@ -334,6 +334,11 @@ impl Datapath {
         self.attachment.lacking(from_guest, attach::pin, taps)
     }
 
+    /// Tells whether the kernel says that a tap has the program.
+    pub fn is_on(&mut self, tap: &Device) -> bool {
+        program(&mut self.ebpf, "from_guest").is_ok_and(|from_guest| self.attachment.is_on(from_guest, tap))
+    }
+
     /// Asks the kernel whether the service device has lost its program.
     pub fn service_lacks_program(&mut self) -> Result<bool, Error> {
         let to_guest = program(&mut self.ebpf, "to_guest")?;

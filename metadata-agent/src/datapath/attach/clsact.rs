@@ -138,6 +138,11 @@ impl Filters {
     }
 }
 
+/// Tells whether a device has our filter.
+pub(super) fn is_on(device: &Device) -> bool {
+    Ingress::look(device.ifindex).is_ok_and(|found| !found.ours.is_empty())
+}
+
 /// Those of the devices that lack our filter. One that cannot be asked is not among them.
 pub(super) fn lacking(devices: &[Device]) -> io::Result<Vec<u32>> {
     block_on(async {

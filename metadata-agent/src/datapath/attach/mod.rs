@@ -109,6 +109,14 @@ impl Attachment {
         }
     }
 
+    /// Tells whether the kernel says that a tap has the program.
+    pub(super) fn is_on(&self, program: &SchedClassifier, tap: &Device) -> bool {
+        match self.kind {
+            Kind::Tcx => self.links.has(program, &pin(tap), tap).unwrap_or(false),
+            Kind::Clsact => clsact::is_on(tap),
+        }
+    }
+
     /// Interface indexes of devices that have the program, as far as that is on record.
     pub(super) fn attached(&self) -> Result<Vec<u32>, Error> {
         Ok(self.links.names()?.iter().filter_map(|name| name.parse().ok()).collect())
