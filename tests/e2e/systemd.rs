@@ -3,7 +3,7 @@
 //! Guests sit on taps of the machine itself, whose first process systemd is.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -42,6 +42,8 @@ const EX_CONFIG: &str = "78";
 const ENDED_WELL: &str = "metadata-agent.service: Deactivated successfully.";
 /// Parts of lines of /proc/mounts.
 const MOUNTS: [&str; 2] = [" /run/metadata-agent/bpf bpf ", " /run/netns/metadata nsfs "];
+/// The device of the agent's own guest.
+const PROBE: &str = "metadata-probe";
 const SERVICE_DEVICE: &str = "/sys/class/net/metadata0";
 const READ_AGAIN: &str = "inventory read again";
 
@@ -314,9 +316,23 @@ fn nothing_is_left_after_a_cleanup() -> Result<()> {
     })
 }
 
-/// What must be the same after a restart: the run directory with its pins, the namespace and the service device.
+/// What must be the same after a restart: the run directory with its pins, the namespace and the service device. The
+/// agent's own guest is another one each time, and so is what is on its device.
 fn left_behind() -> Result<BTreeMap<PathBuf, u64>> {
     let mut found = BTreeMap::new();
+    let mut devices = BTreeSet::new();
+    for device in fs::read_dir("/sys/class/net")? {
+        let device = device?;
+        if device.file_name() != PROBE && device.path().is_dir() {
+            devices.insert(fs::read_to_string(device.path().join("ifindex"))?.trim().to_owned());
+        }
+    }
+    let is_of_device = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        !path.parent().is_some_and(|folder| folder.ends_with("links"))
+            || name == "service"
+            || devices.contains(name)
+    };
     let mut folders = vec![PathBuf::from(RUN_DIR)];
     while let Some(folder) = folders.pop() {
         found.insert(folder.clone(), folder.metadata()?.ino());
@@ -324,7 +340,9 @@ fn left_behind() -> Result<BTreeMap<PathBuf, u64>> {
             let (path, kind) = entry.map(|entry| (entry.path(), entry.file_type()))?;
             if kind?.is_dir() {
                 folders.push(path);
-            } else if path.ends_with("lock") || path.starts_with(Path::new(RUN_DIR).join("bpf")) {
+            } else if path.ends_with("lock")
+                || (path.starts_with(Path::new(RUN_DIR).join("bpf")) && is_of_device(&path))
+            {
                 found.insert(path.clone(), path.metadata()?.ino());
             }
         }
