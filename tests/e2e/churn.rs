@@ -28,7 +28,7 @@ const FIRST_IFINDEX: u32 = 5000;
 /// All tenants connect from here, so that nothing but the tap tells their connections apart.
 const SOURCE_PORT: u16 = 40_000;
 /// How often a tenant connects at most.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u16 = 3;
 /// How long it goes on; another time by METADATA_TEST_CHURN, in seconds.
 const TIME: u64 = 30;
 
@@ -121,8 +121,8 @@ fn ask(cloud: &Cloud<Stage>, tenant: &Port, ifindex: u32, round: u32) -> Result<
     let mut station = Station::plug(cloud.chassis.host(), tenant, ifindex)?;
     for attempt in 0..ATTEMPTS {
         // Another tenant's segments would not be in this tenant's window.
-        let first = round.wrapping_mul(0x0100_0000).wrapping_add(attempt * 0x0010_0000);
-        match ask_once(&mut station, tenant, first) {
+        let first = round.wrapping_mul(0x0100_0000);
+        match ask_once(&mut station, tenant, SOURCE_PORT + attempt, first) {
             Err(error) if attempt + 1 < ATTEMPTS && was_reset(&error) => {}
             result => return result,
         }
@@ -130,8 +130,8 @@ fn ask(cloud: &Cloud<Stage>, tenant: &Port, ifindex: u32, round: u32) -> Result<
     Ok(())
 }
 
-fn ask_once(station: &mut Station, tenant: &Port, first: u32) -> Result<()> {
-    station.connect(SOURCE_PORT, first).context("connecting")?;
+fn ask_once(station: &mut Station, tenant: &Port, source_port: u16, first: u32) -> Result<()> {
+    station.connect(source_port, first).context("connecting")?;
     let mut connection = Connection::new(station);
     is_identity_of(tenant, &connection.request("GET", META_DATA, &[], b"")?)?;
     connection.send(&request_head("GET", META_DATA, &[], 0))?;

@@ -34,6 +34,8 @@ pub struct Station {
     tap: File,
     port: Port,
     source_port: u16,
+    /// Ports of connections that were reset before, of which more resets may be on their way.
+    former: Vec<u16>,
     /// What the other side has confirmed, and what was sent after that.
     confirmed: u32,
     outstanding: Vec<u8>,
@@ -46,11 +48,22 @@ impl Station {
     pub fn plug(host: &Namespace, port: &Port, ifindex: u32) -> Result<Self> {
         let tap = tap::create(host, &port.tap, Some(ifindex))?;
         tap::set_up(host, &port.tap)?;
-        Ok(Self { tap, port: port.clone(), source_port: 0, confirmed: 0, outstanding: vec![], expected: 0 })
+        Ok(Self {
+            tap,
+            port: port.clone(),
+            source_port: 0,
+            former: vec![],
+            confirmed: 0,
+            outstanding: vec![],
+            expected: 0,
+        })
     }
 
     /// Opens the connection from a chosen port with a chosen first sequence number.
     pub fn connect(&mut self, source_port: u16, first: u32) -> Result<()> {
+        if self.source_port != 0 {
+            self.former.push(self.source_port);
+        }
         (self.source_port, self.confirmed) = (source_port, first);
         self.outstanding.clear();
         let deadline = Instant::now() + LIMIT;
@@ -84,6 +97,9 @@ impl Station {
             }
             let length = self.tap.read(&mut frame)?;
             let Some(segment) = Segment::of(&frame[..length]) else { continue };
+            if self.former.contains(&segment.port) && segment.flags & RST != 0 {
+                continue;
+            }
             let sent = self.outstanding.len() as u32;
             let is_mine = segment.port == self.source_port
                 && segment.address == self.port.address.octets()
