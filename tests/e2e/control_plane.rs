@@ -283,7 +283,7 @@ fn a_fifo_in_the_identities_place_holds_up_nobody() -> Result<()> {
         Ok(())
     })?;
     guests.iter().try_for_each(|guest| cloud.agent.wait_remembered(guest))?;
-    ensure!(cloud.agent.log()?.contains("it is no regular file"), "nothing is said of the fifo");
+    cloud.agent.wait_logged(&["it is no regular file"]).context("nothing is said of the fifo")?;
 
     // The whole folder leads elsewhere.
     cloud.agent.kill()?;

@@ -189,7 +189,7 @@ fn a_guest_with_few_connections_gets_in() -> Result<()> {
         "{}",
         ready.text()
     );
-    let log = cloud.agent.log()?;
+    let log = cloud.agent.wait_logged(&["all guests together are at a limit"])?;
     assert_eq!(log.matches("all guests together are at a limit").count(), 1, "{log}");
     Ok(())
 }

@@ -135,7 +135,7 @@ fn a_node_is_given_back() -> Result<()> {
         cleaning.join().ok().context("the clean-up panicked")?
     })?;
     Incumbent::has(&mut connect(&guest)?)?;
-    assert!(cloud.agent.log()?.contains("stopping"));
+    cloud.agent.wait_logged(&["stopping"])?;
     Ok(())
 }
 

@@ -228,7 +228,7 @@ fn numbers_are_answered_however_fast_they_come() -> Result<()> {
         ensure!(answers.len() > 3, "{answers:?}");
         Ok(())
     })?;
-    let log = cloud.agent.log()?;
+    let log = cloud.agent.wait_logged(&["lists this chassis' neutron-ovn-agent"])?;
     assert_eq!(log.matches("lists this chassis' neutron-ovn-agent").count(), 1, "{log}");
     assert_eq!(
         cloud.chassis.chassis_private(&chassis)?.external_ids["neutron:ovn-neutron-agent-id"],

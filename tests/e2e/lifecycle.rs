@@ -215,8 +215,7 @@ fn devices_that_netlink_did_not_tell_of_are_found() -> Result<()> {
         ensure!(served == ports.len(), "{served} of {}", ports.len());
         Ok(())
     })?;
-    let log = cloud.agent.log()?;
-    ensure!(log.contains("netlink lost messages"), "the kernel kept all of them: {log}");
+    cloud.agent.wait_logged(&["netlink lost messages"]).context("the kernel kept all of them")?;
     Ok(())
 }
 
@@ -239,11 +238,7 @@ fn a_port_that_claims_another_instance_is_nobody() -> Result<()> {
         ports.iter().any(|status| status.tap == guest.port.tap && status.state == "conflict"),
         "{ports:?}"
     );
-    let log = cloud.agent.log()?;
-    let told = |line: &str| {
-        line.contains("ERROR") && line.contains("contradictory identity") && line.contains(&guest.port.id)
-    };
-    assert!(log.lines().any(told), "{log}");
+    cloud.agent.wait_logged(&["ERROR", "contradictory identity", &guest.port.id])?;
     own_identity(&victim)
 }
 

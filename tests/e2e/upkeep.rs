@@ -166,12 +166,13 @@ fn a_name_that_cannot_be_given_back_costs_guests_nothing() -> Result<()> {
     let why = cloud.agent.wait_pending("giving it its name");
     std::thread::sleep(lease + Duration::from_secs(5));
     let served = ask(&guest, None);
-    let said = cloud.agent.log()?.matches("cannot be looked after").count();
+    let log = cloud.agent.wait_logged(&["cannot be looked after"]);
     cloud.chassis.host().ip("link del metadata0")?;
     let repaired = is_answered(&guest);
     fs::remove_dir(&name)?;
     why.and(served)?;
     repaired.context("with its name, it could not have its device back either")?;
+    let said = log?.matches("cannot be looked after").count();
     ensure!(said == 1, "said {said} times\n{}", cloud.agent.log()?);
     Ok(())
 }

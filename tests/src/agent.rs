@@ -173,9 +173,19 @@ impl Agent {
         &self.run_dir
     }
 
-    /// Everything it has logged, former runs included.
+    /// The log so far, former runs included. A thread of the agent's own writes it: the last records may be missing.
     pub fn log(&self) -> Result<String> {
         Ok(fs::read_to_string(&self.log)?)
+    }
+
+    /// Waits for a line of the log with all of the words, and returns the log.
+    pub fn wait_logged(&self, words: &[&str]) -> Result<String> {
+        until(&format!("the log has a line with {words:?}"), REACTION, || {
+            let log = self.log()?;
+            let told = log.lines().any(|line| words.iter().all(|word| line.contains(word)));
+            ensure!(told, "the log is\n{log}");
+            Ok(log)
+        })
     }
 
     /// Empties the log, which grows with each request.

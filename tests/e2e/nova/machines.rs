@@ -192,7 +192,7 @@ fn a_machine_that_stays_away_is_tried_by_one_request_at_a_time() -> Result<()> {
     );
     assert!(slowest < Some(&(CONNECT + MARGIN)), "{slowest:?}");
     assert_eq!([pair.up(0)?, pair.up(1)?], [0.0, 1.0]);
-    let log = pair.cloud.agent.log()?;
+    let log = pair.cloud.agent.wait_logged(&["nova failed"])?;
     assert_eq!(log.matches("nova failed").count(), 1, "{log}");
 
     pair.machines[0].reappear()?;
