@@ -9,9 +9,9 @@ use http::StatusCode;
 
 use super::{
     directory::Identity,
-    limits::Limits,
     wire::{Malformed, Version, write_connection, write_field},
 };
+use crate::config::Limits;
 
 /// Why a request did not get an answer of Nova.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,14 +20,13 @@ use super::{
     access::Caller,
     connection::Connection,
     directory::{Directory, Identity, Port, Resolution, Signer, Sources},
-    limits::{Limits, RequestLimits},
     metrics::Metrics,
     seat::Seat,
     server::Proxy,
     upstream::{Nova, Upstream},
     wire::{HeadEnd, Request},
 };
-use crate::config;
+use crate::config::{self, Limits, RequestLimits};
 
 /// What clients send, and what attackers do.
 const REQUESTS: &[&str] = &[

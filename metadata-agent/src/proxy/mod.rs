@@ -8,7 +8,7 @@
 //! server      accepts, identifies, limits          connection   one guest's conversation
 //! wire        HTTP/1.1 as bytes, strictly          forward      what of a request goes to Nova
 //! answer      what we say ourselves                upstream     endpoints, pools, retries, TLS
-//! limits      what guests may take      rate       how much of it in time
+//! gauge       how many there are        rate       how much in time
 //! tap         what one tap takes        seat       what one connection holds
 //! shares      who gives way to whom     closing    until an answer is acknowledged
 //! access      a line for each request   metrics    the numbers
@@ -23,8 +23,8 @@ pub mod directory;
 mod forward;
 #[cfg(test)]
 mod fuzz;
+mod gauge;
 mod handshake;
-mod limits;
 mod metrics;
 mod notice;
 mod rate;
@@ -36,9 +36,7 @@ mod tap;
 mod upstream;
 mod wire;
 
-pub use limits::{Limits, RequestLimits};
 pub use metrics::Metrics;
-pub use rate::WindowLimit;
 pub use server::{PROBE_ANSWER, Proxy, Workers};
 pub use tap::Tap;
 pub use upstream::{Nova, Observer, TlsError};

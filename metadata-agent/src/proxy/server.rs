@@ -26,12 +26,12 @@ use super::{
     connection::{Connection, End},
     directory::{Directory, OpenConnection, Sources},
     handshake::{self, HANDSHAKE},
-    limits::Limits,
     metrics::Metrics,
     seat::{Phase, Seat},
     shares::Shares,
     upstream::{Nova, Upstream},
 };
+use crate::config::Limits;
 
 /// How long requests under way may take to end when the agent stops.
 const DRAIN: Duration = Duration::from_secs(5);

@@ -9,9 +9,8 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{
-    answer::Limit, directory::Directory, limits::Limits, metrics::Metrics, notice::Notice, tap::Tap,
-};
+use super::{answer::Limit, directory::Directory, metrics::Metrics, notice::Notice, tap::Tap};
+use crate::config::Limits;
 
 /// For how long it is told that a total was exhausted.
 const TOLD: Duration = Duration::from_secs(60);

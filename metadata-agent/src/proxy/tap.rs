@@ -7,11 +7,12 @@ use std::{
 };
 
 use super::{
-    limits::{Gauge, RequestLimits},
+    gauge::Gauge,
     rate::{Bucket, SlidingWindow},
     seat::Place,
     shares::{Amounts, Resource},
 };
+use crate::config::RequestLimits;
 
 /// A device behind which guests are. Both families count together, and reconnecting does not help.
 #[derive(Debug)]
@@ -96,8 +97,8 @@ impl fmt::Display for Tap {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::rate::WindowLimit, *};
-    use crate::config::Rate;
+    use super::*;
+    use crate::config::{Rate, WindowLimit};
 
     #[test]
     fn the_strictest_limit_holds_and_refused_requests_do_not_count() {
