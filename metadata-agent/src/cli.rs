@@ -23,14 +23,12 @@ use crate::{
     config::{self, Config, Rate},
     control::{Control, Ending, Parts},
     datapath::{Datapath, Netns, ServiceDevice},
+    directory::{Directory, Signer},
     logging::{self, LogFilter},
     memory,
     metrics::Metrics,
     preflight,
-    proxy::{
-        self, Nova, Proxy, Workers,
-        directory::{Directory, Signer},
-    },
+    proxy::{self, Nova, Proxy, Workers},
     reconcile::{self, Reconciler},
     startup,
 };

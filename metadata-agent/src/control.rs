@@ -19,11 +19,12 @@ use crate::{
     admin::{Answer, Exchange, Question},
     config::Config,
     datapath::{self, Family, Probe, ServiceDevice},
+    directory::PROBE_ANSWER,
     health::{Health, Problem, Reachability},
     inventory::{Links, Unserved},
     logging::LogFilter,
     metrics::{Metrics, Overview},
-    proxy::{Nova, PROBE_ANSWER, Proxy},
+    proxy::{Nova, Proxy},
     reconcile::Reconciler,
 };
 

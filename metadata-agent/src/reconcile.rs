@@ -16,8 +16,8 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     datapath::{Adopted, Assignment, Datapath, Device, Error, Indexes},
+    directory::{Directory, Port, Signer},
     inventory::{Desired, DesiredPort},
-    proxy::directory::{Directory, Port, Signer},
 };
 pub use served::Limits;
 use served::{NOT_YET, Served, owner};

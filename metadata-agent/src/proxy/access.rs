@@ -8,13 +8,8 @@ use std::{
 
 use tracing::info;
 
-use super::{
-    answer::Refusal,
-    directory::{Identity, OpenConnection, Port, Resolution, SignedIdentity},
-    forward,
-    server::Proxy,
-    wire::Request,
-};
+use super::{answer::Refusal, forward, server::Proxy, wire::Request};
+use crate::directory::{Identity, OpenConnection, Port, Resolution, SignedIdentity};
 
 /// Who a connection belongs to, decided once, when it is accepted.
 #[derive(Debug)]

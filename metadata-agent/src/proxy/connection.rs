@@ -17,17 +17,16 @@ use tracing::debug;
 
 use super::{
     access::{Caller, Completion, Exchange, Outcome},
-    answer::{Form, Limit, Refusal, Whom},
+    answer::{Form, Refusal, Whom},
     closing::{Acknowledging, Buffers},
-    directory::{Resolution, SignedIdentity},
     forward,
     receive::{departure, receive},
-    seat::{Held, Phase, Seat},
+    seat::{Held, Seat},
     server::Proxy,
-    shares::Resource,
     upstream::{Answer, NOVA_BUFFER, Upstream},
     wire::{Framing, HeadEnd, Request},
 };
+use crate::directory::{Limit, Phase, Resolution, Resource, SignedIdentity};
 
 /// Empty lines between two requests that are no part of the second.
 const MOST_EMPTY_LINES: u32 = 8;

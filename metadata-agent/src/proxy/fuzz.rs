@@ -19,14 +19,16 @@ use tokio_util::sync::CancellationToken;
 use super::{
     access::Caller,
     connection::Connection,
-    directory::{Directory, Identity, Port, Resolution, Signer, Sources},
     metrics::Metrics,
     seat::Seat,
     server::Proxy,
     upstream::{Nova, Upstream},
     wire::{HeadEnd, Request},
 };
-use crate::config::{self, Limits, RequestLimits};
+use crate::{
+    config::{self, Limits, RequestLimits},
+    directory::{Directory, Identity, Port, Resolution, Signer, Sources},
+};
 
 /// What clients send, and what attackers do.
 const REQUESTS: &[&str] = &[

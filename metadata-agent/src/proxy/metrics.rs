@@ -14,9 +14,9 @@ use prometheus_client::{
 
 use super::{
     access::{Completion, Outcome},
-    answer::Limit,
     upstream::Observer,
 };
+use crate::directory::Limit;
 
 /// Handles on the numbers; copies share them.
 #[derive(Debug, Clone)]

@@ -8,35 +8,28 @@
 //! server      accepts, identifies, limits          connection   one guest's conversation
 //! wire        HTTP/1.1 as bytes, strictly          forward      what of a request goes to Nova
 //! answer      what we say ourselves                upstream     endpoints, pools, retries, TLS
-//! gauge       how many there are        rate       how much in time
-//! tap         what one tap takes        seat       what one connection holds
-//! shares      who gives way to whom     closing    until an answer is acknowledged
+//! seat        what a connection holds   shares     who gives way to whom
+//! closing     until it is acknowledged  handshake  how a listener ends
 //! access      a line for each request   metrics    the numbers
-//! directory   who is behind which tag   handshake  how a listener ends
 //! notice      warnings, one a minute
 //! ```
 mod access;
 mod answer;
 mod closing;
 mod connection;
-pub mod directory;
 mod forward;
 #[cfg(test)]
 mod fuzz;
-mod gauge;
 mod handshake;
 mod metrics;
 mod notice;
-mod rate;
 mod receive;
 mod seat;
 mod server;
 mod shares;
-mod tap;
 mod upstream;
 mod wire;
 
 pub use metrics::Metrics;
-pub use server::{PROBE_ANSWER, Proxy, Workers};
-pub use tap::Tap;
+pub use server::{Proxy, Workers};
 pub use upstream::{Nova, Observer, TlsError};

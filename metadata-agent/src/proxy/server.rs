@@ -21,17 +21,19 @@ use tracing::{debug, error, warn};
 
 use super::{
     access::Caller,
-    answer::{Form, Limit, Refusal, Whom},
+    answer::{Form, Refusal, Whom},
     closing::{farewell, farewell_without_seat, reset},
     connection::{Connection, End},
-    directory::{Directory, OpenConnection, Sources},
     handshake::{self, HANDSHAKE},
     metrics::Metrics,
-    seat::{Phase, Seat},
+    seat::Seat,
     shares::Shares,
     upstream::{Nova, Upstream},
 };
-use crate::config::Limits;
+use crate::{
+    config::Limits,
+    directory::{Directory, Limit, OpenConnection, PROBE_ANSWER, Phase, Sources},
+};
 
 /// How long requests under way may take to end when the agent stops.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -44,9 +46,6 @@ const TURNED_AWAY: u32 = 8;
 /// What the kernel may keep for a connection: received and not read, sent and not acknowledged. It counts twice as much, to
 /// have room for what is around the bytes (socket(7)).
 const BUFFERS: (usize, usize) = (16 << 10, 32 << 10);
-
-/// What the agent's own probe of the datapath is answered.
-pub const PROBE_ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
 
 /// The guest-facing half: what all workers share.
 #[derive(Debug)]

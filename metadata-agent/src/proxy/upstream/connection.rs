@@ -16,10 +16,12 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-use crate::proxy::{
+use crate::{
     directory::{Identity, SignedIdentity},
-    receive::receive,
-    wire::{Chunks, Framing, HeadEnd, Malformed, Response},
+    proxy::{
+        receive::receive,
+        wire::{Chunks, Framing, HeadEnd, Malformed, Response},
+    },
 };
 
 /// More than any head of Nova's has; what is beyond it would only be memory.

@@ -6,11 +6,11 @@ use std::sync::{
 
 /// How many there are of something; each holds a permit while it lasts.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Gauge(Arc<AtomicU32>);
+pub(crate) struct Gauge(Arc<AtomicU32>);
 
 impl Gauge {
     /// One more, unless there are `most` already; 0 for no limit.
-    pub(super) fn take(&self, most: u32) -> Option<Permit> {
+    pub(crate) fn take(&self, most: u32) -> Option<Permit> {
         let permit = Permit(self.0.clone());
         let before = self.0.fetch_add(1, Ordering::Relaxed);
         (most == 0 || before < most).then_some(permit)
@@ -19,7 +19,7 @@ impl Gauge {
 
 /// Counts for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Permit(Arc<AtomicU32>);
+pub(crate) struct Permit(Arc<AtomicU32>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
