@@ -16,7 +16,6 @@ mod log_writer;
 pub mod logging;
 pub mod memory;
 pub mod metrics;
-pub mod preflight;
 pub mod proxy;
 pub mod reconcile;
 pub mod startup;

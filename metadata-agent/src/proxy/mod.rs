@@ -1,8 +1,8 @@
 //! The guest-facing half: one listening socket in, requests to Nova out.
 //!
-//! It is given a socket, a way to look up a source, the directory of ports with their identities, and an upstream. It
-//! has no secret (signatures come with the identities), touches no device, no map but the sources', and no database:
-//! the seam along which it can become a process of its own.
+//! It is given a socket, the directory of ports with their identities, and an upstream. It has no secret (signatures come
+//! with the identities), touches no device, no map but the sources', and no database, and knows nothing of the control
+//! plane: the seam along which it can become a process of its own.
 //!
 //! ```text
 //! server      accepts, identifies, limits          connection   one guest's conversation
