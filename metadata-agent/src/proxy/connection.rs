@@ -16,17 +16,21 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
-    access::{Caller, Completion, Exchange, Outcome},
+    access::{Caller, Exchange},
     answer::{Form, Refusal, Whom},
     closing::{Acknowledging, Buffers},
     forward,
+    metrics::Metrics,
+    outcome::{Completion, Outcome},
     receive::{departure, receive},
     seat::{Held, Seat},
-    server::Proxy,
     upstream::{Answer, NOVA_BUFFER, Upstream},
     wire::{Framing, HeadEnd, Request},
 };
-use crate::directory::{Limit, Phase, Resolution, Resource, SignedIdentity};
+use crate::{
+    config::Limits,
+    directory::{Limit, Phase, Resolution, Resource, SignedIdentity},
+};
 
 /// Empty lines between two requests that are no part of the second.
 const MOST_EMPTY_LINES: u32 = 8;
@@ -53,7 +57,8 @@ pub(super) enum End {
 pub(super) struct Connection<'a, S> {
     pub(super) stream: S,
     pub(super) caller: &'a Caller,
-    pub(super) proxy: &'a Proxy,
+    pub(super) limits: &'a Limits,
+    metrics: &'a Metrics,
     pub(super) seat: &'a Seat,
     pub(super) upstream: &'a Upstream,
     /// Ends the connection when what is under way is done.
@@ -69,12 +74,24 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
     pub(super) fn new(
         stream: S,
         caller: &'a Caller,
-        proxy: &'a Proxy,
+        limits: &'a Limits,
+        metrics: &'a Metrics,
         seat: &'a Seat,
         upstream: &'a Upstream,
         stop: &'a CancellationToken,
     ) -> Self {
-        Self { stream, caller, proxy, seat, upstream, stop, received: BytesMut::new(), charged: 0, behind: 0 }
+        Self {
+            stream,
+            caller,
+            limits,
+            metrics,
+            seat,
+            upstream,
+            stop,
+            received: BytesMut::new(),
+            charged: 0,
+            behind: 0,
+        }
     }
 
     /// Serves one request after another.
@@ -99,7 +116,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
 
     /// Waits until a request begins, or says how the connection ends.
     async fn begins(&mut self, is_fresh: bool) -> Result<(), End> {
-        let until = Instant::now() + self.proxy.limits.idle;
+        let until = Instant::now() + self.limits.idle;
         // The last answer counts until it is acknowledged. Most often that comes with the next request.
         if !is_fresh {
             self.charge_kept().map_err(|_| End::Broken)?;
@@ -158,7 +175,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
     /// One request; tells how the connection ends, if it does. An error is the guest's: it went away.
     async fn exchange(&mut self) -> io::Result<Option<End>> {
         self.seat.begin(Phase::Reading);
-        let head = match timeout(self.proxy.limits.head, self.head()).await {
+        let head = match timeout(self.limits.head, self.head()).await {
             Ok(Ok(Ok(Some(head)))) => head,
             Ok(Ok(Ok(None))) => return Ok(Some(End::Closed)),
             Ok(Ok(Err(refusal))) => return self.refuse_unread(refusal).await,
@@ -169,14 +186,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
             Ok(request) => request,
             Err(problem) => return self.refuse_unread(Refusal::Malformed(problem)).await,
         };
-        let mut exchange = Exchange::begin(self.proxy, self.caller, Some(&request));
+        let mut exchange = Exchange::begin(self.metrics, self.caller, Some(&request));
         let end = self.answer(&request, &mut exchange.outcome).await;
         concluded(end, &mut exchange.outcome)
     }
 
     /// The next head, or nothing if the guest left instead.
     async fn head(&mut self) -> io::Result<Result<Option<Bytes>, Refusal>> {
-        let limit = self.proxy.limits.head_bytes;
+        let limit = self.limits.head_bytes;
         let mut end = HeadEnd::default();
         loop {
             match end.find(&self.received) {
@@ -196,7 +213,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
 
     /// Answers something that is no request, or that is not known to be one yet.
     async fn refuse_unread(&mut self, refusal: Refusal) -> io::Result<Option<End>> {
-        let mut exchange = Exchange::begin(self.proxy, self.caller, None);
+        let mut exchange = Exchange::begin(self.metrics, self.caller, None);
         let end = self.refuse(refusal, Form::LAST, &mut exchange.outcome).await;
         concluded(end, &mut exchange.outcome)
     }
@@ -207,7 +224,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
         form: Form,
         outcome: &mut Outcome,
     ) -> io::Result<Option<End>> {
-        let limits = &self.proxy.limits;
+        let limits = self.limits;
         let identity = outcome.who.as_deref().map(|who| &who.identity);
         let mut out = Vec::with_capacity(512);
         refusal.write(Whom { port: &self.caller.port.id, identity }, form, limits, &mut out);
@@ -231,7 +248,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
             }
         };
         outcome.who = Some(who.clone());
-        let body = match timeout(self.proxy.limits.head, self.body(request))
+        let body = match timeout(self.limits.head, self.body(request))
             .await
             .unwrap_or(Ok(Err(Refusal::Slow)))?
         {
@@ -272,7 +289,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
     /// Whose request it is, waited for if that is not known yet: to hold a request is the one answer that every boot
     /// client understands.
     async fn admit(&mut self) -> io::Result<Result<Arc<SignedIdentity>, Refusal>> {
-        let (port, limits, stop) = (&self.caller.port, &self.proxy.limits, self.stop);
+        let (port, limits, stop) = (&self.caller.port, self.limits, self.stop);
         if let Err(wait) = port.tap.request(&limits.rates, Instant::now()) {
             return Ok(Err(Refusal::Limited { limit: Limit::RequestRate, wait }));
         }
@@ -346,7 +363,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
         self.seat.begin(Phase::Sending);
         let mut left = bytes;
         loop {
-            match timeout(self.proxy.limits.pause, self.stream.write(left)).await {
+            match timeout(self.limits.pause, self.stream.write(left)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => left = &left[written?..],
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),

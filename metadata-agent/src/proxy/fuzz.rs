@@ -11,7 +11,6 @@ use std::{
 };
 
 use ::fuzz::{Random, fuzz};
-use metadata_ebpf::address::Tag;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
@@ -21,13 +20,13 @@ use super::{
     connection::Connection,
     metrics::Metrics,
     seat::Seat,
-    server::Proxy,
+    shares::Shares,
     upstream::{Nova, Upstream},
     wire::{HeadEnd, Request},
 };
 use crate::{
     config::{self, Limits, RequestLimits},
-    directory::{Directory, Identity, Port, Resolution, Signer, Sources},
+    directory::{Directory, Identity, Port, Resolution, Signer},
 };
 
 /// What clients send, and what attackers do.
@@ -138,7 +137,7 @@ fn connections() {
     let upstream = Upstream::new(Arc::new(Nova::new(&endpoint, Arc::new(metrics.clone())).unwrap()), 1);
     let directory = Arc::new(Directory::default());
     let tap = directory.tap("tap0");
-    let proxy = Proxy::new(directory, Arc::new(NoSources), limits, metrics);
+    let shares = Arc::new(Shares::new(directory, limits.clone(), metrics.clone()));
     let identity = Identity {
         port: "port".into(),
         instance: INSTANCE.into(),
@@ -150,14 +149,14 @@ fn connections() {
     let port = Port::new("port".into(), tap.clone(), 1, known);
     let caller = Caller { port: Arc::new(port), source: None, is_v4: true, open: None };
     let stop = CancellationToken::new();
-    let seat = Seat::take(&proxy.shares, &tap).unwrap();
+    let seat = Seat::take(&shares, &tap).unwrap();
 
     fuzz("proxy::connections", |random| {
         let bytes = requests(random);
         let before = nova.requests.load(Ordering::Relaxed);
         let (guest, ours) = tokio::io::duplex(1 + random.below(4096));
         let answers = runtime.block_on(async {
-            let mut connection = Connection::new(ours, &caller, &proxy, &seat, &upstream, &stop);
+            let mut connection = Connection::new(ours, &caller, &limits, &metrics, &seat, &upstream, &stop);
             let (mut reader, mut writer) = tokio::io::split(guest);
             let send = async {
                 let mut left = &bytes[..];
@@ -201,19 +200,6 @@ fn connections() {
     let heard = nova.requests.load(Ordering::Relaxed);
     println!("fuzz::proxy::connections: {heard} requests reached nova");
     assert!(heard > 0, "nothing reached nova");
-}
-
-#[derive(Debug)]
-struct NoSources;
-
-impl Sources for NoSources {
-    fn source(&self, _: Tag) -> Option<std::net::IpAddr> {
-        None
-    }
-
-    fn opened(&self, _: Tag) {}
-
-    fn closed(&self, _: Tag) {}
 }
 
 /// Reads requests without any of the proxy's code, and keeps what was wrong with one.

@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 
 use super::{
-    access::{Completion, Outcome},
+    outcome::{Completion, Outcome},
     upstream::Observer,
 };
 use crate::directory::Limit;

@@ -10,8 +10,8 @@
 //! answer      what we say ourselves                upstream     endpoints, pools, retries, TLS
 //! seat        what a connection holds   shares     who gives way to whom
 //! closing     until it is acknowledged  handshake  how a listener ends
-//! access      a line for each request   metrics    the numbers
-//! notice      warnings, one a minute
+//! outcome     what became of a request  access     a line for each
+//! metrics     the numbers               notice     warnings, one a minute
 //! ```
 mod access;
 mod answer;
@@ -23,6 +23,7 @@ mod fuzz;
 mod handshake;
 mod metrics;
 mod notice;
+mod outcome;
 mod receive;
 mod seat;
 mod server;

@@ -50,11 +50,11 @@ const BUFFERS: (usize, usize) = (16 << 10, 32 << 10);
 /// The guest-facing half: what all workers share.
 #[derive(Debug)]
 pub struct Proxy {
-    pub(super) directory: Arc<Directory>,
-    pub(super) sources: Arc<dyn Sources>,
-    pub(super) limits: Limits,
-    pub(super) metrics: Metrics,
-    pub(super) shares: Arc<Shares>,
+    directory: Arc<Directory>,
+    sources: Arc<dyn Sources>,
+    limits: Limits,
+    metrics: Metrics,
+    shares: Arc<Shares>,
 }
 
 impl Proxy {
@@ -259,9 +259,9 @@ impl Worker {
     }
 
     async fn converse(self: Arc<Self>, mut stream: TcpStream, caller: Caller, seat: Seat) {
-        let metrics = &self.proxy.metrics;
+        let Proxy { limits, metrics, .. } = &*self.proxy;
         metrics.connections.inc();
-        let deadline = Instant::now() + self.proxy.limits.lifetime;
+        let deadline = Instant::now() + limits.lifetime;
         let stop = self.stop.child_token();
         let outlived = async {
             sleep_until(deadline).await;
@@ -270,7 +270,7 @@ impl Worker {
         };
         let end = {
             let mut connection =
-                Connection::new(&mut stream, &caller, &self.proxy, &seat, &self.upstream, &stop);
+                Connection::new(&mut stream, &caller, limits, metrics, &seat, &self.upstream, &stop);
             tokio::select! {
                 biased;
                 // With the port gone, segments still to be sent have nowhere to go.
