@@ -12,7 +12,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::{sync::watch, time::timeout};
 
-use crate::{datapath::Family, reconcile::Applied};
+use crate::datapath::Family;
 
 /// How long a look whether Nova is there may take.
 const REACH: Duration = Duration::from_secs(5);
@@ -42,6 +42,17 @@ impl Problem {
     pub fn texts(problems: &[Self], separator: &str) -> String {
         problems.iter().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join(separator)
     }
+}
+
+/// What came of applying what should be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// Taps that nothing is wrong with and whose turn has not come: to be called again as soon as events have had theirs.
+    pub waiting: usize,
+    /// Ports that could not be served: to be called again soon.
+    pub failed: usize,
+    /// Ports that should be served.
+    pub ports: usize,
 }
 
 /// The node's troubles.

@@ -12,6 +12,8 @@ mod error_chain;
 mod files;
 pub mod health;
 pub mod inventory;
+#[cfg(test)]
+mod layers;
 mod log_writer;
 pub mod logging;
 pub mod memory;
