@@ -5,9 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http1::Request;
 use tracing::info;
 
-use super::{forward, metrics::Metrics, outcome::Outcome, wire::Request};
+use super::{forward, metrics::Metrics, outcome::Outcome};
 use crate::directory::{Identity, OpenConnection, Port, Resolution};
 
 /// Who a connection belongs to, decided once, when it is accepted.

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use http1::{Malformed, Version, write_connection, write_field};
 
-use super::wire::{Malformed, Version, write_connection, write_field};
 use crate::{
     config::Limits,
     directory::{Identity, Limit},

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use http1::{Framing, HeadEnd, Request};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     time::{timeout, timeout_at},
@@ -25,7 +26,6 @@ use super::{
     receive::{departure, receive},
     seat::{Held, Seat},
     upstream::{Answer, NOVA_BUFFER, Upstream},
-    wire::{Framing, HeadEnd, Request},
 };
 use crate::{
     config::Limits,
@@ -34,6 +34,9 @@ use crate::{
 
 /// Empty lines between two requests that are no part of the second.
 const MOST_EMPTY_LINES: u32 = 8;
+
+/// Names under which a guest may address us in a target.
+const HOSTS: [&str; 2] = ["169.254.169.254", "[fe80::a9fe:a9fe]"];
 
 /// How long the first request of a connection may take when the agent stops.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
@@ -182,7 +185,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
             Ok(Err(error)) => return Err(error),
             Err(_) => return self.refuse_unread(Refusal::Slow).await,
         };
-        let request = match Request::parse(&head) {
+        let request = match Request::parse(&head, &HOSTS) {
             Ok(request) => request,
             Err(problem) => return self.refuse_unread(Refusal::Malformed(problem)).await,
         };
@@ -332,7 +335,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
         let framing = answer.head.write_for(request, form.keep_alive, &mut out);
         form.keep_alive &= framing != Framing::Close;
         while more {
-            frame(framing, &piece, &mut out);
+            framing.write(&piece, &mut out);
             outcome.bytes += piece.len() as u64;
             self.behind = NOVA_BUFFER;
             self.send(&out).await?;
@@ -350,10 +353,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
         }
         self.upstream.give_back(answer, request_had_body);
         outcome.bytes += piece.len() as u64;
-        frame(framing, &piece, &mut out);
-        if framing == Framing::Chunked {
-            out.extend_from_slice(b"0\r\n\r\n");
-        }
+        framing.write(&piece, &mut out);
+        framing.write_end(&mut out);
         self.send(&out).await?;
         Ok((!form.keep_alive).then_some(if self.received.is_empty() { End::Closed } else { End::Unread }))
     }
@@ -406,17 +407,5 @@ async fn stopped(stop: &CancellationToken, is_fresh: bool) {
     stop.cancelled().await;
     if is_fresh {
         tokio::time::sleep(FIRST_REQUEST).await;
-    }
-}
-
-fn frame(framing: Framing, piece: &[u8], out: &mut Vec<u8>) {
-    match framing {
-        Framing::Chunked if piece.is_empty() => {}
-        Framing::Chunked => {
-            out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
-            out.extend_from_slice(piece);
-            out.extend_from_slice(b"\r\n");
-        }
-        Framing::Length(_) | Framing::Close => out.extend_from_slice(piece),
     }
 }

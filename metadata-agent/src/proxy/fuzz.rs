@@ -1,4 +1,4 @@
-//! Broken requests against the parser, and against a whole connection with a Nova that trusts nothing behind it.
+//! Broken requests against a whole connection, with a Nova that trusts nothing behind it.
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
@@ -22,7 +22,6 @@ use super::{
     seat::Seat,
     shares::Shares,
     upstream::{Nova, Upstream},
-    wire::{HeadEnd, Request},
 };
 use crate::{
     config::{self, Limits, RequestLimits},
@@ -93,32 +92,6 @@ fn requests(random: &mut Random) -> Vec<u8> {
     }
     bytes.truncate(256 << 10);
     bytes
-}
-
-/// What is accepted is accepted by a more lenient parser too, and understood in the same way.
-#[test]
-fn heads() {
-    fuzz("proxy::heads", |random| {
-        let bytes = requests(random);
-        let Ok(Some(end)) = HeadEnd::default().find(&bytes) else { return };
-        let head = &bytes[..end];
-        let Ok(ours) = Request::parse(head) else { return };
-        let mut fields = [httparse::EMPTY_HEADER; 128];
-        let mut theirs = httparse::Request::new(&mut fields);
-        match theirs.parse(head) {
-            Ok(httparse::Status::Complete(length)) => assert_eq!(length, head.len()),
-            // It wants targets to be text, and no quotes and the like in them.
-            Err(httparse::Error::Token) => return,
-            other => panic!("{other:?}: {}", String::from_utf8_lossy(head)),
-        }
-        assert_eq!(theirs.method.unwrap().as_bytes(), ours.method);
-        // An absolute one may have no path, which is a slash.
-        let (path, target) = (theirs.path.unwrap().as_bytes(), &ours.target[..]);
-        assert!(path.ends_with(target) || !path.starts_with(b"/") && path.ends_with(&target[1..]));
-        let theirs: Vec<_> =
-            theirs.headers.iter().map(|field| (field.name.as_bytes(), field.value)).collect();
-        assert_eq!(theirs, ours.fields.iter().collect::<Vec<_>>());
-    });
 }
 
 /// Whatever comes in on a connection, and however it is cut: what reaches Nova are proper requests, each with our

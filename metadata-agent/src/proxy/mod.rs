@@ -5,9 +5,9 @@
 //! plane: the seam along which it can become a process of its own.
 //!
 //! ```text
-//! server      accepts, identifies, limits          connection   one guest's conversation
-//! wire        HTTP/1.1 as bytes, strictly          forward      what of a request goes to Nova
-//! answer      what we say ourselves                upstream     endpoints, pools, retries, TLS
+//! server      accepts, identifies       connection one guest's conversation
+//! receive     bytes, when they come     forward    what of a request goes to Nova
+//! answer      what we say ourselves     upstream   endpoints, pools, retries, TLS
 //! seat        what a connection holds   shares     who gives way to whom
 //! closing     until it is acknowledged  handshake  how a listener ends
 //! outcome     what became of a request  access     a line for each
@@ -29,7 +29,6 @@ mod seat;
 mod server;
 mod shares;
 mod upstream;
-mod wire;
 
 pub use metrics::Metrics;
 pub use server::{Proxy, Workers};

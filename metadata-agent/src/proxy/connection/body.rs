@@ -1,18 +1,14 @@
 //! The body of a request, which is read whole.
 use std::io;
 
+use http1::{Chunks, Framing, Malformed, Request};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
 
 use super::{
-    super::{
-        answer::Refusal,
-        closing::Buffers,
-        receive::receive,
-        wire::{Chunks, Framing, Malformed, Request},
-    },
+    super::{answer::Refusal, closing::Buffers, receive::receive},
     Connection, limited,
 };
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::{Buf as _, BytesMut};
+use http1::{Chunks, Framing, HeadEnd, Malformed, Response};
 use tokio::{
     io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
@@ -18,10 +19,7 @@ use tokio_util::either::Either;
 
 use crate::{
     directory::{Identity, SignedIdentity},
-    proxy::{
-        receive::receive,
-        wire::{Chunks, Framing, HeadEnd, Malformed, Response},
-    },
+    proxy::receive::receive,
 };
 
 /// More than any head of Nova's has; what is beyond it would only be memory.
