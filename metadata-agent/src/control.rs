@@ -19,11 +19,11 @@ use crate::{
     admin::{Answer, Exchange, Question},
     config::Config,
     datapath::{self, Family, Probe, ServiceDevice},
-    health::{Health, Problem, Reachability},
+    directory::PROBE_ANSWER,
+    health::{DataPlane, Health, Problem, Reachability},
     inventory::{Links, Unserved},
     logging::LogFilter,
     metrics::{Metrics, Overview},
-    proxy::{Nova, PROBE_ANSWER, Proxy},
     reconcile::Reconciler,
 };
 
@@ -54,7 +54,7 @@ pub struct Control {
     told_unserved: Unserved,
     /// What something was missing of when that was last logged.
     told_pending: Vec<&'static str>,
-    proxy: Arc<Proxy>,
+    guests: Arc<dyn DataPlane>,
     /// Cancelled when guests can be served: the first time everything was applied.
     serving: CancellationToken,
 }
@@ -75,14 +75,12 @@ pub struct Parts {
     pub reconciler: Reconciler,
     /// The device that guests are led to.
     pub service: ServiceDevice,
-    /// Nova's endpoints.
-    pub nova: Arc<Nova>,
     /// The log's filter.
     pub log: LogFilter,
     /// The registry of metrics.
     pub metrics: Metrics,
     /// The guest-facing half.
-    pub proxy: Arc<Proxy>,
+    pub guests: Arc<dyn DataPlane>,
     /// Cancelled when guests can be served.
     pub serving: CancellationToken,
 }
@@ -90,8 +88,8 @@ pub struct Parts {
 impl Control {
     /// Subscribes to links and begins to connect to the source.
     pub async fn start(config: &Config, parts: Parts) -> anyhow::Result<Self> {
-        let Parts { reconciler, service, nova, log, metrics, proxy, serving } = parts;
-        let nova = Arc::new(Reachability::new(nova));
+        let Parts { reconciler, service, log, metrics, guests, serving } = parts;
+        let nova = Arc::new(Reachability::new(guests.clone()));
         Ok(Self {
             source: PortSource::open(config, nova.clone())?,
             links: Links::subscribe(reconciler.is_removable()).await?,
@@ -108,7 +106,7 @@ impl Control {
             seen_unserved: Unserved::new(),
             told_unserved: Unserved::new(),
             told_pending: Vec::new(),
-            proxy,
+            guests,
             serving,
         })
     }
@@ -319,7 +317,7 @@ impl Control {
                 let pending = self.pending();
                 if pending.is_empty() {
                     let notes = self
-                        .proxy
+                        .guests
                         .notes()
                         .into_iter()
                         .chain(self.health.note())

@@ -4,13 +4,15 @@
 //! that is taken for dead. What concerns every guest makes the node not ready, and most guests count as all: the
 //! databases, the way from a tap to a worker, Nova, and programs that most taps lack.
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::future::BoxFuture;
 use tokio::{sync::watch, time::timeout};
 
-use crate::{datapath::Family, proxy::Nova, reconcile::Applied};
+use crate::datapath::Family;
 
 /// How long a look whether Nova is there may take.
 const REACH: Duration = Duration::from_secs(5);
@@ -40,6 +42,17 @@ impl Problem {
     pub fn texts(problems: &[Self], separator: &str) -> String {
         problems.iter().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join(separator)
     }
+}
+
+/// What came of applying what should be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// Taps that nothing is wrong with and whose turn has not come: to be called again as soon as events have had theirs.
+    pub waiting: usize,
+    /// Ports that could not be served: to be called again soon.
+    pub failed: usize,
+    /// Ports that should be served.
+    pub ports: usize,
 }
 
 /// The node's troubles.
@@ -129,10 +142,22 @@ fn note(state: &mut Option<String>, problem: Option<String>) -> Option<&str> {
     state.as_deref().filter(|_| is_news)
 }
 
+/// What the control plane asks of the guest-facing half, which it does not know.
+pub trait DataPlane: fmt::Debug + Send + Sync {
+    /// Makes a connection to any endpoint of Nova, only to see that it can be made; if not, why.
+    fn reach_nova(&self) -> BoxFuture<'_, Result<(), String>>;
+
+    /// When the last connection to Nova was made for a request.
+    fn reached_nova(&self) -> Option<Instant>;
+
+    /// What an operator should know, though nothing is missing.
+    fn notes(&self) -> Vec<String>;
+}
+
 /// Whether a connection to Nova can be made, and when that was last asked.
 #[derive(Debug)]
 pub struct Reachability {
-    nova: Arc<Nova>,
+    guests: Arc<dyn DataPlane>,
     state: watch::Sender<State>,
 }
 
@@ -144,14 +169,14 @@ struct State {
 
 impl Reachability {
     /// Nothing is known yet, which is no problem.
-    pub fn new(nova: Arc<Nova>) -> Self {
-        Self { nova, state: watch::Sender::new(State { asked: Instant::now(), problem: None }) }
+    pub fn new(guests: Arc<dyn DataPlane>) -> Self {
+        Self { guests, state: watch::Sender::new(State { asked: Instant::now(), problem: None }) }
     }
 
     /// Makes a connection to any endpoint.
     pub async fn check(&self) -> Result<(), String> {
         self.state.send_modify(|state| state.asked = Instant::now());
-        let reached = timeout(REACH, self.nova.reach()).await;
+        let reached = timeout(REACH, self.guests.reach_nova()).await;
         let reached = reached.unwrap_or_else(|_| Err("nova does not answer in time".to_owned()));
         self.state.send_modify(|state| state.problem = reached.clone().err());
         reached
@@ -164,7 +189,7 @@ impl Reachability {
             Some(_) => now.saturating_duration_since(state.asked) >= NOVA_AGAIN,
             None => {
                 let reached =
-                    self.nova.last_connected().map_or(state.asked, |reached| reached.max(state.asked));
+                    self.guests.reached_nova().map_or(state.asked, |reached| reached.max(state.asked));
                 now.saturating_duration_since(reached) >= NOVA_EVERY
             }
         }

@@ -16,8 +16,9 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     datapath::{Adopted, Assignment, Datapath, Device, Error, Indexes},
+    directory::{Directory, Port, Signer},
+    health::Applied,
     inventory::{Desired, DesiredPort},
-    proxy::directory::{Directory, Port, Signer},
 };
 pub use served::Limits;
 use served::{NOT_YET, Served, owner};
@@ -31,17 +32,6 @@ const ENDING: Duration = Duration::from_secs(1);
 
 /// How many taps the kernel is asked about at a time: each is a moment in which the control plane does nothing else.
 const AT_A_TIME: usize = 512;
-
-/// What came of applying.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Applied {
-    /// Taps that nothing is wrong with and whose turn has not come: to be called again as soon as events have had theirs.
-    pub waiting: usize,
-    /// Ports that could not be served: to be called again soon.
-    pub failed: usize,
-    /// Ports that should be served.
-    pub ports: usize,
-}
 
 /// The one owner of the datapath and the directory's only writer.
 #[derive(Debug)]

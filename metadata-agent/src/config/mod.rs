@@ -18,10 +18,9 @@ use std::{
 };
 
 use ini::{DEFAULT, Ini, Origin, Value};
+pub use limits::{Limits, RequestLimits, WindowLimit};
 pub use nova::{ClientCertificate, Endpoint, Nova, NovaTls, Secret};
 use options::{Options, boolean, number, seconds};
-
-use crate::proxy::Limits;
 
 /// Our section.
 const SECTION: &str = "metadata_ebpf";

@@ -2,7 +2,6 @@
 use std::{path::Path, time::Duration};
 
 use super::*;
-use crate::proxy::WindowLimit;
 
 fn read(text: &str) -> Result<Config, Error> {
     let mut ini = Ini::default();

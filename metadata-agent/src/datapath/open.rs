@@ -20,6 +20,7 @@ use super::{
     Error,
     tables::{failed, pinned},
 };
+use crate::directory::Sources;
 
 /// The sources behind the ports, and the counters of their open connections.
 pub struct SourceTable {
@@ -44,7 +45,7 @@ impl SourceTable {
     }
 }
 
-impl crate::proxy::directory::Sources for SourceTable {
+impl Sources for SourceTable {
     fn source(&self, tag: Tag) -> Option<IpAddr> {
         let port = self.sources.get(&tag.index(), 0).ok()?;
         let source = port.sources.get(tag.source())?;

@@ -10,7 +10,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{Desired, DesiredPort, LinkTable, Unserved, UnservedPort, Who, untagged};
-use crate::{datapath::Device, proxy::directory::Identity};
+use crate::{datapath::Device, directory::Identity};
 
 /// The file as last read.
 #[derive(Debug)]

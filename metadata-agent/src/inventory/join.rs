@@ -10,7 +10,7 @@ use super::{
     untagged,
     vif::Switch,
 };
-use crate::proxy::directory::Identity;
+use crate::directory::Identity;
 
 /// The ports of this host, and the interfaces that name a port and cannot be served.
 ///

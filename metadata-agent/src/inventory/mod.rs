@@ -20,7 +20,7 @@ pub use fixed::Inventory as StaticInventory;
 pub use links::{LinkTable, Links};
 pub use ovn::{DatabaseStatus, Ovn};
 
-use crate::{datapath::Device, proxy::directory::Identity};
+use crate::{datapath::Device, directory::Identity};
 
 /// A port as it should be served.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,8 +17,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::writer::Writer;
-use crate::files::Folder;
-use crate::proxy::directory::Identity;
+use crate::{directory::Identity, files::Folder};
 
 /// Version of the file; another one is not read.
 const VERSION: u32 = 1;

@@ -1,20 +1,15 @@
 //! What is told of each request: one line in the log, and the numbers.
 use std::{
-    io,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use http1::Request;
 use tracing::info;
 
-use super::{
-    answer::Refusal,
-    directory::{Identity, OpenConnection, Port, Resolution, SignedIdentity},
-    forward,
-    server::Proxy,
-    wire::Request,
-};
+use super::{forward, metrics::Metrics, outcome::Outcome};
+use crate::directory::{Identity, OpenConnection, Port, Resolution};
 
 /// Who a connection belongs to, decided once, when it is accepted.
 #[derive(Debug)]
@@ -33,7 +28,7 @@ pub(super) struct Caller {
 /// the agent gone.
 #[derive(Debug)]
 pub(super) struct Exchange<'a> {
-    proxy: &'a Proxy,
+    metrics: &'a Metrics,
     caller: &'a Caller,
     /// Missing if what came was none.
     request: Option<&'a Request<'a>>,
@@ -41,43 +36,15 @@ pub(super) struct Exchange<'a> {
     pub(super) outcome: Outcome,
 }
 
-/// What became of a request.
-#[derive(Debug, Default)]
-pub(super) struct Outcome {
-    pub(super) who: Option<Arc<SignedIdentity>>,
-    /// What the guest was answered, if it was.
-    pub(super) status: Option<u16>,
-    /// Bytes of the body that the guest got.
-    pub(super) bytes: u64,
-    /// Until Nova's answer began.
-    pub(super) nova: Option<Duration>,
-    /// Why the agent answered in Nova's place, if it did.
-    pub(super) refusal: Option<Refusal>,
-    pub(super) end: Completion,
-}
-
-/// Whether an answer was given to its end.
-#[derive(Debug, Default)]
-pub(super) enum Completion {
-    /// The port or the agent went away, the connection lasted too long, or it gave way to others.
-    #[default]
-    CutOff,
-    /// The guest went away, or did not take its answer.
-    Left(io::Error),
-    /// Nova ended its answer before the end.
-    BrokenOff,
-    Complete,
-}
-
 impl<'a> Exchange<'a> {
-    pub(super) fn begin(proxy: &'a Proxy, caller: &'a Caller, request: Option<&'a Request<'a>>) -> Self {
+    pub(super) fn begin(metrics: &'a Metrics, caller: &'a Caller, request: Option<&'a Request<'a>>) -> Self {
         // Who it is, if that can be said at once.
         let who = match caller.port.resolution() {
             Resolution::Known(who) => Some(who),
             _ => None,
         };
         Self {
-            proxy,
+            metrics,
             caller,
             request,
             started: Instant::now(),
@@ -89,9 +56,9 @@ impl<'a> Exchange<'a> {
 impl Drop for Exchange<'_> {
     /// Never headers, query strings, odd paths or bodies: they hold secrets.
     fn drop(&mut self) {
-        let Self { proxy, caller, request, started, outcome } = self;
+        let Self { metrics, caller, request, started, outcome } = self;
         let total = started.elapsed();
-        proxy.metrics.request(outcome, total);
+        metrics.request(outcome, total);
         let identity = outcome.who.as_deref().map(|who| &who.identity);
         let of = |field: fn(&Identity) -> &String| identity.map(|identity| field(identity).as_str());
         info!(
@@ -111,21 +78,6 @@ impl Drop for Exchange<'_> {
             reason = outcome.reason(),
             "request"
         );
-    }
-}
-
-impl Outcome {
-    /// Why the guest did not get, whole, what it asked for.
-    fn reason(&self) -> Option<String> {
-        let refused = self.refusal.as_ref().and_then(Refusal::reason);
-        refused.or_else(|| match &self.end {
-            Completion::CutOff => {
-                Some("cut off: its port or the agent went away, its connection lasted too long, or gave way to others".to_owned())
-            }
-            Completion::Left(error) => Some(format!("the guest left: {error}")),
-            Completion::BrokenOff => Some("nova broke off its answer".to_owned()),
-            Completion::Complete => None,
-        })
     }
 }
 

@@ -6,11 +6,11 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use http1::{Malformed, Version, write_connection, write_field};
 
-use super::{
-    directory::Identity,
-    limits::Limits,
-    wire::{Malformed, Version, write_connection, write_field},
+use crate::{
+    config::Limits,
+    directory::{Identity, Limit},
 };
 
 /// Why a request did not get an answer of Nova.
@@ -36,45 +36,6 @@ pub(super) enum Refusal {
     Broken,
     /// Nova did not answer in time.
     Timeout,
-}
-
-/// The limits that a guest can meet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Limit {
-    Connections,
-    Requests,
-    UnfinishedBytes,
-    PortConnections,
-    PortRequests,
-    PortHeld,
-    RequestRate,
-}
-
-impl Limit {
-    /// The option that sets it.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Connections => "connections",
-            Self::Requests => "requests",
-            Self::UnfinishedBytes => "unfinished_bytes",
-            Self::PortConnections => "port_connections",
-            Self::PortRequests => "port_requests",
-            Self::PortHeld => "port_held",
-            Self::RequestRate => "request_rate",
-        }
-    }
-
-    fn describe(self) -> &'static str {
-        match self {
-            Self::Connections => "the metadata service has too many connections",
-            Self::Requests => "the metadata service has too many requests at once",
-            Self::UnfinishedBytes => "the metadata service has too many slow requests and answers",
-            Self::PortConnections => "too many connections",
-            Self::PortRequests => "too many requests at once",
-            Self::PortHeld => "too many requests wait for this port to become known",
-            Self::RequestRate => "too many requests in too short a time",
-        }
-    }
 }
 
 impl Refusal {
@@ -137,7 +98,7 @@ impl Refusal {
                 "the metadata service has contradictory information about this port, tell the operator"
                     .to_owned()
             }
-            Self::Limited { limit, .. } => format!("{}, try again later", limit.describe()),
+            Self::Limited { limit, .. } => format!("{}, try again later", describe(*limit)),
             Self::Malformed(problem) => format!("the request has {problem}"),
             Self::HeadTooLarge(limit) => format!("request heads of more than {limit} bytes are not accepted"),
             Self::BodyTooLarge(limit) => {
@@ -176,6 +137,19 @@ impl Refusal {
         if form.has_body {
             out.extend_from_slice(body.as_bytes());
         }
+    }
+}
+
+/// What a guest is told that meets it.
+fn describe(limit: Limit) -> &'static str {
+    match limit {
+        Limit::Connections => "the metadata service has too many connections",
+        Limit::Requests => "the metadata service has too many requests at once",
+        Limit::UnfinishedBytes => "the metadata service has too many slow requests and answers",
+        Limit::PortConnections => "too many connections",
+        Limit::PortRequests => "too many requests at once",
+        Limit::PortHeld => "too many requests wait for this port to become known",
+        Limit::RequestRate => "too many requests in too short a time",
     }
 }
 

@@ -21,12 +21,8 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{
-    answer::Limit,
-    receive::receive,
-    seat::{Phase, Seat},
-    shares::Resource,
-};
+use super::{receive::receive, seat::Seat};
+use crate::directory::{Limit, Phase, Resource};
 
 /// How long a guest may acknowledge nothing of what it was sent, once there is no more to be sent.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(4);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use http1::{Framing, HeadEnd, Request};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     time::{timeout, timeout_at},
@@ -16,21 +17,26 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
-    access::{Caller, Completion, Exchange, Outcome},
-    answer::{Form, Limit, Refusal, Whom},
+    access::{Caller, Exchange},
+    answer::{Form, Refusal, Whom},
     closing::{Acknowledging, GuestSocket},
-    directory::{Resolution, SignedIdentity},
     forward,
+    metrics::Metrics,
+    outcome::{Completion, Outcome},
     receive::{departure, receive},
-    seat::{Held, Phase, Seat},
-    server::Proxy,
-    shares::Resource,
+    seat::{Held, Seat},
     upstream::{Answer, NOVA_BUFFER, Upstream},
-    wire::{Framing, HeadEnd, Request},
+};
+use crate::{
+    config::Limits,
+    directory::{Limit, Phase, Resolution, Resource, SignedIdentity},
 };
 
 /// Empty lines between two requests that are no part of the second.
 const MOST_EMPTY_LINES: u32 = 8;
+
+/// Names under which a guest may address us in a target.
+const HOSTS: [&str; 2] = ["169.254.169.254", "[fe80::a9fe:a9fe]"];
 
 /// How long the first request of a connection may take when the agent stops.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
@@ -54,7 +60,8 @@ pub(super) enum End {
 pub(super) struct Connection<'a, S> {
     pub(super) stream: S,
     pub(super) caller: &'a Caller,
-    pub(super) proxy: &'a Proxy,
+    pub(super) limits: &'a Limits,
+    metrics: &'a Metrics,
     pub(super) seat: &'a Seat,
     pub(super) upstream: &'a Upstream,
     /// Ends the connection when what is under way is done.
@@ -70,12 +77,24 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     pub(super) fn new(
         stream: S,
         caller: &'a Caller,
-        proxy: &'a Proxy,
+        limits: &'a Limits,
+        metrics: &'a Metrics,
         seat: &'a Seat,
         upstream: &'a Upstream,
         stop: &'a CancellationToken,
     ) -> Self {
-        Self { stream, caller, proxy, seat, upstream, stop, received: BytesMut::new(), charged: 0, behind: 0 }
+        Self {
+            stream,
+            caller,
+            limits,
+            metrics,
+            seat,
+            upstream,
+            stop,
+            received: BytesMut::new(),
+            charged: 0,
+            behind: 0,
+        }
     }
 
     /// Serves one request after another.
@@ -100,7 +119,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
 
     /// Waits until a request begins, or says how the connection ends.
     async fn begins(&mut self, is_fresh: bool) -> Result<(), End> {
-        let until = Instant::now() + self.proxy.limits.idle;
+        let until = Instant::now() + self.limits.idle;
         // The last answer counts until it is acknowledged. Most often that comes with the next request.
         if !is_fresh {
             self.charge_kept().map_err(|_| End::Broken)?;
@@ -159,25 +178,25 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     /// One request; tells how the connection ends, if it does. An error is the guest's: it went away.
     async fn exchange(&mut self) -> io::Result<Option<End>> {
         self.seat.begin(Phase::Reading);
-        let head = match timeout(self.proxy.limits.head, self.head()).await {
+        let head = match timeout(self.limits.head, self.head()).await {
             Ok(Ok(Ok(Some(head)))) => head,
             Ok(Ok(Ok(None))) => return Ok(Some(End::Closed)),
             Ok(Ok(Err(refusal))) => return self.refuse_unread(refusal).await,
             Ok(Err(error)) => return Err(error),
             Err(_) => return self.refuse_unread(Refusal::Slow).await,
         };
-        let request = match Request::parse(&head) {
+        let request = match Request::parse(&head, &HOSTS) {
             Ok(request) => request,
             Err(problem) => return self.refuse_unread(Refusal::Malformed(problem)).await,
         };
-        let mut exchange = Exchange::begin(self.proxy, self.caller, Some(&request));
+        let mut exchange = Exchange::begin(self.metrics, self.caller, Some(&request));
         let end = self.answer(&request, &mut exchange.outcome).await;
         concluded(end, &mut exchange.outcome)
     }
 
     /// The next head, or nothing if the guest left instead.
     async fn head(&mut self) -> io::Result<Result<Option<Bytes>, Refusal>> {
-        let limit = self.proxy.limits.head_bytes;
+        let limit = self.limits.head_bytes;
         let mut end = HeadEnd::default();
         loop {
             match end.find(&self.received) {
@@ -197,7 +216,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
 
     /// Answers something that is no request, or that is not known to be one yet.
     async fn refuse_unread(&mut self, refusal: Refusal) -> io::Result<Option<End>> {
-        let mut exchange = Exchange::begin(self.proxy, self.caller, None);
+        let mut exchange = Exchange::begin(self.metrics, self.caller, None);
         let end = self.refuse(refusal, Form::LAST, &mut exchange.outcome).await;
         concluded(end, &mut exchange.outcome)
     }
@@ -208,7 +227,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         form: Form,
         outcome: &mut Outcome,
     ) -> io::Result<Option<End>> {
-        let limits = &self.proxy.limits;
+        let limits = self.limits;
         let identity = outcome.who.as_deref().map(|who| &who.identity);
         let mut out = Vec::with_capacity(512);
         refusal.write(Whom { port: &self.caller.port.id, identity }, form, limits, &mut out);
@@ -236,7 +255,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             }
         };
         outcome.who = Some(who.clone());
-        let body = match timeout(self.proxy.limits.head, self.body(request))
+        let body = match timeout(self.limits.head, self.body(request))
             .await
             .unwrap_or(Ok(Err(Refusal::Slow)))?
         {
@@ -277,7 +296,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     /// Whose request it is, waited for if that is not known yet: to hold a request is the one answer that every boot
     /// client understands.
     async fn admit(&mut self) -> io::Result<Result<Arc<SignedIdentity>, Refusal>> {
-        let (port, limits, stop) = (&self.caller.port, &self.proxy.limits, self.stop);
+        let (port, limits, stop) = (&self.caller.port, self.limits, self.stop);
         if let Err(wait) = port.tap.request(&limits.rates, Instant::now()) {
             return Ok(Err(Refusal::Limited { limit: Limit::RequestRate, wait }));
         }
@@ -320,7 +339,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         let framing = answer.head.write_for(request, form.keep_alive, &mut out);
         form.keep_alive &= framing != Framing::Close;
         while more {
-            frame(framing, &piece, &mut out);
+            framing.write(&piece, &mut out);
             outcome.bytes += piece.len() as u64;
             self.behind = NOVA_BUFFER;
             self.send(&out).await?;
@@ -338,10 +357,8 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         }
         self.upstream.give_back(answer, request_had_body);
         outcome.bytes += piece.len() as u64;
-        frame(framing, &piece, &mut out);
-        if framing == Framing::Chunked {
-            out.extend_from_slice(b"0\r\n\r\n");
-        }
+        framing.write(&piece, &mut out);
+        framing.write_end(&mut out);
         if form.keep_alive {
             self.send(&out).await?;
             return Ok(None);
@@ -369,7 +386,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         self.seat.begin(Phase::Sending);
         let mut left = bytes;
         loop {
-            match timeout(self.proxy.limits.pause, self.stream.write(left)).await {
+            match timeout(self.limits.pause, self.stream.write(left)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => left = &left[written?..],
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
@@ -412,17 +429,5 @@ async fn stopped(stop: &CancellationToken, is_fresh: bool) {
     stop.cancelled().await;
     if is_fresh {
         tokio::time::sleep(FIRST_REQUEST).await;
-    }
-}
-
-fn frame(framing: Framing, piece: &[u8], out: &mut Vec<u8>) {
-    match framing {
-        Framing::Chunked if piece.is_empty() => {}
-        Framing::Chunked => {
-            out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
-            out.extend_from_slice(piece);
-            out.extend_from_slice(b"\r\n");
-        }
-        Framing::Length(_) | Framing::Close => out.extend_from_slice(piece),
     }
 }

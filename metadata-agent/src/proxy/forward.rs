@@ -1,10 +1,9 @@
 //! What of a guest's request goes to Nova. Pure functions.
 //!
 //! The request is built from an allow-list, not by removing things: whatever a guest thinks of next does not travel.
-use super::{
-    directory::SignedIdentity,
-    wire::{Framing, Request, write_field},
-};
+use http1::{Framing, Request, write_field};
+
+use crate::directory::SignedIdentity;
 
 /// Headers of a guest that Nova may see: what describes the request and its body, nothing about who or how.
 const ALLOWED: [&str; 10] = [
@@ -77,7 +76,7 @@ pub(super) fn path_class(target: &[u8]) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::directory::{Identity, Signer};
+    use crate::directory::{Identity, Signer};
 
     fn who() -> SignedIdentity {
         let identity = Identity {
@@ -91,7 +90,7 @@ mod tests {
     }
 
     fn forward(head: &str, body: &[u8]) -> String {
-        let request = Request::parse(head.as_bytes()).unwrap();
+        let request = Request::parse(head.as_bytes(), &[]).unwrap();
         String::from_utf8(to_nova(&request, body, &who(), true, "nova:8775")).unwrap()
     }
 

@@ -1,4 +1,4 @@
-//! Broken requests against the parser, and against a whole connection with a Nova that trusts nothing behind it.
+//! Broken requests against a whole connection, with a Nova that trusts nothing behind it.
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
@@ -11,7 +11,6 @@ use std::{
 };
 
 use ::fuzz::{Random, fuzz};
-use metadata_ebpf::address::Tag;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
@@ -19,15 +18,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     access::Caller,
     connection::Connection,
-    directory::{Directory, Identity, Port, Resolution, Signer, Sources},
-    limits::{Limits, RequestLimits},
     metrics::Metrics,
     seat::Seat,
-    server::Proxy,
+    shares::Shares,
     upstream::{Nova, Upstream},
-    wire::{HeadEnd, Request},
 };
-use crate::config;
+use crate::{
+    config::{self, Limits, RequestLimits},
+    directory::{Directory, Identity, Port, Resolution, Signer},
+};
 
 /// What clients send, and what attackers do.
 const REQUESTS: &[&str] = &[
@@ -95,32 +94,6 @@ fn requests(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// What is accepted is accepted by a more lenient parser too, and understood in the same way.
-#[test]
-fn heads() {
-    fuzz("proxy::heads", |random| {
-        let bytes = requests(random);
-        let Ok(Some(end)) = HeadEnd::default().find(&bytes) else { return };
-        let head = &bytes[..end];
-        let Ok(ours) = Request::parse(head) else { return };
-        let mut fields = [httparse::EMPTY_HEADER; 128];
-        let mut theirs = httparse::Request::new(&mut fields);
-        match theirs.parse(head) {
-            Ok(httparse::Status::Complete(length)) => assert_eq!(length, head.len()),
-            // It wants targets to be text, and no quotes and the like in them.
-            Err(httparse::Error::Token) => return,
-            other => panic!("{other:?}: {}", String::from_utf8_lossy(head)),
-        }
-        assert_eq!(theirs.method.unwrap().as_bytes(), ours.method);
-        // An absolute one may have no path, which is a slash.
-        let (path, target) = (theirs.path.unwrap().as_bytes(), &ours.target[..]);
-        assert!(path.ends_with(target) || !path.starts_with(b"/") && path.ends_with(&target[1..]));
-        let theirs: Vec<_> =
-            theirs.headers.iter().map(|field| (field.name.as_bytes(), field.value)).collect();
-        assert_eq!(theirs, ours.fields.iter().collect::<Vec<_>>());
-    });
-}
-
 /// Whatever comes in on a connection, and however it is cut: what reaches Nova are proper requests, each with our
 /// identity headers once and nobody else's.
 #[test]
@@ -137,7 +110,7 @@ fn connections() {
     let upstream = Upstream::new(Arc::new(Nova::new(&endpoint, Arc::new(metrics.clone())).unwrap()), 1);
     let directory = Arc::new(Directory::default());
     let tap = directory.tap("tap0");
-    let proxy = Proxy::new(directory, Arc::new(NoSources), limits, metrics);
+    let shares = Arc::new(Shares::new(directory, limits.clone(), metrics.clone()));
     let identity = Identity {
         port: "port".into(),
         instance: INSTANCE.into(),
@@ -149,14 +122,14 @@ fn connections() {
     let port = Port::new("port".into(), tap.clone(), 1, known);
     let caller = Caller { port: Arc::new(port), source: None, is_v4: true, open: None };
     let stop = CancellationToken::new();
-    let seat = Seat::take(&proxy.shares, &tap).unwrap();
+    let seat = Seat::take(&shares, &tap).unwrap();
 
     fuzz("proxy::connections", |random| {
         let bytes = requests(random);
         let before = nova.requests.load(Ordering::Relaxed);
         let (guest, ours) = tokio::io::duplex(1 + random.below(4096));
         let answers = runtime.block_on(async {
-            let mut connection = Connection::new(ours, &caller, &proxy, &seat, &upstream, &stop);
+            let mut connection = Connection::new(ours, &caller, &limits, &metrics, &seat, &upstream, &stop);
             let (mut reader, mut writer) = tokio::io::split(guest);
             let send = async {
                 let mut left = &bytes[..];
@@ -200,19 +173,6 @@ fn connections() {
     let heard = nova.requests.load(Ordering::Relaxed);
     println!("fuzz::proxy::connections: {heard} requests reached nova");
     assert!(heard > 0, "nothing reached nova");
-}
-
-#[derive(Debug)]
-struct NoSources;
-
-impl Sources for NoSources {
-    fn source(&self, _: Tag) -> Option<std::net::IpAddr> {
-        None
-    }
-
-    fn opened(&self, _: Tag) {}
-
-    fn closed(&self, _: Tag) {}
 }
 
 /// Reads requests without any of the proxy's code, and keeps what was wrong with one.

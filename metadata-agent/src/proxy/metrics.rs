@@ -13,10 +13,10 @@ use prometheus_client::{
 };
 
 use super::{
-    access::{Completion, Outcome},
-    answer::Limit,
+    outcome::{Completion, Outcome},
     upstream::Observer,
 };
+use crate::directory::Limit;
 
 /// Handles on the numbers; copies share them.
 #[derive(Debug, Clone)]

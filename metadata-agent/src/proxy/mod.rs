@@ -1,44 +1,35 @@
 //! The guest-facing half: one listening socket in, requests to Nova out.
 //!
-//! It is given a socket, a way to look up a source, the directory of ports with their identities, and an upstream. It
-//! has no secret (signatures come with the identities), touches no device, no map but the sources', and no database:
-//! the seam along which it can become a process of its own.
+//! It is given a socket, the directory of ports with their identities, and an upstream. It has no secret (signatures come
+//! with the identities), touches no device, no map but the sources', and no database, and knows nothing of the control
+//! plane: the seam along which it can become a process of its own.
 //!
 //! ```text
-//! server      accepts, identifies, limits          connection   one guest's conversation
-//! wire        HTTP/1.1 as bytes, strictly          forward      what of a request goes to Nova
-//! answer      what we say ourselves                upstream     endpoints, pools, retries, TLS
-//! limits      what guests may take      rate       how much of it in time
-//! tap         what one tap takes        seat       what one connection holds
-//! shares      who gives way to whom     closing    until an answer is acknowledged
-//! access      a line for each request   metrics    the numbers
-//! directory   who is behind which tag   handshake  how a listener ends
-//! notice      warnings, one a minute
+//! server      accepts, identifies       connection one guest's conversation
+//! receive     bytes, when they come     forward    what of a request goes to Nova
+//! answer      what we say ourselves     upstream   endpoints, pools, retries, TLS
+//! seat        what a connection holds   shares     who gives way to whom
+//! closing     until it is acknowledged  handshake  how a listener ends
+//! outcome     what became of a request  access     a line for each
+//! metrics     the numbers               notice     warnings, one a minute
 //! ```
 mod access;
 mod answer;
 mod closing;
 mod connection;
-pub mod directory;
 mod forward;
 #[cfg(test)]
 mod fuzz;
 mod handshake;
-mod limits;
 mod metrics;
 mod notice;
-mod rate;
+mod outcome;
 mod receive;
 mod seat;
 mod server;
 mod shares;
-mod tap;
 mod upstream;
-mod wire;
 
-pub use limits::{Limits, RequestLimits};
 pub use metrics::Metrics;
-pub use rate::WindowLimit;
-pub use server::{PROBE_ANSWER, Proxy, Workers};
-pub use tap::Tap;
+pub use server::{Proxy, Workers};
 pub use upstream::{Nova, Observer, TlsError};

@@ -21,16 +21,18 @@ use tracing::{debug, error, warn};
 
 use super::{
     access::Caller,
-    answer::{Form, Limit, Refusal, Whom},
+    answer::{Form, Refusal, Whom},
     closing::{farewell, farewell_without_seat, reset},
     connection::{Connection, End},
-    directory::{Directory, OpenConnection, Sources},
     handshake::{self, HANDSHAKE},
-    limits::Limits,
     metrics::Metrics,
-    seat::{Phase, Seat},
+    seat::Seat,
     shares::Shares,
     upstream::{Nova, Upstream},
+};
+use crate::{
+    config::Limits,
+    directory::{Directory, Limit, OpenConnection, PROBE_ANSWER, Phase, Sources},
 };
 
 /// How long requests under way may take to end when the agent stops.
@@ -45,17 +47,14 @@ const TURNED_AWAY: u32 = 8;
 /// have room for what is around the bytes (socket(7)).
 const BUFFERS: (usize, usize) = (16 << 10, 32 << 10);
 
-/// What the agent's own probe of the datapath is answered.
-pub const PROBE_ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
-
 /// The guest-facing half: what all workers share.
 #[derive(Debug)]
 pub struct Proxy {
-    pub(super) directory: Arc<Directory>,
-    pub(super) sources: Arc<dyn Sources>,
-    pub(super) limits: Limits,
-    pub(super) metrics: Metrics,
-    pub(super) shares: Arc<Shares>,
+    directory: Arc<Directory>,
+    sources: Arc<dyn Sources>,
+    limits: Limits,
+    metrics: Metrics,
+    shares: Arc<Shares>,
 }
 
 impl Proxy {
@@ -260,9 +259,9 @@ impl Worker {
     }
 
     async fn converse(self: Arc<Self>, mut stream: TcpStream, caller: Caller, seat: Seat) {
-        let metrics = &self.proxy.metrics;
+        let Proxy { limits, metrics, .. } = &*self.proxy;
         metrics.connections.inc();
-        let deadline = Instant::now() + self.proxy.limits.lifetime;
+        let deadline = Instant::now() + limits.lifetime;
         let stop = self.stop.child_token();
         let outlived = async {
             sleep_until(deadline).await;
@@ -271,7 +270,7 @@ impl Worker {
         };
         let end = {
             let mut connection =
-                Connection::new(&mut stream, &caller, &self.proxy, &seat, &self.upstream, &stop);
+                Connection::new(&mut stream, &caller, limits, metrics, &seat, &self.upstream, &stop);
             tokio::select! {
                 biased;
                 // With the port gone, segments still to be sent have nowhere to go.

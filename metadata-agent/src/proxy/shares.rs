@@ -1,76 +1,38 @@
 //! Max-min fairness: when something runs short, whoever has little of it gets more, and whoever has most gives way.
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tracing::{debug, warn};
 
-use super::{
-    answer::Limit, directory::Directory, limits::Limits, metrics::Metrics, notice::Notice, tap::Tap,
+use super::{metrics::Metrics, notice::Notice};
+use crate::{
+    config::Limits,
+    directory::{Amounts, Directory, Holds, Limit, Resource, Tap},
 };
 
 /// For how long it is told that a total was exhausted.
 const TOLD: Duration = Duration::from_secs(60);
 
-/// What is limited for a tap, or for all of them together, or both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Resource {
-    Connections,
-    /// Places with Nova.
-    Requests,
-    /// Requests that wait for their identity.
-    Held,
-    /// Bytes of requests that are not complete, and of answers that are not acknowledged.
-    Bytes,
-}
-
-impl Resource {
-    /// How many there are.
-    pub(super) const COUNT: usize = 4;
-    const ALL: [Self; Self::COUNT] = [Self::Connections, Self::Requests, Self::Held, Self::Bytes];
-
-    /// What a tap may have, and all of them.
-    fn bounds(self, limits: &Limits) -> [Bound; 2] {
-        let bound = |most, limit| Some((most, limit)).filter(|(most, _)| *most > 0);
-        match self {
-            Self::Connections => [
-                bound(limits.port_connections, Limit::PortConnections),
-                bound(limits.connections, Limit::Connections),
-            ],
-            Self::Requests => {
-                [bound(limits.port_requests, Limit::PortRequests), bound(limits.requests, Limit::Requests)]
-            }
-            Self::Held => [bound(limits.port_held, Limit::PortHeld), None],
-            Self::Bytes => [None, bound(limits.unfinished_bytes, Limit::UnfinishedBytes)],
+/// What a tap may have of that, and all of them.
+fn bounds(resource: Resource, limits: &Limits) -> [Bound; 2] {
+    let bound = |most, limit| Some((most, limit)).filter(|(most, _)| *most > 0);
+    match resource {
+        Resource::Connections => [
+            bound(limits.port_connections, Limit::PortConnections),
+            bound(limits.connections, Limit::Connections),
+        ],
+        Resource::Requests => {
+            [bound(limits.port_requests, Limit::PortRequests), bound(limits.requests, Limit::Requests)]
         }
+        Resource::Held => [bound(limits.port_held, Limit::PortHeld), None],
+        Resource::Bytes => [None, bound(limits.unfinished_bytes, Limit::UnfinishedBytes)],
     }
 }
 
 /// So much and no more, if there is a limit.
 type Bound = Option<(u32, Limit)>;
-
-/// How much is held of each resource.
-#[derive(Debug, Default)]
-pub(super) struct Amounts([AtomicU32; Resource::COUNT]);
-
-impl Amounts {
-    pub(super) fn of(&self, resource: Resource) -> u32 {
-        self.0[resource as usize].load(Ordering::Relaxed)
-    }
-
-    /// How much it is then.
-    fn add(&self, resource: Resource, amount: u32) -> u32 {
-        self.0[resource as usize].fetch_add(amount, Ordering::Relaxed).saturating_add(amount)
-    }
-
-    fn subtract(&self, resource: Resource, amount: u32) {
-        self.0[resource as usize].fetch_sub(amount, Ordering::Relaxed);
-    }
-}
 
 /// What all taps together hold, and who gets more of it.
 #[derive(Debug)]
@@ -96,7 +58,7 @@ impl Shares {
 
     /// So much more of that for a tap, in place of others' if need be.
     pub(super) fn take(&self, tap: &Arc<Tap>, resource: Resource, amount: u32) -> Result<(), Limit> {
-        let [of_tap, of_all] = resource.bounds(&self.limits);
+        let [of_tap, of_all] = bounds(resource, &self.limits);
         tap.used.add(resource, amount);
         self.used.add(resource, amount);
         let taken = of_tap
@@ -137,7 +99,7 @@ impl Shares {
         self.used.subtract(resource, amount);
     }
 
-    pub(super) fn give_back_all(&self, tap: &Tap, holds: [u32; Resource::COUNT]) {
+    pub(super) fn give_back_all(&self, tap: &Tap, holds: Holds) {
         for (resource, amount) in Resource::ALL.into_iter().zip(holds).filter(|(_, amount)| *amount > 0) {
             self.give_back(tap, resource, amount);
         }
@@ -179,7 +141,7 @@ impl Shares {
     /// Which totals were exhausted lately, for an operator.
     pub(super) fn notes(&self, now: Instant) -> Vec<String> {
         let note = |resource: Resource| {
-            let (most, limit) = resource.bounds(&self.limits)[1]?;
+            let (most, limit) = bounds(resource, &self.limits)[1]?;
             let last = *self.exhausted[resource as usize].last.lock().unwrap_or_else(PoisonError::into_inner);
             let ago = now.saturating_duration_since(last?);
             let heaviest = self.directory.heaviest(|tap| tap.used.of(resource), None)?;
@@ -200,13 +162,8 @@ impl Shares {
 mod tests {
     use prometheus_client::registry::Registry;
 
-    use super::{
-        super::{
-            directory::{Port, Resolution},
-            seat::{Phase, Seat},
-        },
-        *,
-    };
+    use super::{super::seat::Seat, *};
+    use crate::directory::{Phase, Port, Resolution};
 
     /// Four connections in all, three of a tap, a hundred bytes.
     fn shares(taps: &[&str]) -> (Arc<Shares>, Vec<Arc<Tap>>) {

@@ -8,11 +8,8 @@ use uuid::{Uuid, uuid};
 
 use crate::{
     datapath::{Assignment, Device},
+    directory::{Port, Resolution, Signer, Tap},
     inventory::{DesiredPort, Who},
-    proxy::{
-        Tap,
-        directory::{Port, Resolution, Signer},
-    },
 };
 
 /// Why a device has no program that nobody has tried to attach yet.
@@ -203,7 +200,7 @@ fn resolve(signer: &Signer, who: &Who, port: &str) -> Resolution {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::directory::Identity;
+    use crate::directory::Identity;
 
     fn wanted(port: &str, identity: Option<(&str, &str)>) -> DesiredPort {
         let who = match identity {

@@ -1,18 +1,14 @@
 //! The body of a request, which is read whole.
 use std::io;
 
+use http1::{Chunks, Framing, Malformed, Request};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
 
 use super::{
-    super::{
-        answer::Refusal,
-        closing::GuestSocket,
-        receive::receive,
-        wire::{Chunks, Framing, Malformed, Request},
-    },
+    super::{answer::Refusal, closing::GuestSocket, receive::receive},
     Connection, limited,
 };
 
@@ -26,7 +22,7 @@ const LEAST_AROUND: usize = 16 * 1024;
 impl<S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'_, S> {
     /// The whole body: nothing of a request goes to Nova before all of it is here.
     pub(super) async fn body(&mut self, request: &Request<'_>) -> io::Result<Result<Vec<u8>, Refusal>> {
-        let limit = self.proxy.limits.body_bytes;
+        let limit = self.limits.body_bytes;
         let mut body = Vec::new();
         let (mut chunks, mut around) = (Chunks::default(), 0);
         if matches!(request.body, Framing::Length(length) if length > limit as u64) {
@@ -62,7 +58,7 @@ impl<S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'_, S> {
             if let Err(limit) = self.charge((self.received.len() + body.len()) as u32) {
                 return Ok(Err(limited(limit)));
             }
-            match timeout(self.proxy.limits.pause, receive(&mut self.stream, &mut self.received)).await {
+            match timeout(self.limits.pause, receive(&mut self.stream, &mut self.received)).await {
                 // It may have ended its side only, and wait for what we say.
                 Ok(Ok(0)) => return Ok(Err(Refusal::Malformed(Malformed::Truncated))),
                 Ok(received) => drop(received?),

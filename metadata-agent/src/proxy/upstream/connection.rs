@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::{Buf as _, BytesMut};
+use http1::{Chunks, Framing, HeadEnd, Malformed, Response};
 use tokio::{
     io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
@@ -16,10 +17,9 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-use crate::proxy::{
+use crate::{
     directory::{Identity, SignedIdentity},
-    receive::receive,
-    wire::{Chunks, Framing, HeadEnd, Malformed, Response},
+    proxy::receive::receive,
 };
 
 /// More than any head of Nova's has; what is beyond it would only be memory.

@@ -10,7 +10,7 @@ use std::{
 use tracing::{debug, info, warn};
 
 use super::{health::Health, lookup::Name, notice::Notice};
-use crate::{config, error_chain::chain, proxy::tap::Tap};
+use crate::{config, directory::Tap, error_chain::chain};
 
 /// Is told what happens to endpoints, which are named as `host:port`.
 pub trait Observer: fmt::Debug + Send + Sync {

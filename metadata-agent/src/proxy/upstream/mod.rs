@@ -40,11 +40,13 @@ use self::{
 pub use self::{endpoint::Observer, tls::TlsError};
 use super::{
     answer::Refusal,
-    directory::SignedIdentity,
     notice::{self, Notice},
-    tap::Tap,
 };
-use crate::{config, error_chain::chain};
+use crate::{
+    config,
+    directory::{SignedIdentity, Tap},
+    error_chain::chain,
+};
 
 /// How long a request waits for a Nova that is being restarted, and how often it looks. A boot can end with a 502, but
 /// not with an answer that takes a moment.
@@ -356,6 +358,7 @@ mod tests {
         testing::{listening, nova, refusing, run, silent},
         *,
     };
+    use crate::directory::Directory;
 
     #[test]
     fn one_endpoint_that_can_be_reached_is_enough() {
@@ -373,7 +376,7 @@ mod tests {
     #[test]
     fn an_endpoint_that_failed_is_for_one_request_at_a_time() {
         let nova = nova(&[refusing(), refusing(), refusing()]);
-        let tap = Tap::new("tap0");
+        let tap = Directory::default().tap("tap0");
         let mut now = Instant::now();
         let failure = std::io::Error::other("a failure");
         nova.endpoints[1].failed(&failure, now);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{connection::Connection, tls::Tls};
-use crate::proxy::directory::Identity;
+use crate::directory::Identity;
 
 /// An idle connection older than this is not used again. A boot asks many times within that, and nova's servers have few
 /// places for connections on which nothing is asked.

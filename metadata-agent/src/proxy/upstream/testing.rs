@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 use super::{Nova, Observer};
 use crate::{
     config,
-    proxy::directory::{Identity, SignedIdentity, Signer},
+    directory::{Identity, SignedIdentity, Signer},
 };
 
 /// A port where connections are made, by the kernel.

@@ -1,20 +1,20 @@
-//! HTTP/1.1 as bytes: heads, fields and framing (RFC 9112), read without leniency and written without change.
+//! HTTP/1.1 as bytes: heads, fields and framing.
 //!
-//! Whatever two parsers could read differently is refused, because Nova's servers read it again: a request that came
-//! through here means one thing only. Nothing here does I/O or keeps state beyond one message.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
 mod chunks;
 mod fields;
 mod request;
 mod response;
 
-pub(super) use chunks::Chunks;
-pub(super) use fields::HeadEnd;
-pub(super) use request::{Request, Version};
-pub(super) use response::{Response, write_connection, write_field};
+pub use chunks::Chunks;
+pub use fields::{Fields, HeadEnd};
+pub use request::{Request, Version};
+pub use response::{Response, write_connection, write_field};
 
 /// How the end of a body is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub enum Framing {
     /// So many bytes.
     Length(u64),
     /// Chunks, the last of them empty.
@@ -23,9 +23,32 @@ pub(super) enum Framing {
     Close,
 }
 
+impl Framing {
+    /// Writes a piece of a body.
+    pub fn write(self, piece: &[u8], out: &mut Vec<u8>) {
+        match self {
+            // An empty chunk would be the end.
+            Self::Chunked if piece.is_empty() => {}
+            Self::Chunked => {
+                out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+                out.extend_from_slice(piece);
+                out.extend_from_slice(b"\r\n");
+            }
+            Self::Length(_) | Self::Close => out.extend_from_slice(piece),
+        }
+    }
+
+    /// Writes what follows the last piece.
+    pub fn write_end(self, out: &mut Vec<u8>) {
+        if self == Self::Chunked {
+            out.extend_from_slice(b"0\r\n\r\n");
+        }
+    }
+}
+
 /// Why a message is refused; the text is for whoever sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Malformed {
+pub enum Malformed {
     #[error("a line that does not end in CR LF")]
     LineEnd,
     #[error("a request line that is not METHOD SP TARGET SP VERSION")]

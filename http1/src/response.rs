@@ -1,4 +1,4 @@
-//! Nova's response head, and what a guest gets of it.
+//! A server's response head, and what of it is passed on.
 use bytes::Bytes;
 
 use super::{
@@ -20,24 +20,24 @@ const OF_THE_CONNECTION: [&str; 9] = [
     "upgrade",
 ];
 
-/// What Nova answers, before its body.
+/// What a server answers, before its body.
 #[derive(Debug)]
-pub(in crate::proxy) struct Response {
+pub struct Response {
     head: Bytes,
     /// Whether the head names fields of the connection.
     names_fields: bool,
-    pub(in crate::proxy) status: u16,
-    /// How Nova tells the body's end.
-    pub(in crate::proxy) body: Framing,
+    pub status: u16,
+    /// How the server tells the body's end.
+    pub body: Framing,
     /// The length of the body that a GET would have got: in answers without one.
     announced: Option<u64>,
-    /// Whether the connection to Nova can be used again.
-    pub(in crate::proxy) keep_alive: bool,
+    /// Whether the connection to the server can be used again.
+    pub keep_alive: bool,
 }
 
 impl Response {
     /// Of a complete head, to a request with that method.
-    pub(in crate::proxy) fn parse(head: Bytes, method: &[u8]) -> Result<Self, Malformed> {
+    pub fn parse(head: Bytes, method: &[u8]) -> Result<Self, Malformed> {
         let (line, rest) = first_line(&head);
         let (version, status) = status_line(line)?;
         let fields = Fields::parse(rest)?;
@@ -59,17 +59,12 @@ impl Response {
     }
 
     /// Whether the real answer is still to come.
-    pub(in crate::proxy) fn is_interim(&self) -> bool {
+    pub fn is_interim(&self) -> bool {
         (100..200).contains(&self.status)
     }
 
-    /// Writes the head that the guest gets; returns how it is told the body's end.
-    pub(in crate::proxy) fn write_for(
-        &self,
-        guest: &Request<'_>,
-        keep_alive: bool,
-        out: &mut Vec<u8>,
-    ) -> Framing {
+    /// Writes the head that the client gets that made `request`; returns how it is told the body's end.
+    pub fn write_for(&self, request: &Request<'_>, keep_alive: bool, out: &mut Vec<u8>) -> Framing {
         let (line, rest) = first_line(&self.head);
         out.extend_from_slice(b"HTTP/1.1 ");
         out.extend_from_slice(&line[b"HTTP/1.x ".len()..]);
@@ -86,14 +81,14 @@ impl Response {
         }
         let framing = match self.body {
             Framing::Length(length) => Framing::Length(length),
-            _ if guest.version == Version::Http11 => Framing::Chunked,
+            _ if request.version == Version::Http11 => Framing::Chunked,
             _ => Framing::Close,
         };
         match framing {
             // Without a body of its own: what a GET would have got, or nothing at all.
             Framing::Length(0) => {
                 let has_none = matches!(self.status, 204);
-                let other = guest.method == b"HEAD" || self.status == 304;
+                let other = request.method == b"HEAD" || self.status == 304;
                 let length = if other { self.announced } else { Some(0) };
                 if let Some(length) = length.filter(|_| !has_none) {
                     write_field(b"Content-Length", length.to_string().as_bytes(), out);
@@ -103,14 +98,14 @@ impl Response {
             Framing::Chunked => write_field(b"Transfer-Encoding", b"chunked", out),
             Framing::Close => {}
         }
-        write_connection(guest.version, keep_alive && framing != Framing::Close, out);
+        write_connection(request.version, keep_alive && framing != Framing::Close, out);
         out.extend_from_slice(b"\r\n");
         framing
     }
 }
 
 /// Says what becomes of the connection where it is not what the version implies.
-pub(in crate::proxy) fn write_connection(version: Version, keep_alive: bool, out: &mut Vec<u8>) {
+pub fn write_connection(version: Version, keep_alive: bool, out: &mut Vec<u8>) {
     match (version, keep_alive) {
         (Version::Http11, false) => write_field(b"Connection", b"close", out),
         (Version::Http10, true) => write_field(b"Connection", b"keep-alive", out),
@@ -119,13 +114,13 @@ pub(in crate::proxy) fn write_connection(version: Version, keep_alive: bool, out
 }
 
 /// One header line.
-pub(in crate::proxy) fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+pub fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     for part in [name, b": ", value, b"\r\n"] {
         out.extend_from_slice(part);
     }
 }
 
-/// The body's length. Nova, or a server before it, may say it several times, in one field or more, as long as it is the same
+/// The body's length. A server, or one before it, may say it several times, in one field or more, as long as it is the same
 /// (RFC 9112, section 6.3).
 fn announced(fields: Fields<'_>) -> Result<Option<u64>, Malformed> {
     if fields.values("content-length").next().is_none() {
@@ -164,9 +159,9 @@ mod tests {
         Response::parse(Bytes::from_static(head.as_bytes()), method.as_bytes())
     }
 
-    /// What a guest gets of `head`, by an HTTP/1.1 GET unless said otherwise.
+    /// What a client gets of `head`, by an HTTP/1.1 GET unless said otherwise.
     fn passed(head: &'static str, request: &str) -> String {
-        let request = Request::parse(request.as_bytes()).unwrap();
+        let request = Request::parse(request.as_bytes(), &[]).unwrap();
         let mut out = Vec::new();
         let response = Response::parse(Bytes::from_static(head.as_bytes()), request.method).unwrap();
         response.write_for(&request, request.keep_alive, &mut out);
@@ -187,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_are_framed_for_the_guest() {
+    fn bodies_are_framed_for_the_client() {
         let close = "HTTP/1.0 200 OK\r\n\r\n";
         assert_eq!(passed(close, GET), "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
         assert_eq!(

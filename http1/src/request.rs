@@ -1,4 +1,4 @@
-//! A guest's request head.
+//! A client's request head.
 use std::borrow::Cow;
 
 use super::{
@@ -9,34 +9,32 @@ use super::{
 
 /// The two that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::proxy) enum Version {
+pub enum Version {
     /// Connections end after a response, and chunks are unknown.
     Http10,
     /// As nearly everybody.
     Http11,
 }
 
-/// What a guest asks, as it stands on the wire.
+/// What a client asks, as it stands on the wire.
 #[derive(Debug, Clone)]
-pub(in crate::proxy) struct Request<'b> {
-    pub(in crate::proxy) method: &'b [u8],
+pub struct Request<'b> {
+    pub method: &'b [u8],
     /// Path and query, byte for byte.
-    pub(in crate::proxy) target: Cow<'b, [u8]>,
-    pub(in crate::proxy) version: Version,
-    pub(in crate::proxy) fields: Fields<'b>,
-    pub(in crate::proxy) body: Framing,
+    pub target: Cow<'b, [u8]>,
+    pub version: Version,
+    pub fields: Fields<'b>,
+    pub body: Framing,
     /// Whether another request may follow on the connection.
-    pub(in crate::proxy) keep_alive: bool,
+    pub keep_alive: bool,
     /// Whether the client waits for a 100 before it sends the body.
-    pub(in crate::proxy) expects_continue: bool,
+    pub expects_continue: bool,
 }
 
-/// Names under which a guest may address us in a target (RFC 9112, section 3.2.2, demands that form to be accepted).
-const OURS: [&str; 2] = ["169.254.169.254", "[fe80::a9fe:a9fe]"];
-
 impl<'b> Request<'b> {
-    /// Of a complete head.
-    pub(in crate::proxy) fn parse(head: &'b [u8]) -> Result<Self, Malformed> {
+    /// Of a complete head. `hosts` are the names under which a client may address us in a target (RFC 9112, section 3.2.2,
+    /// demands that form to be accepted).
+    pub fn parse(head: &'b [u8], hosts: &[&str]) -> Result<Self, Malformed> {
         let (line, rest) = first_line(head);
         let mut words = line.splitn(3, |byte| *byte == b' ');
         let (Some(method), Some(target), Some(version)) = (words.next(), words.next(), words.next()) else {
@@ -51,7 +49,7 @@ impl<'b> Request<'b> {
             other if other.starts_with(b"HTTP/") && !other.contains(&b' ') => return Err(Malformed::Version),
             _ => return Err(Malformed::RequestLine),
         };
-        let target = path(method, target)?;
+        let target = path(method, target, hosts)?;
         let fields = Fields::parse(rest)?;
         fields.only("host", Malformed::Host)?;
         let member = |list, word: &str| {
@@ -73,13 +71,13 @@ impl<'b> Request<'b> {
     }
 
     /// Whether asking twice is the same as asking once, and changes nothing.
-    pub(in crate::proxy) fn is_safe(&self) -> bool {
+    pub fn is_safe(&self) -> bool {
         matches!(self.method, b"GET" | b"HEAD" | b"OPTIONS")
     }
 }
 
-fn path<'b>(method: &[u8], target: &'b [u8]) -> Result<Cow<'b, [u8]>, Malformed> {
-    // Bytes above 0x7f are no part of a URL, but they are data. A TRACE would tell the guest what we add.
+fn path<'b>(method: &[u8], target: &'b [u8], hosts: &[&str]) -> Result<Cow<'b, [u8]>, Malformed> {
+    // Bytes above 0x7f are no part of a URL, but they are data. A TRACE would tell the client what is added on the way.
     if matches!(method, b"CONNECT" | b"TRACE") || target.iter().any(|byte| byte.is_ascii_control()) {
         return Err(Malformed::Target);
     }
@@ -93,7 +91,7 @@ fn path<'b>(method: &[u8], target: &'b [u8]) -> Result<Cow<'b, [u8]>, Malformed>
     {
         let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
         let (authority, rest) = rest.split_at(end);
-        if !is_ours(authority) {
+        if !is_one_of(hosts, authority) {
             return Err(Malformed::Target);
         }
         // An empty path is a slash, also before a query (RFC 9112, section 3.2.1).
@@ -105,11 +103,11 @@ fn path<'b>(method: &[u8], target: &'b [u8]) -> Result<Cow<'b, [u8]>, Malformed>
     if path.starts_with(b"/") { Ok(path.into()) } else { Err(Malformed::Target) }
 }
 
-/// Whether it is an address of ours; the port is 80, also where it is empty or missing (RFC 3986, section 6.2.3).
-fn is_ours(authority: &[u8]) -> bool {
-    OURS.iter().any(|address| {
-        let (host, port) = authority.split_at_checked(address.len()).unwrap_or_default();
-        host.eq_ignore_ascii_case(address.as_bytes()) && matches!(port, b"" | b":" | b":80")
+/// Whether it is one of those; the port is 80, also where it is empty or missing (RFC 3986, section 6.2.3).
+fn is_one_of(hosts: &[&str], authority: &[u8]) -> bool {
+    hosts.iter().any(|name| {
+        let (host, port) = authority.split_at_checked(name.len()).unwrap_or_default();
+        host.eq_ignore_ascii_case(name.as_bytes()) && matches!(port, b"" | b":" | b":80")
     })
 }
 
@@ -129,8 +127,10 @@ fn framing(fields: Fields<'_>, version: Version) -> Result<Framing, Malformed> {
 mod tests {
     use super::*;
 
+    const HOSTS: &[&str] = &["192.0.2.1", "[2001:db8::a]"];
+
     fn parse(head: &str) -> Result<Request<'_>, Malformed> {
-        Request::parse(head.as_bytes())
+        Request::parse(head.as_bytes(), HOSTS)
     }
 
     #[test]
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!((request.method, &*request.target), (&b"GET"[..], "/a%2F?q=\u{e4}".as_bytes()));
         assert_eq!((request.body, request.keep_alive), (Framing::Length(0), true));
         assert!(request.is_safe());
-        let request = Request::parse(b"GET /\xff\xfe HTTP/1.0\r\n\r\n").unwrap();
+        let request = Request::parse(b"GET /\xff\xfe HTTP/1.0\r\n\r\n", HOSTS).unwrap();
         assert_eq!((&*request.target, request.keep_alive), (&b"/\xff\xfe"[..], false));
         let request =
             parse("POST /p HTTP/1.1\r\nExpect: 100-Continue\r\nContent-Length: 07\r\n\r\n").unwrap();
@@ -153,17 +153,15 @@ mod tests {
     }
 
     #[test]
-    fn only_paths_of_ours() {
-        for target in
-            ["http://169.254.169.254/a?b", "HTTP://169.254.169.254:80/a?b", "http://[FE80::A9FE:A9FE]/a?b"]
-        {
+    fn only_paths_and_our_hosts() {
+        for target in ["http://192.0.2.1/a?b", "HTTP://192.0.2.1:80/a?b", "http://[2001:DB8::A]/a?b"] {
             assert_eq!(&*parse(&format!("GET {target} HTTP/1.1\r\n\r\n")).unwrap().target, b"/a?b");
         }
         for (target, path) in [
-            ("http://169.254.169.254", "/"),
-            ("http://169.254.169.254:", "/"),
-            ("http://[fe80::a9fe:a9fe]:80", "/"),
-            ("http://169.254.169.254?a=/b", "/?a=/b"),
+            ("http://192.0.2.1", "/"),
+            ("http://192.0.2.1:", "/"),
+            ("http://[2001:db8::a]:80", "/"),
+            ("http://192.0.2.1?a=/b", "/?a=/b"),
         ] {
             let head = format!("GET {target} HTTP/1.1\r\n\r\n");
             assert_eq!(&*parse(&head).unwrap().target, path.as_bytes(), "{target}");
@@ -172,14 +170,14 @@ mod tests {
             "GET http://another.host/ HTTP/1.1",
             "GET http:// HTTP/1.1",
             "GET http:///a HTTP/1.1",
-            "GET http://169.254.169.254:8080 HTTP/1.1",
-            "GET http://169.254.169.254:080/ HTTP/1.1",
-            "GET http://169.254.169.2541/ HTTP/1.1",
-            "GET http://169.254.169.254\\/ HTTP/1.1",
-            "GET http://169.254.169.254@evil/ HTTP/1.1",
-            "GET http://evil@169.254.169.254 HTTP/1.1",
+            "GET http://192.0.2.1:8080 HTTP/1.1",
+            "GET http://192.0.2.1:080/ HTTP/1.1",
+            "GET http://192.0.2.11/ HTTP/1.1",
+            "GET http://192.0.2.1\\/ HTTP/1.1",
+            "GET http://192.0.2.1@evil/ HTTP/1.1",
+            "GET http://evil@192.0.2.1 HTTP/1.1",
             "GET ?a HTTP/1.1",
-            "GET https://169.254.169.254/ HTTP/1.1",
+            "GET https://192.0.2.1/ HTTP/1.1",
             "GET latest HTTP/1.1",
             "OPTIONS * HTTP/1.1",
             "CONNECT 127.0.0.1:22 HTTP/1.1",
@@ -191,9 +189,7 @@ mod tests {
         ] {
             assert_eq!(parse(&format!("{line}\r\n\r\n")).err(), Some(Malformed::Target), "{line}");
         }
-        for target in
-            ["/a#b", "/#", "#", "/a?b#c", "http://169.254.169.254#/a", "http://169.254.169.254/#@evil"]
-        {
+        for target in ["/a#b", "/#", "#", "/a?b#c", "http://192.0.2.1#/a", "http://192.0.2.1/#@evil"] {
             let head = format!("GET {target} HTTP/1.1\r\n\r\n");
             assert_eq!(parse(&head).err(), Some(Malformed::Fragment), "{target}");
         }

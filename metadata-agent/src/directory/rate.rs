@@ -1,7 +1,7 @@
 //! How many requests in how much time: two ways to count, with the time passed in.
 use std::time::{Duration, Instant};
 
-use crate::config::Rate;
+use crate::config::{Rate, WindowLimit};
 
 /// A leaky bucket, as the generic cell rate algorithm keeps it: the time at which it will be empty.
 #[derive(Debug, Default)]
@@ -27,15 +27,6 @@ impl Bucket {
 
 fn interval(limit: Rate) -> Option<Duration> {
     Duration::from_secs(1).checked_div(limit.rate)
-}
-
-/// So many events in each window of that length: how Neutron's options say it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WindowLimit {
-    /// Events.
-    pub count: u32,
-    /// In that time.
-    pub window: Duration,
 }
 
 /// Counts in a window that slides, the way haproxy's `http_req_rate` does: this period's events, and the last one's as

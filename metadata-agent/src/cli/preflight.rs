@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Everything that cannot be used.
-pub fn problems(config: &Config) -> Vec<anyhow::Error> {
+pub(super) fn problems(config: &Config) -> Vec<anyhow::Error> {
     let checks = [nova(config), source(config), admin(config)];
     checks.into_iter().filter_map(Result::err).collect()
 }

@@ -7,20 +7,21 @@ use std::{
 };
 
 use super::{
-    limits::{Gauge, RequestLimits},
+    gauge::Gauge,
+    place::Place,
     rate::{Bucket, SlidingWindow},
-    seat::Place,
-    shares::{Amounts, Resource},
+    usage::{Amounts, Resource},
 };
+use crate::config::RequestLimits;
 
 /// A device behind which guests are. Both families count together, and reconnecting does not help.
 #[derive(Debug)]
 pub struct Tap {
     name: Arc<str>,
     /// What its connections hold.
-    pub(super) used: Amounts,
+    pub(crate) used: Amounts,
     /// Connections beyond a limit that are still heard out.
-    pub(super) turned_away: Gauge,
+    pub(crate) turned_away: Gauge,
     rates: Mutex<Rates>,
     /// Its connections, by their address in memory.
     places: Mutex<HashMap<usize, Arc<Place>>>,
@@ -44,12 +45,12 @@ impl Tap {
         }
     }
 
-    pub(super) fn name(&self) -> &Arc<str> {
+    pub(crate) fn name(&self) -> &Arc<str> {
         &self.name
     }
 
     /// Counts a request, or says how long the next one has to wait.
-    pub(super) fn request(&self, limits: &RequestLimits, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn request(&self, limits: &RequestLimits, now: Instant) -> Result<(), Duration> {
         // A panic elsewhere leaves counts that are as good as any.
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
         let Rates { bucket, windows } = &mut *rates;
@@ -69,17 +70,17 @@ impl Tap {
 
     /// Of the connections that hold something of that, the one that can be spared first; of those that may have gone only,
     /// if `departed`.
-    pub(super) fn dispensable(&self, resource: Resource, departed: bool) -> Option<Arc<Place>> {
+    pub(crate) fn dispensable(&self, resource: Resource, departed: bool) -> Option<Arc<Place>> {
         let places = self.places();
         let ranked = places.values().filter_map(|place| Some((place.rank(resource, departed)?, place)));
         ranked.min_by_key(|(rank, _)| *rank).map(|(_, place)| place.clone())
     }
 
-    pub(super) fn enter(&self, place: &Arc<Place>) {
+    pub(crate) fn enter(&self, place: &Arc<Place>) {
         self.places().insert(Arc::as_ptr(place).addr(), place.clone());
     }
 
-    pub(super) fn leave(&self, place: &Arc<Place>) {
+    pub(crate) fn leave(&self, place: &Arc<Place>) {
         self.places().remove(&Arc::as_ptr(place).addr());
     }
 
@@ -96,8 +97,8 @@ impl fmt::Display for Tap {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::rate::WindowLimit, *};
-    use crate::config::Rate;
+    use super::*;
+    use crate::config::{Rate, WindowLimit};
 
     #[test]
     fn the_strictest_limit_holds_and_refused_requests_do_not_count() {

@@ -22,7 +22,7 @@ enum Position {
 
 /// A decoder.
 #[derive(Debug)]
-pub(in crate::proxy) struct Chunks(Position);
+pub struct Chunks(Position);
 
 impl Default for Chunks {
     fn default() -> Self {
@@ -32,11 +32,7 @@ impl Default for Chunks {
 
 impl Chunks {
     /// Moves data from `received` to `body`; true when the last chunk is behind. What follows it stays in `received`.
-    pub(in crate::proxy) fn decode(
-        &mut self,
-        received: &mut BytesMut,
-        body: &mut Vec<u8>,
-    ) -> Result<bool, Malformed> {
+    pub fn decode(&mut self, received: &mut BytesMut, body: &mut Vec<u8>) -> Result<bool, Malformed> {
         loop {
             self.0 = match self.0 {
                 Position::Size => match take_line(received)? {
@@ -101,7 +97,7 @@ fn take_line(received: &mut BytesMut) -> Result<Option<BytesMut>, Malformed> {
 fn size(line: &[u8]) -> Result<u64, Malformed> {
     let digits = line.iter().position(|byte| *byte == b';').unwrap_or(line.len());
     let (number, extension) = line.split_at(digits);
-    // Fifteen digits cannot overflow; a request of that size is refused soon, and Nova has none.
+    // Fifteen digits cannot overflow, and nothing has that size.
     let proper = (1..=15).contains(&number.len())
         && number.iter().all(u8::is_ascii_hexdigit)
         && !extension.iter().any(u8::is_ascii_control);
@@ -111,7 +107,7 @@ fn size(line: &[u8]) -> Result<u64, Malformed> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Framing, *};
 
     fn decode(pieces: &[&[u8]]) -> Result<(bool, Vec<u8>, Vec<u8>), Malformed> {
         let (mut chunks, mut received, mut body) = (Chunks::default(), BytesMut::new(), Vec::new());
@@ -131,6 +127,16 @@ mod tests {
         let bytes: Vec<&[u8]> = text.chunks(1).take(text.len() - 3).collect();
         assert_eq!(decode(&bytes).unwrap(), (true, b"hello world\r\n12\n".to_vec(), Vec::new()));
         assert!(!decode(&[b"5\r\nhello\r\n0\r\n"]).unwrap().0);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut out = Vec::new();
+        for piece in [&b"hello"[..], b"", &[b'x'; 300]] {
+            Framing::Chunked.write(piece, &mut out);
+        }
+        Framing::Chunked.write_end(&mut out);
+        assert_eq!(decode(&[&out]).unwrap(), (true, [&b"hello"[..], &[b'x'; 300]].concat(), Vec::new()));
     }
 
     #[test]

@@ -6,7 +6,7 @@ const MOST_FIELDS: usize = 100;
 
 /// Finds the end of a head in bytes that arrive bit by bit, looking at each byte once.
 #[derive(Debug, Default)]
-pub(in crate::proxy) struct HeadEnd {
+pub struct HeadEnd {
     seen: usize,
     line: usize,
     begun: bool,
@@ -15,7 +15,7 @@ pub(in crate::proxy) struct HeadEnd {
 impl HeadEnd {
     /// How many bytes of `received` the head has, its empty line and any that stand before it included. `received`
     /// begins with what was given the last time.
-    pub(in crate::proxy) fn find(&mut self, received: &[u8]) -> Result<Option<usize>, Malformed> {
+    pub fn find(&mut self, received: &[u8]) -> Result<Option<usize>, Malformed> {
         while let Some(at) = received[self.seen..].iter().position(|byte| *byte == b'\n') {
             let end = self.seen + at;
             if end == self.line || received[end - 1] != b'\r' {
@@ -48,7 +48,7 @@ pub(super) fn first_line(head: &[u8]) -> (&[u8], &[u8]) {
 
 /// Header lines that were found to be proper ones, in their order.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::proxy) struct Fields<'b>(&'b [u8]);
+pub struct Fields<'b>(&'b [u8]);
 
 impl<'b> Fields<'b> {
     /// Of the lines that follow the first one, up to and with the empty line.
@@ -70,18 +70,18 @@ impl<'b> Fields<'b> {
     }
 
     /// Names and values, the latter without the space around them.
-    pub(in crate::proxy) fn iter(self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
+    pub fn iter(self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
         split(self.0).filter_map(field)
     }
 
     /// The values of one name, whatever its case.
-    pub(in crate::proxy) fn values(self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+    pub fn values(self, name: &str) -> impl Iterator<Item = &'b [u8]> {
         self.iter()
             .filter_map(move |(other, value)| other.eq_ignore_ascii_case(name.as_bytes()).then_some(value))
     }
 
     /// The members of all values of one name, which are lists.
-    pub(in crate::proxy) fn members(self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+    pub fn members(self, name: &str) -> impl Iterator<Item = &'b [u8]> {
         let members = self.values(name).flat_map(|value| value.split(|byte| *byte == b','));
         members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
     }

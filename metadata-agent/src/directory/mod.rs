@@ -1,0 +1,100 @@
+//! What is behind a tag: the ports that this host serves, with their identities and signatures, as the control plane last
+//! published them, and what each tap takes of those who serve it.
+//!
+//! The two planes meet here and nowhere else. The control plane writes, by [`Directory::publish`] and [`Port::resolve`];
+//! the proxy looks up, and counts.
+//!
+//! ```text
+//! port      one assignment, who is behind it     identity  that, signed
+//! tap       a device, what its ports take        usage     how much, of what, and the limits
+//! place     one of its connections               gauge     how many there are
+//! rate      how much in time                     sources   what the datapath knows of them
+//! ```
+mod gauge;
+mod identity;
+mod place;
+mod port;
+mod rate;
+mod sources;
+mod tap;
+mod usage;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use arc_swap::ArcSwap;
+use metadata_ebpf::address::Tag;
+
+pub use identity::{Identity, InvalidIdentity, SignedIdentity, Signer};
+pub(crate) use place::{Phase, Place};
+pub use port::{PROBE_ANSWER, Port, Resolution};
+pub use sources::{OpenConnection, Sources};
+pub use tap::Tap;
+pub(crate) use usage::{Amounts, Holds, Limit, Resource};
+
+/// The ports by index, and their taps. Readers take a snapshot and never wait.
+#[derive(Debug, Default)]
+pub struct Directory {
+    published: ArcSwap<Published>,
+    /// All taps that somebody still has, by name.
+    taps: Mutex<HashMap<String, Weak<Tap>>>,
+}
+
+#[derive(Debug, Default)]
+struct Published {
+    ports: HashMap<u32, Arc<Port>>,
+    taps: Vec<Arc<Tap>>,
+}
+
+impl Directory {
+    /// The tap of that name, which all ports on it share. Control plane only.
+    pub fn tap(&self, name: &str) -> Arc<Tap> {
+        let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tap) = taps.get(name).and_then(Weak::upgrade) {
+            return tap;
+        }
+        let tap = Arc::new(Tap::new(name));
+        taps.insert(name.to_owned(), Arc::downgrade(&tap));
+        tap
+    }
+
+    /// Replaces the contents. Control plane only.
+    pub fn publish(&self, ports: HashMap<u32, Arc<Port>>) {
+        let mut taps: Vec<_> = ports.values().map(|port| port.tap.clone()).collect();
+        taps.sort_by_key(|tap| Arc::as_ptr(tap).addr());
+        taps.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        self.published.store(Arc::new(Published { ports, taps }));
+        let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
+        taps.retain(|_, tap| tap.strong_count() > 0);
+    }
+
+    /// The port that a tag names, if that assignment still lasts.
+    pub fn port(&self, tag: Tag) -> Option<Arc<Port>> {
+        let published = self.published.load();
+        published.ports.get(&tag.index()).filter(|port| port.generation == tag.generation()).cloned()
+    }
+
+    /// The tap, but for one, that has most of something.
+    pub(crate) fn heaviest(&self, has: impl Fn(&Tap) -> u32, but: Option<&Arc<Tap>>) -> Option<Arc<Tap>> {
+        let published = self.published.load();
+        let others = published.taps.iter().filter(|tap| but.is_none_or(|but| !Arc::ptr_eq(tap, but)));
+        others.max_by_key(|tap| has(tap)).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_of_another_generation_is_nobody() {
+        let port = Port::new("p".into(), Directory::default().tap("tap0"), 3, Resolution::Pending("".into()));
+        let directory = Directory::default();
+        directory.publish([(7, Arc::new(port))].into());
+        assert!(directory.port(Tag::new(3, 7, 5)).is_some());
+        assert!(directory.port(Tag::new(2, 7, 5)).is_none());
+        assert!(directory.port(Tag::new(3, 8, 5)).is_none());
+    }
+}

@@ -1,0 +1,48 @@
+//! What became of a request.
+use std::{io, sync::Arc, time::Duration};
+
+use super::answer::Refusal;
+use crate::directory::SignedIdentity;
+
+/// What became of a request.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) who: Option<Arc<SignedIdentity>>,
+    /// What the guest was answered, if it was.
+    pub(super) status: Option<u16>,
+    /// Bytes of the body that the guest got.
+    pub(super) bytes: u64,
+    /// Until Nova's answer began.
+    pub(super) nova: Option<Duration>,
+    /// Why the agent answered in Nova's place, if it did.
+    pub(super) refusal: Option<Refusal>,
+    pub(super) end: Completion,
+}
+
+/// Whether an answer was given to its end.
+#[derive(Debug, Default)]
+pub(super) enum Completion {
+    /// The port or the agent went away, the connection lasted too long, or it gave way to others.
+    #[default]
+    CutOff,
+    /// The guest went away, or did not take its answer.
+    Left(io::Error),
+    /// Nova ended its answer before the end.
+    BrokenOff,
+    Complete,
+}
+
+impl Outcome {
+    /// Why the guest did not get, whole, what it asked for.
+    pub(super) fn reason(&self) -> Option<String> {
+        let refused = self.refusal.as_ref().and_then(Refusal::reason);
+        refused.or_else(|| match &self.end {
+            Completion::CutOff => {
+                Some("cut off: its port or the agent went away, its connection lasted too long, or gave way to others".to_owned())
+            }
+            Completion::Left(error) => Some(format!("the guest left: {error}")),
+            Completion::BrokenOff => Some("nova broke off its answer".to_owned()),
+            Completion::Complete => None,
+        })
+    }
+}
