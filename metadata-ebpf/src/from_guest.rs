@@ -1,8 +1,9 @@
 //! What happens to a frame that a guest sends.
+#![forbid(unsafe_code)]
 use metadata_ebpf::{
     address::Tag,
     counter::Counter,
-    map::{Port, PortKey, PortSources, Source},
+    map::{Port, PortKey, Source},
     packet::{
         ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Verdict,
         arp::{self, Arp},
@@ -13,7 +14,8 @@ use metadata_ebpf::{
 };
 
 use crate::{
-    limits, maps,
+    limits,
+    maps::{self, PortState},
     program::{Outcome, Result},
     skb::{self, Skb},
     sources::{self, Seen},
@@ -212,23 +214,20 @@ fn key(skb: Skb<'_>) -> PortKey {
 
 /// The state of a port, if it is still the assignment that the frame was matched with.
 #[inline(always)]
-fn state(skb: Skb<'_>, port: &Port) -> core::result::Result<*mut PortSources, Counter> {
-    let state = maps::sources(port.index).ok_or(Counter::UnknownPort)?;
+fn state(skb: Skb<'_>, port: &Port) -> core::result::Result<PortState, Counter> {
+    let state = maps::state(port.index).ok_or(Counter::UnknownPort)?;
     let PortKey { ifindex, vlan } = key(skb);
-    // SAFETY: a value of an array map; the agent changes these only while no PORTS entry leads here.
-    let same = unsafe {
-        (*state).generation == port.generation
-            && (*state).ifindex == ifindex
-            && (*state).vlan == vlan
-            && (*state).ended == 0
-    };
+    let same = state.generation() == port.generation
+        && state.ifindex() == ifindex
+        && state.vlan() == vlan
+        && !state.has_ended();
     if same { Ok(state) } else { Err(Counter::UnknownPort) }
 }
 
 /// The state that has the limits of the port's tap.
 #[inline(always)]
-fn meter(port: &Port) -> core::result::Result<*mut PortSources, Counter> {
-    maps::sources(port.meter).ok_or(Counter::UnknownPort)
+fn meter(port: &Port) -> core::result::Result<PortState, Counter> {
+    maps::state(port.meter).ok_or(Counter::UnknownPort)
 }
 
 /// A segment for the service: what of it decides about its tag.

@@ -1,39 +1,31 @@
 //! What one port may ask for: one time stamp for each kind of request, advanced under the port's lock.
-use core::ptr::addr_of_mut;
+#![forbid(unsafe_code)]
+use metadata_ebpf::{counter::Counter, map::Limit};
 
-use metadata_ebpf::{
-    counter::Counter,
-    map::{Limit, PortSources},
-};
-
-use crate::lock::Held;
+use crate::maps::{Meter, PortState};
 
 /// One new connection of the port.
 #[inline(always)]
-pub(crate) fn connection(port: *mut PortSources, limit: Limit, now: u64) -> Result<(), Counter> {
-    // SAFETY: `port` is a value of the SOURCES map.
-    admit(port, unsafe { addr_of_mut!((*port).connections) }, limit, now).ok_or(Counter::ConnectionsLimited)
+pub(crate) fn connection(port: PortState, limit: Limit, now: u64) -> Result<(), Counter> {
+    admit(port, Meter::Connections, limit, now).ok_or(Counter::ConnectionsLimited)
 }
 
 /// One ARP, neighbour discovery or echo request of the port.
 #[inline(always)]
-pub(crate) fn answer(port: *mut PortSources, limit: Limit, now: u64) -> Result<(), Counter> {
-    // SAFETY: `port` is a value of the SOURCES map.
-    admit(port, unsafe { addr_of_mut!((*port).answers) }, limit, now).ok_or(Counter::AnswersLimited)
+pub(crate) fn answer(port: PortState, limit: Limit, now: u64) -> Result<(), Counter> {
+    admit(port, Meter::Answers, limit, now).ok_or(Counter::AnswersLimited)
 }
 
 #[inline(always)]
-fn admit(port: *mut PortSources, state: *mut u64, limit: Limit, now: u64) -> Option<()> {
+fn admit(port: PortState, meter: Meter, limit: Limit, now: u64) -> Option<()> {
     if limit.interval == 0 {
         return Some(());
     }
-    let lock = Held::take(port);
-    // SAFETY: a word of the port whose lock is held.
-    let next = unsafe { limit.after(*state, now) };
+    let mut port = port.lock();
+    let next = limit.after(port.meter(meter), now);
     if let Some(next) = next {
-        // SAFETY: as above.
-        unsafe { *state = next };
+        port.set_meter(meter, next);
     }
-    lock.release();
+    port.release();
     next.map(drop)
 }

@@ -6,11 +6,11 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+mod branchless;
+#[cfg(target_arch = "bpf")]
 mod from_guest;
 #[cfg(target_arch = "bpf")]
 mod limits;
-#[cfg(target_arch = "bpf")]
-mod lock;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]

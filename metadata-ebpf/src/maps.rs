@@ -1,4 +1,6 @@
 //! The maps and load-time constants of the programs, behind the functions that use them.
+mod state;
+
 use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
@@ -11,6 +13,8 @@ use metadata_ebpf::{
     counter,
     map::{Control, OpenConnections, Port, PortKey, PortSources},
 };
+
+pub(crate) use self::state::{Locked, Meter, Open, PortState};
 
 #[map]
 static PORTS: HashMap<PortKey, Port> = HashMap::with_max_entries(MAX_PORTS, 0);
@@ -48,10 +52,11 @@ pub(crate) fn port(key: PortKey) -> Option<&'static Port> {
     unsafe { PORTS.get(key) }
 }
 
-/// The sources of a port; shared with other processors.
+/// The state of a port.
 #[inline(always)]
-pub(crate) fn sources(index: u32) -> Option<*mut PortSources> {
-    SOURCES.get_ptr_mut(index)
+pub(crate) fn state(index: u32) -> Option<PortState> {
+    // SAFETY: a value of the map.
+    Some(unsafe { PortState::new(SOURCES.get_ptr_mut(index)?) })
 }
 
 /// Counts an outcome of a frame from or to the guest of that device, given by a counter's number. The agent's own guest
@@ -85,10 +90,11 @@ pub(crate) fn is_leaving() -> bool {
     control().is_some_and(|control| control.leaving != 0)
 }
 
-/// How many connections each source of a port has open. The agent changes them meanwhile.
+/// How many connections each source of a port has open.
 #[inline(always)]
-pub(crate) fn open(index: u32) -> Option<*const OpenConnections> {
-    OPEN.get_ptr(index)
+pub(crate) fn open(index: u32) -> Option<Open> {
+    // SAFETY: a value of the map.
+    Some(unsafe { Open::new(OPEN.get_ptr(index)?) })
 }
 
 /// Interface index of the host end of the service device.

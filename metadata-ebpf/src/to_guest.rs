@@ -1,13 +1,14 @@
 //! What happens to a frame that the service sends.
+#![forbid(unsafe_code)]
 use metadata_ebpf::{
-    address::{SOURCES_PER_PORT, Tag},
+    address::Tag,
     counter::Counter,
-    map::{PortSources, Source},
+    map::Source,
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ipv4, ipv6},
 };
 
 use crate::{
-    maps,
+    maps::{self, PortState},
     program::{Outcome, Result},
     skb::Skb,
 };
@@ -33,7 +34,7 @@ fn reply4(skb: Skb<'_>) -> Result {
     let address = ipv4::destination(frame);
     let tag = Tag::from_v4(address).ok_or(Counter::ServiceOther)?;
     let port = port(tag, ipv4::is_reset(frame))?;
-    let source = source(port, tag);
+    let source = port.source(tag.source());
     let guest = source.v4().filter(|_| source.last_seen != 0).ok_or(Counter::StaleTag)?;
     ipv4::to_guest(frame, guest, source.mac.bytes(), source.via.bytes());
     skb.replace_tcp4_checksum(address, guest).ok_or(Counter::RewriteFailed)?;
@@ -52,7 +53,7 @@ fn reply6(skb: Skb<'_>) -> Result {
     let address = ipv6::destination(frame);
     let tag = Tag::from_v6(address).ok_or(Counter::ServiceOther)?;
     let port = port(tag, ipv6::is_reset(frame))?;
-    let source = source(port, tag);
+    let source = port.source(tag.source());
     if source.last_seen == 0 || source.v4().is_some() {
         return Err(Counter::StaleTag.into());
     }
@@ -64,28 +65,18 @@ fn reply6(skb: Skb<'_>) -> Result {
 /// The port that a tag leads to, if that is still the assignment it was given out for. One that has ended still gets its
 /// resets, by which the guest hears that its connections are over; they carry nothing else.
 #[inline(always)]
-fn port(tag: Tag, is_reset: bool) -> core::result::Result<*mut PortSources, Counter> {
-    let port = maps::sources(tag.index()).ok_or(Counter::StaleTag)?;
-    // SAFETY: a value of an array map. An index assigned anew has another generation, which is compared.
-    let leads = unsafe {
-        (*port).ifindex != 0
-            && (*port).generation == u32::from(tag.generation())
-            && (is_reset || (*port).ended == 0)
-    };
+fn port(tag: Tag, is_reset: bool) -> core::result::Result<PortState, Counter> {
+    let port = maps::state(tag.index()).ok_or(Counter::StaleTag)?;
+    // An index assigned anew has another generation.
+    let leads = port.ifindex() != 0
+        && port.generation() == u32::from(tag.generation())
+        && (is_reset || !port.has_ended());
     if leads { Ok(port) } else { Err(Counter::StaleTag) }
 }
 
-/// A copy of the source that a tag names; one that is replaced meanwhile is replaced by one behind the same tap.
 #[inline(always)]
-fn source(port: *mut PortSources, tag: Tag) -> Source {
-    // SAFETY: the index is within the array (the mask tells the verifier).
-    unsafe { (*port).sources[tag.source() & (SOURCES_PER_PORT - 1)] }
-}
-
-#[inline(always)]
-fn to_tap(skb: Skb<'_>, port: *mut PortSources) -> Result {
-    // SAFETY: a value of an array map.
-    let (ifindex, vlan) = unsafe { ((*port).ifindex, (*port).vlan) };
+fn to_tap(skb: Skb<'_>, port: PortState) -> Result {
+    let (ifindex, vlan) = (port.ifindex(), port.vlan());
     if vlan != 0 {
         skb.push_vlan(vlan as u16).ok_or(Counter::RewriteFailed)?;
     }
