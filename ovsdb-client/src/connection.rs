@@ -117,7 +117,8 @@ impl Driver {
             self.execute_held(false);
             self.collect();
             let retry = backoff.after(lasted, random());
-            tracing::debug!(remote = %self.remote, %reason, ?retry, "disconnected");
+            let database = &self.config.database;
+            tracing::debug!(database, remote = %self.remote, %reason, ?retry, "disconnected");
             self.backlog.push(Notice::Disconnected { remote: self.remote.clone(), reason, retry });
             let until = Instant::now() + retry;
             while Instant::now() < until || !self.backlog.is_empty() {

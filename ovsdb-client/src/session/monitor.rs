@@ -190,6 +190,7 @@ impl Session {
             (contents, true)
         };
         self.state = State::Monitoring(dialect);
+        tracing::debug!(database = self.config.database, complete, "monitoring");
         let composites = Arc::new(self.composites());
         self.be_ready();
         self.events.push_back(SessionEvent::Contents {
