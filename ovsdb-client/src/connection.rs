@@ -160,8 +160,9 @@ impl Driver {
             self.session.disconnected();
             self.execute_held(false);
             self.collect();
-            let retry = if reason.is_wanted() { Duration::ZERO } else { backoff.after(lasted, random()) };
-            tracing::debug!(remote = %self.remote, %reason, ?retry, "disconnected");
+let retry = if reason.is_wanted() { Duration::ZERO } else { backoff.after(lasted, random()) };
+            let database = &self.config.database;
+            tracing::debug!(database, remote = %self.remote, %reason, ?retry, "disconnected");
             self.backlog.push(Notice::Disconnected { remote: self.remote.clone(), reason, retry });
             let until = Instant::now() + retry;
             while self.has_to_wait(until) || !self.backlog.is_empty() {

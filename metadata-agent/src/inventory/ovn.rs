@@ -160,6 +160,11 @@ impl Ovn {
         [&self.ovs, &self.southbound].into_iter().filter_map(Database::pending).collect()
     }
 
+    /// The logical ports whose rows the Southbound has sent.
+    pub fn logical_ports(&self) -> impl Iterator<Item = &str> {
+        self.southbound.client.table::<PortBinding>().iter().map(|(_, row)| row.logical_port.as_str())
+    }
+
     /// Whether the local interfaces are known, without which nothing can be said about any port.
     pub fn has_interfaces(&self) -> bool {
         self.ovs.synced

@@ -191,6 +191,7 @@ impl Session {
         };
         if complete { &self.tally.complete_contents } else { &self.tally.resumes }.add(1);
         self.state = State::Monitoring(dialect);
+        tracing::debug!(database = self.config.database, complete, "monitoring");
         let composites = Arc::new(self.composites());
         self.be_ready();
         self.events.push_back(SessionEvent::Contents {
