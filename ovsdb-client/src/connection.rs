@@ -160,7 +160,7 @@ impl Driver {
             self.session.disconnected();
             self.execute_held(false);
             self.collect();
-let retry = if reason.is_wanted() { Duration::ZERO } else { backoff.after(lasted, random()) };
+            let retry = if reason.is_wanted() { Duration::ZERO } else { backoff.after(lasted, random()) };
             let database = &self.config.database;
             tracing::debug!(database, remote = %self.remote, %reason, ?retry, "disconnected");
             self.backlog.push(Notice::Disconnected { remote: self.remote.clone(), reason, retry });
