@@ -16,6 +16,7 @@ const PARTS: &[(&str, &[&str])] = &[
     ("log_writer", &[]),
     ("logging", &["log_writer"]),
     ("startup", &["files"]),
+    ("takeover", &[]),
     ("config", &[]),
     ("directory", &["config"]),
     // The data plane.
@@ -31,6 +32,7 @@ const PARTS: &[(&str, &[&str])] = &[
         "control",
         &[
             "logging",
+            "takeover",
             "config",
             "directory",
             "admin",
@@ -48,6 +50,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "memory",
             "logging",
             "startup",
+            "takeover",
             "config",
             "directory",
             "proxy",

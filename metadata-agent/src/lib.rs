@@ -21,3 +21,4 @@ pub mod metrics;
 pub mod proxy;
 pub mod reconcile;
 pub mod startup;
+pub mod takeover;

@@ -3,7 +3,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsRawFd as _, RawFd},
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, RawFd},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
@@ -11,6 +11,8 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
+    libc,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
     sys::statfs::statfs,
@@ -80,6 +82,12 @@ impl Netns {
         self.file.as_raw_fd()
     }
 
+    /// Whether a socket is of this namespace.
+    pub fn holds(&self, socket: &impl AsFd) -> io::Result<bool> {
+        let (theirs, ours) = (namespace_of(socket)?.metadata()?, self.file.metadata()?);
+        Ok((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()))
+    }
+
     /// Brings the calling thread into the namespace, which it must never leave again for anybody's work.
     pub fn enter(&self) -> io::Result<()> {
         Ok(setns(&self.file, CloneFlags::CLONE_NEWNET)?)
@@ -96,6 +104,16 @@ impl Netns {
             inside.join().unwrap_or_else(|_| Err(io::Error::other("a thread inside the namespace panicked")))
         })
     }
+}
+
+/// The namespace that a socket is of (`SIOCGSKNS` of linux/sockios.h, since Linux 4.10).
+#[allow(unsafe_code, reason = "nix has no function for this one")]
+fn namespace_of(socket: &impl AsFd) -> io::Result<File> {
+    const SIOCGSKNS: libc::Ioctl = 0x894c;
+    // SAFETY: it takes no argument, and gives a descriptor of this process that nothing else knows of.
+    let raw = Errno::result(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) })?;
+    // SAFETY: as above.
+    Ok(unsafe { File::from_raw_fd(raw) })
 }
 
 fn is_namespace(path: &Path) -> bool {
