@@ -3,6 +3,7 @@
 //! A [`Session`] outlives connections: it remembers the last transaction and the conditions that the server knew, to
 //! resume from there. It is given messages and the time, and asked for messages and events.
 
+mod filling;
 mod greeting;
 mod hangup;
 mod lock;
@@ -11,6 +12,7 @@ mod monitor;
 mod pause;
 mod probe;
 mod server;
+mod turn;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use crate::schema::Schema;
 
 pub use greeting::Awaited;
 pub use hangup::Hangup;
+pub(crate) use turn::TurnConfig;
 
 /// Updates kept while a monitor request is unanswered. A server sends none before its answer unless it is broken.
 const MAX_DEFERRED: usize = 1024;
@@ -54,6 +57,8 @@ pub(crate) struct SessionConfig {
     pub(crate) servers: usize,
     /// Whether to refuse servers of a cluster that are not its leader.
     pub(crate) leader_only: bool,
+    /// Whether, and how, clients take turns in asking for contents.
+    pub(crate) turns: Option<TurnConfig>,
 }
 
 /// A table to replicate.
@@ -151,6 +156,8 @@ pub(crate) struct Session {
     next_id: u64,
     log_end: log::LogEnd,
     greeting: greeting::Greeting,
+    turn: turn::Turn,
+    filling: Option<filling::Filling>,
 
     paused: bool,
 
@@ -172,6 +179,8 @@ enum State {
     Disconnected,
     /// Waiting for the schema and the server's own state.
     Greeting,
+    /// Waiting for the turn to ask for contents.
+    Queued,
     /// Waiting for the contents of the tables.
     Requested,
     Monitoring(Dialect),
@@ -188,8 +197,11 @@ enum Pending {
     LogEnd,
     Schema,
     Monitor(Dialect),
+    Fill,
+    StartOver,
     ConditionChange,
     Cancel,
+    Turn,
     Lock(String),
     Unlock,
     User(String),
@@ -198,7 +210,10 @@ enum Pending {
 impl Pending {
     /// Whether the answer brings a new connection forward.
     fn is_step(&self) -> bool {
-        matches!(self, Self::Server | Self::LogEnd | Self::Schema | Self::Monitor(_))
+        matches!(
+            self,
+            Self::Server | Self::LogEnd | Self::Schema | Self::Monitor(_) | Self::Fill | Self::StartOver
+        )
     }
 }
 
@@ -213,6 +228,8 @@ impl Session {
             next_id: 0,
             log_end: log::LogEnd::default(),
             greeting: greeting::Greeting::default(),
+            turn: turn::Turn::default(),
+            filling: None,
             paused: false,
             state: State::Disconnected,
             ready: false,
@@ -250,6 +267,8 @@ impl Session {
         self.count_greeting();
         self.state = State::Disconnected;
         self.ready = false;
+        self.turn = turn::Turn::None;
+        self.filling = None;
         self.resume.disconnected();
         self.transmits.clear();
         self.deferred.clear();
@@ -342,6 +361,9 @@ impl Session {
             // RFC 7047, sections 4.1.9 and 4.1.10.
             "locked" | "stolen" => {
                 let (name,): (String,) = serde_json::from_str(params.get())?;
+                if self.is_turn(&name) {
+                    return if method == "locked" { self.turn_came() } else { Ok(()) };
+                }
                 self.lock_changed(name, method == "locked");
                 Ok(())
             }
@@ -382,6 +404,17 @@ impl Session {
                 Err(Hangup::NoDatabase { database: self.config.database.clone(), error })
             }
             (Pending::Monitor(dialect), result) => self.monitor_answered(dialect, result),
+            (Pending::Fill, result) => self.filled(result),
+            (Pending::StartOver, result) => self.start_over(result),
+            // What is not locked yet is told of later.
+            (Pending::Turn, Ok(result)) => {
+                let result: serde_json::Value = serde_json::from_slice(result.as_bytes())?;
+                if result["locked"] == true { self.turn_came() } else { Ok(()) }
+            }
+            (Pending::Turn, Err(error)) => {
+                tracing::debug!(error, "the server gives no turns");
+                self.turn_came()
+            }
             (Pending::ConditionChange, Ok(_)) => {
                 self.conditions_answered();
                 Ok(())

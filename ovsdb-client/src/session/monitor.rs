@@ -18,11 +18,11 @@ use crate::schema::{Schema, TableSchema};
 #[derive(Debug)]
 pub(super) struct Resume {
     /// The transaction that the replica is at; nil if it cannot be named, as with standalone databases.
-    transaction: Uuid,
+    pub(super) transaction: Uuid,
     /// The columns requested, by table. The replica can only be resumed with the same ones.
-    columns: Vec<Option<Vec<&'static str>>>,
+    pub(super) columns: Vec<Option<Vec<&'static str>>>,
     wanted: Vec<Conditions>,
-    acknowledged: Vec<Conditions>,
+    pub(super) acknowledged: Vec<Conditions>,
     /// The latest generation of `wanted`.
     generation: u64,
     in_force: u64,
@@ -48,7 +48,7 @@ impl Resume {
     }
 
     /// Begins with the conditions wanted now; with those before if a server refused these, which are tried again later.
-    fn begin_anew(&mut self) {
+    pub(super) fn begin_anew(&mut self) {
         if self.refused != Some(self.generation) {
             self.refused = None;
             self.acknowledged = self.wanted.clone();
@@ -143,7 +143,7 @@ impl Session {
         Ok(())
     }
 
-    fn request_monitor(&mut self, dialect: Dialect) {
+    pub(super) fn request_monitor(&mut self, dialect: Dialect) {
         let mut requests = serde_json::Map::new();
         let specs = self.config.tables.iter().zip(&self.resume.columns).zip(&self.resume.acknowledged);
         for ((table, columns), conditions) in specs {
@@ -151,6 +151,12 @@ impl Session {
             let mut request = json!({ "columns": columns });
             if dialect != Dialect::Monitor {
                 request["where"] = conditions.json(self.table_schema(table.name));
+            }
+            if dialect == Dialect::MonitorCondSince && *conditions != Conditions::All {
+                request["select"] = json!({ "initial": false });
+                if self.resume.transaction.is_nil() {
+                    request["where"] = json!([false]);
+                }
             }
             requests.insert(table.name.to_owned(), json!([request]));
         }
@@ -183,12 +189,23 @@ impl Session {
         };
         let (updates, complete) = if dialect == Dialect::MonitorCondSince {
             let Since(found, transaction, updates) = serde_json::from_slice(contents.as_bytes())?;
-            self.resume.transaction = transaction;
             let range = contents.subrange_of(updates);
-            (contents.narrow(range), !found)
+            let contents = contents.narrow(range);
+            if found {
+                self.resume.transaction = transaction;
+                (contents, false)
+            } else {
+                let Some(contents) = self.fill(contents, transaction) else { return Ok(()) };
+                (contents, true)
+            }
         } else {
             (contents, true)
         };
+        self.begin(updates, complete, dialect)
+    }
+
+    /// The contents are here, or the changes of them.
+    pub(super) fn begin(&mut self, updates: Payload, complete: bool, dialect: Dialect) -> Result<(), Hangup> {
         if complete { &self.tally.complete_contents } else { &self.tally.resumes }.add(1);
         self.state = State::Monitoring(dialect);
         tracing::debug!(database = self.config.database, complete, "monitoring");
@@ -210,12 +227,14 @@ impl Session {
         Ok(())
     }
 
+    /// What conditions bring may be a long message, and nothing need follow it.
     fn has_room(&self, updates: &Payload) -> bool {
         let kept: usize = self.deferred.iter().map(|(updates, ..)| updates.weight()).sum();
-        kept.saturating_add(updates.weight()) <= self.config.deferred_limit
+        let added = if self.filling.is_some() { 0 } else { updates.weight() };
+        kept.saturating_add(added) <= self.config.deferred_limit
     }
 
-    fn table_schema(&self, table: &str) -> Option<&TableSchema> {
+    pub(super) fn table_schema(&self, table: &str) -> Option<&TableSchema> {
         self.schema.as_ref()?.tables.get(table)
     }
 
@@ -257,14 +276,14 @@ impl Session {
                 self.deferred.push((updates, dialect, transaction));
             }
             State::Requested => return Err(Hangup::Flooded),
-            State::Disconnected | State::Greeting | State::Paused => {}
+            State::Disconnected | State::Greeting | State::Queued | State::Paused => {}
         }
         Ok(())
     }
 
     /// Sends the conditions that the server does not know yet. One request at a time, each with the latest ones: what
     /// changes in between is never sent.
-    fn send_conditions(&mut self) {
+    pub(super) fn send_conditions(&mut self) {
         let State::Monitoring(dialect) = self.state else { return };
         if self.resume.in_flight.is_some()
             || self.resume.generation == self.resume.in_force
@@ -286,9 +305,13 @@ impl Session {
                 );
             }
         }
+        let is_work = !requests.is_empty() && dialect != Dialect::Monitor;
+        if is_work && !self.has_turn() {
+            return;
+        }
         self.events.extend(left_out);
         self.resume.in_flight = Some((self.resume.generation, self.resume.wanted.clone()));
-        if requests.is_empty() || dialect == Dialect::Monitor {
+        if !is_work {
             self.conditions_answered();
         } else {
             let params = json!([DATA_MONITOR, DATA_MONITOR, requests]);
@@ -299,6 +322,7 @@ impl Session {
 
     /// The rows that a change brings or takes were sent before the answer (ovsdb-server(7), section 4.1.13).
     pub(super) fn conditions_answered(&mut self) {
+        self.end_turn();
         if let Some((generation, conditions)) = self.resume.in_flight.take() {
             self.resume.acknowledged = conditions;
             self.resume.refused = None;
@@ -312,6 +336,7 @@ impl Session {
 
     /// A connection is not the worse for conditions that it does not take. The next ones are sent for all tables.
     pub(super) fn conditions_refused(&mut self, error: String) {
+        self.end_turn();
         if let Some((generation, _)) = self.resume.in_flight.take() {
             self.resume.refused = Some(generation);
             self.events.push_back(SessionEvent::ConditionRefused { generation, error });

@@ -15,7 +15,9 @@ impl Session {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub(crate) fn timeout(&self) -> Option<Instant> {
-        [self.probe_timeout(), self.log_end.due(), self.greeting_timeout()].into_iter().flatten().min()
+        let timeouts =
+            [self.probe_timeout(), self.log_end.due(), self.greeting_timeout(), self.turn_timeout()];
+        timeouts.into_iter().flatten().min()
     }
 
     fn probe_timeout(&self) -> Option<Instant> {
@@ -33,6 +35,7 @@ impl Session {
             self.ask_log_end();
         }
         self.check_greeting(now)?;
+        self.check_turn(now)?;
         if self.probe_timeout().is_none_or(|timeout| timeout > now) {
             return Ok(());
         }

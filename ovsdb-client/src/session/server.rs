@@ -39,7 +39,7 @@ impl Session {
             self.be_paused();
             return Ok(());
         }
-        self.begin_monitoring()
+        self.queue()
     }
 
     /// Takes an update of `_Server`'s table `Database`, of which only the row of our database is monitored.
