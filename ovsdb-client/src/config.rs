@@ -22,7 +22,7 @@ pub struct Config {
     /// How long making a connection may take, TLS included (10 s).
     pub connect_timeout: Duration,
     /// How long a server that took the connection may take for each step of the beginning, if there are others (10 s): to
-    /// say what it is, and to begin with the contents. It is left for another one then; the time doubles up to three
+    /// say what it is, and, in six times that time, to begin with the contents. It is left for another one then; the time doubles up to three
     /// times while none of them is of use, so that servers that are asked by many at once get the time. Answers to
     /// probes do not count. Zero leaves this to the probes. [`Event::Waiting`](crate::Event::Waiting) comes after half
     /// of the time, also where there is no other server.

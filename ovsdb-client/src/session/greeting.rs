@@ -9,6 +9,10 @@ use super::{Hangup, Session, SessionEvent, State};
 /// all clients at once, and to give them up early would only have them begin again.
 const MAX_DOUBLINGS: u32 = 3;
 
+/// How much longer contents may take to begin than the other steps: a server works at all rows of a region for seconds,
+/// with nothing to show, and goes on doing so for a client that is gone.
+const CONTENTS: u32 = 6;
+
 /// What a new connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -104,7 +108,8 @@ impl Session {
     fn greeting_limit(&self) -> Option<Duration> {
         let servers = u32::try_from(self.config.servers).unwrap_or(u32::MAX);
         let rounds = self.greeting.unanswered.checked_div(servers).unwrap_or(0);
-        let time = self.config.greeting_timeout.saturating_mul(1 << rounds.min(MAX_DOUBLINGS));
+        let step = if self.state == State::Requested { CONTENTS } else { 1 };
+        let time = self.config.greeting_timeout.saturating_mul(step << rounds.min(MAX_DOUBLINGS));
         (servers > 1 && !time.is_zero()).then_some(time)
     }
 }
