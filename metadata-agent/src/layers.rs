@@ -12,6 +12,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 const PARTS: &[(&str, &[&str])] = &[
     ("error_chain", &[]),
     ("files", &[]),
+    ("meminfo", &[]),
     ("memory", &[]),
     ("log_writer", &[]),
     ("logging", &["log_writer"]),
@@ -19,7 +20,7 @@ const PARTS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("directory", &["config"]),
     // The data plane.
-    ("proxy", &["error_chain", "config", "directory"]),
+    ("proxy", &["error_chain", "meminfo", "config", "directory"]),
     // The control plane.
     ("admin", &[]),
     ("datapath", &["error_chain", "config", "directory"]),

@@ -16,6 +16,7 @@ pub mod inventory;
 mod layers;
 mod log_writer;
 pub mod logging;
+mod meminfo;
 pub mod memory;
 pub mod metrics;
 pub mod proxy;

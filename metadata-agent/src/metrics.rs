@@ -1,4 +1,5 @@
 //! Everything that is counted, in Prometheus' text format.
+#![forbid(unsafe_code)]
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},

@@ -118,6 +118,7 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
 
 /// The licence as the kernel reads it: some helpers are there for GPL-compatible programs only.
 #[cfg(target_arch = "bpf")]
+#[allow(unsafe_code, reason = "a section that the kernel looks for")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,8 @@
 //! The frame as the kernel hands it over: bounds-checked access and the few helper calls, all of the unsafe code of it.
+#![allow(
+    unsafe_code,
+    reason = "frames are pointers of the kernel, and what is done with them are its helpers"
+)]
 use core::{arch::asm, mem::offset_of, net::Ipv4Addr};
 
 use aya_ebpf::{

@@ -1,5 +1,6 @@
 //! Messages, broken by a fuzzer that sees what its inputs reach.
 #![no_main]
+#![allow(unsafe_code, reason = "the engine calls a function by its name")]
 #[path = "../../tests/oracles/mod.rs"]
 mod oracles;
 

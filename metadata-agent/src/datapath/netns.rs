@@ -1,4 +1,5 @@
 //! Named network namespaces, and running code inside one.
+#![forbid(unsafe_code)]
 use std::{
     fs::{self, File},
     io,

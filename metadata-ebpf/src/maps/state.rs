@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use metadata_ebpf::{
     address::SOURCES_PER_PORT,
-    map::{Mac, OpenConnections, PortSources, Source},
+    map::{OpenConnections, PortSources, Source},
 };
 
 /// Keeps a number within the arrays, as the verifier sees.

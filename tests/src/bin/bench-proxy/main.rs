@@ -3,6 +3,7 @@
 //! All three are asked by the same load for the same upstream, in short rounds; what is printed are medians over the
 //! rounds, also of the ratios within each: absolute numbers say little about another machine. With `crowd` as its argument
 //! it only measures one guest beside crowds.
+#![forbid(unsafe_code)]
 
 mod crowd;
 mod haproxy;
