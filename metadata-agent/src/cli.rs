@@ -1,4 +1,5 @@
 //! Commands.
+#![forbid(unsafe_code)]
 mod config_files;
 mod preflight;
 mod serve;

@@ -1,4 +1,5 @@
 //! The control plane: one thread that takes events, derives what should be served, and applies it.
+#![forbid(unsafe_code)]
 mod source;
 mod succession;
 

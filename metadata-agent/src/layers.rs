@@ -12,18 +12,20 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 const PARTS: &[(&str, &[&str])] = &[
     ("error_chain", &[]),
     ("files", &[]),
+    ("meminfo", &[]),
     ("memory", &[]),
     ("log_writer", &[]),
     ("logging", &["log_writer"]),
     ("startup", &["files"]),
-    ("takeover", &[]),
+    ("descriptors", &[]),
+    ("takeover", &["descriptors"]),
     ("config", &[]),
     ("directory", &["config"]),
     // The data plane.
-    ("proxy", &["error_chain", "config", "directory"]),
+    ("proxy", &["error_chain", "meminfo", "config", "directory"]),
     // The control plane.
     ("admin", &[]),
-    ("datapath", &["error_chain", "config", "directory"]),
+    ("datapath", &["error_chain", "descriptors", "config", "directory"]),
     ("health", &["datapath"]),
     ("inventory", &["files", "directory", "datapath", "health"]),
     ("reconcile", &["directory", "datapath", "health", "inventory"]),

@@ -1,4 +1,5 @@
 //! Everything that is counted, in Prometheus' text format.
+#![forbid(unsafe_code)]
 mod databases;
 
 use databases::Databases;

@@ -1,4 +1,5 @@
 //! The agent's settings: Neutron's options under their own names, ours in `[metadata_ebpf]`.
+#![forbid(unsafe_code)]
 mod defaults;
 mod ini;
 mod limits;

@@ -1,4 +1,5 @@
 //! One agent after another: becoming the successor of a running one, starting one's own, and handing over to it.
+#![forbid(unsafe_code)]
 use std::{
     fmt,
     path::{Path, PathBuf},
