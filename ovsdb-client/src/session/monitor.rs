@@ -1,4 +1,5 @@
-//! Monitoring: which request a server understands, from where to resume, and which conditions it knows.
+//! Monitoring: which request a server understands, from where to resume, which conditions it knows, and pauses, in which
+//! nothing is monitored (RFC 7047, section 4.1.7, `monitor_cancel`).
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,62 +9,15 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{DATA_MONITOR, Hangup, MAX_DEFERRED, Pending, Session, SessionEvent, State, TableSpec};
+use super::greeting::Awaited;
+use super::mailbox::Mailbox;
+use super::resume::Resume;
+use super::{DATA_MONITOR, Hangup, MAX_DEFERRED, Pending, SessionConfig, SessionEvent, TableSpec};
 use crate::condition::Conditions;
+use crate::counters::SharedTally;
 use crate::message::Payload;
 use crate::replica::{Composites, Dialect};
 use crate::schema::{Schema, TableSchema};
-
-/// What outlives a connection.
-#[derive(Debug)]
-pub(super) struct Resume {
-    /// The transaction that the replica is at; nil if it cannot be named, as with standalone databases.
-    transaction: Uuid,
-    /// The columns requested, by table. The replica can only be resumed with the same ones.
-    columns: Vec<Option<Vec<&'static str>>>,
-    wanted: Vec<Conditions>,
-    acknowledged: Vec<Conditions>,
-    /// The latest generation of `wanted`.
-    generation: u64,
-    in_force: u64,
-    /// Generation and conditions of the request without an answer.
-    in_flight: Option<(u64, Vec<Conditions>)>,
-    /// A generation that the server refused. It may have taken those of some tables before that.
-    refused: Option<u64>,
-}
-
-impl Resume {
-    pub(super) fn new(tables: &[TableSpec]) -> Self {
-        let conditions: Vec<Conditions> = tables.iter().map(|table| table.conditions.clone()).collect();
-        Self {
-            transaction: Uuid::nil(),
-            columns: Vec::new(),
-            wanted: conditions.clone(),
-            acknowledged: conditions,
-            generation: 0,
-            in_force: 0,
-            in_flight: None,
-            refused: None,
-        }
-    }
-
-    /// Begins with the conditions wanted now; with those before if a server refused these, which are tried again later.
-    fn begin_anew(&mut self) {
-        if self.refused != Some(self.generation) {
-            self.refused = None;
-            self.acknowledged = self.wanted.clone();
-            self.in_flight = Some((self.generation, self.wanted.clone()));
-        }
-    }
-
-    /// With a change of conditions half done it is unknown which of them the rows of the replica meet: a row that the
-    /// new conditions brought could be deleted meanwhile, and nobody would say so.
-    pub(super) fn disconnected(&mut self) {
-        if self.in_flight.take().is_some() || self.refused.is_some() {
-            self.transaction = Uuid::nil();
-        }
-    }
-}
 
 /// An `update`, `update2` or `update3`.
 pub(super) struct Notification<'a> {
@@ -113,24 +67,116 @@ impl Dialect {
     }
 }
 
-impl Session {
-    /// Sets the conditions of all tables, which are of `generation`. [`SessionEvent::ConditionInForce`] tells when the
-    /// server follows them.
-    pub(crate) fn set_conditions(&mut self, generation: u64, conditions: Vec<Conditions>) {
+/// How far a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Disconnected,
+    /// Waiting for the schema and the server's own state.
+    Greeting,
+    /// Waiting for the contents of the tables.
+    Requested,
+    Monitoring(Dialect),
+    /// Waiting for the end of the updates.
+    Canceling,
+    Paused,
+}
+
+/// What a connection whose server is known has begun with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// Nothing: a pause is wanted.
+    Paused,
+    /// The request for the contents.
+    Requested,
+}
+
+/// The contents of the tables, as a server answered with them.
+#[derive(Debug)]
+pub(super) struct Contents {
+    updates: Payload,
+    complete: bool,
+    dialect: Dialect,
+}
+
+/// The monitor of the tables.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    state: State,
+    resume: Resume,
+    /// Whether a pause is wanted.
+    paused: bool,
+    schema: Option<Arc<Schema>>,
+    /// Updates that overtook the answer to the request.
+    deferred: Vec<(Payload, Dialect, Option<Uuid>)>,
+    tally: SharedTally,
+}
+
+impl Monitor {
+    pub(super) fn new(tables: &[TableSpec], tally: SharedTally) -> Self {
+        let resume = Resume::new(tables);
+        Self { state: State::Disconnected, resume, paused: false, schema: None, deferred: Vec::new(), tally }
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.state != State::Disconnected
+    }
+
+    /// What a connection that does not get on is waiting for.
+    pub(super) fn awaited(&self) -> Awaited {
+        if self.state == State::Requested { Awaited::Contents } else { Awaited::Greeting }
+    }
+
+    pub(super) fn connected(&mut self, config: &SessionConfig, mailbox: &mut Mailbox) {
+        self.state = State::Greeting;
+        mailbox.ask("get_schema", &json!([config.database]), Pending::Schema);
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        self.state = State::Disconnected;
+        self.resume.disconnected();
+        self.schema = None;
+        self.deferred.clear();
+    }
+
+    pub(super) fn set_schema(&mut self, schema: Schema) {
+        self.schema = Some(Arc::new(schema));
+    }
+
+    /// Sets the conditions of all tables, which are of `generation`.
+    pub(super) fn set_conditions(
+        &mut self,
+        config: &SessionConfig,
+        generation: u64,
+        conditions: Vec<Conditions>,
+        mailbox: &mut Mailbox,
+    ) {
         self.resume.generation = generation;
         self.resume.wanted = conditions;
-        self.send_conditions();
+        self.send_conditions(config, mailbox);
     }
 
     /// Forgets the last transaction, so that the next connection begins with a complete dump.
-    pub(crate) fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.resume.transaction = Uuid::nil();
     }
 
-    pub(super) fn begin_monitoring(&mut self) -> Result<(), Hangup> {
-        let Some(schema) = &self.schema else { return Ok(()) };
+    /// Begins to monitor, or to pause, now that everything about the server is known; nothing if that is not so, or was
+    /// done.
+    pub(super) fn begin(
+        &mut self,
+        config: &SessionConfig,
+        mailbox: &mut Mailbox,
+    ) -> Result<Option<Beginning>, Hangup> {
+        if self.state != State::Greeting {
+            return Ok(None);
+        }
+        if self.paused {
+            self.state = State::Paused;
+            return Ok(Some(Beginning::Paused));
+        }
+        let Some(schema) = &self.schema else { return Ok(None) };
         let columns =
-            self.config.tables.iter().map(|table| available(table, schema)).collect::<Result<Vec<_>, _>>()?;
+            config.tables.iter().map(|table| table.available(schema)).collect::<Result<Vec<_>, _>>()?;
         if columns != self.resume.columns {
             self.resume.transaction = Uuid::nil();
             self.resume.columns = columns;
@@ -138,14 +184,14 @@ impl Session {
         if self.resume.transaction.is_nil() {
             self.resume.begin_anew();
         }
-        self.request_monitor(Dialect::MonitorCondSince);
+        self.request(config, Dialect::MonitorCondSince, mailbox);
         self.state = State::Requested;
-        Ok(())
+        Ok(Some(Beginning::Requested))
     }
 
-    fn request_monitor(&mut self, dialect: Dialect) {
+    fn request(&mut self, config: &SessionConfig, dialect: Dialect, mailbox: &mut Mailbox) {
         let mut requests = serde_json::Map::new();
-        let specs = self.config.tables.iter().zip(&self.resume.columns).zip(&self.resume.acknowledged);
+        let specs = config.tables.iter().zip(&self.resume.columns).zip(&self.resume.acknowledged);
         for ((table, columns), conditions) in specs {
             let Some(columns) = columns else { continue };
             let mut request = json!({ "columns": columns });
@@ -154,30 +200,32 @@ impl Session {
             }
             requests.insert(table.name.to_owned(), json!([request]));
         }
-        let left_out: Vec<SessionEvent> = (self.config.tables.iter().zip(&self.resume.acknowledged))
-            .filter_map(|(table, conditions)| self.left_out(table.name, conditions))
-            .collect();
-        self.events.extend(left_out);
-        let mut params = vec![json!(self.config.database), json!(DATA_MONITOR), json!(requests)];
+        for (table, conditions) in config.tables.iter().zip(&self.resume.acknowledged) {
+            self.tell_left_out(table.name, conditions, mailbox);
+        }
+        let mut params = vec![json!(config.database), json!(DATA_MONITOR), json!(requests)];
         if dialect == Dialect::MonitorCondSince {
             params.push(json!(self.resume.transaction.to_string()));
         }
-        self.send(dialect.method(), &params.into(), Pending::Monitor(dialect));
+        mailbox.ask(dialect.method(), &params.into(), Pending::Monitor(dialect));
     }
 
-    pub(super) fn monitor_answered(
+    /// Takes the answer to a request; gives the contents, unless the server has to be asked in older words.
+    pub(super) fn answered(
         &mut self,
+        config: &SessionConfig,
         dialect: Dialect,
         result: Result<Payload, String>,
-    ) -> Result<(), Hangup> {
+        mailbox: &mut Mailbox,
+    ) -> Result<Option<Contents>, Hangup> {
         let contents = match (result, dialect.older()) {
             (Ok(contents), _) => contents,
             (Err(error), Some(older)) if error.contains("unknown method") => {
                 // The older methods cannot resume, and so begin with the conditions wanted now.
                 self.resume.transaction = Uuid::nil();
                 self.resume.begin_anew();
-                self.request_monitor(older);
-                return Ok(());
+                self.request(config, older, mailbox);
+                return Ok(None);
             }
             (Err(error), _) => return Err(Hangup::Refused { method: dialect.method(), error }),
         };
@@ -191,28 +239,36 @@ impl Session {
         };
         if complete { &self.tally.complete_contents } else { &self.tally.resumes }.add(1);
         self.state = State::Monitoring(dialect);
-        tracing::debug!(database = self.config.database, complete, "monitoring");
-        let composites = Arc::new(self.composites());
-        self.be_ready();
-        self.events.push_back(SessionEvent::Contents {
+        Ok(Some(Contents { updates, complete, dialect }))
+    }
+
+    /// Tells of contents, and of all that came before them and belongs behind them.
+    pub(super) fn publish(
+        &mut self,
+        config: &SessionConfig,
+        contents: Contents,
+        mailbox: &mut Mailbox,
+    ) -> Result<(), Hangup> {
+        let Contents { updates, complete, dialect } = contents;
+        mailbox.tell(SessionEvent::Contents {
             updates,
             complete,
             dialect,
-            composites,
+            composites: Arc::new(self.composites(config)),
             schema: self.schema.clone(),
         });
         for (updates, dialect, transaction) in std::mem::take(&mut self.deferred) {
-            self.updated(updates, dialect, transaction)?;
+            self.updated(config, updates, dialect, transaction, mailbox)?;
         }
         self.resume.refused = None;
-        self.follow_pause();
-        self.conditions_answered();
+        self.follow_pause(config, mailbox);
+        self.conditions_answered(config, mailbox);
         Ok(())
     }
 
-    fn has_room(&self, updates: &Payload) -> bool {
+    fn has_room(&self, config: &SessionConfig, updates: &Payload) -> bool {
         let kept: usize = self.deferred.iter().map(|(updates, ..)| updates.weight()).sum();
-        kept.saturating_add(updates.weight()) <= self.config.deferred_limit
+        kept.saturating_add(updates.weight()) <= config.deferred_limit
     }
 
     fn table_schema(&self, table: &str) -> Option<&TableSchema> {
@@ -220,14 +276,15 @@ impl Session {
     }
 
     /// Tells of a clause that the server's schema does not allow.
-    fn left_out(&self, table: &'static str, conditions: &Conditions) -> Option<SessionEvent> {
-        let (column, problem) = conditions.check(self.table_schema(table)).err()?;
-        Some(SessionEvent::ClauseLeftOut { table, column, problem })
+    fn tell_left_out(&self, table: &'static str, conditions: &Conditions, mailbox: &mut Mailbox) {
+        if let Err((column, problem)) = conditions.check(self.table_schema(table)) {
+            mailbox.tell(SessionEvent::ClauseLeftOut { table, column, problem });
+        }
     }
 
-    fn composites(&self) -> Composites {
+    fn composites(&self, config: &SessionConfig) -> Composites {
         let Some(schema) = &self.schema else { return Composites::new() };
-        let tables = self.config.tables.iter().zip(&self.resume.columns);
+        let tables = config.tables.iter().zip(&self.resume.columns);
         tables
             .map(|(table, columns)| {
                 let composite = |name: &&'static str| {
@@ -241,19 +298,21 @@ impl Session {
 
     pub(super) fn updated(
         &mut self,
+        config: &SessionConfig,
         updates: Payload,
         dialect: Dialect,
         transaction: Option<Uuid>,
+        mailbox: &mut Mailbox,
     ) -> Result<(), Hangup> {
         match self.state {
             State::Monitoring(_) | State::Canceling => {
                 if let Some(transaction) = transaction {
                     self.resume.transaction = transaction;
                 }
-                self.events.push_back(SessionEvent::Update { updates, dialect });
+                mailbox.tell(SessionEvent::Update { updates, dialect });
             }
             // What the answer says comes before what overtook it.
-            State::Requested if self.deferred.len() < MAX_DEFERRED && self.has_room(&updates) => {
+            State::Requested if self.deferred.len() < MAX_DEFERRED && self.has_room(config, &updates) => {
                 self.deferred.push((updates, dialect, transaction));
             }
             State::Requested => return Err(Hangup::Flooded),
@@ -264,7 +323,7 @@ impl Session {
 
     /// Sends the conditions that the server does not know yet. One request at a time, each with the latest ones: what
     /// changes in between is never sent.
-    fn send_conditions(&mut self) {
+    fn send_conditions(&mut self, config: &SessionConfig, mailbox: &mut Mailbox) {
         let State::Monitoring(dialect) = self.state else { return };
         if self.resume.in_flight.is_some()
             || self.resume.generation == self.resume.in_force
@@ -273,86 +332,89 @@ impl Session {
             return;
         }
         let mut requests = serde_json::Map::new();
-        let mut left_out = Vec::new();
-        for (index, table) in self.config.tables.iter().enumerate() {
+        for (index, table) in config.tables.iter().enumerate() {
             let (wanted, acknowledged) = (&self.resume.wanted[index], &self.resume.acknowledged[index]);
             if self.resume.columns[index].is_some()
                 && (wanted != acknowledged || self.resume.refused.is_some())
             {
-                left_out.extend(self.left_out(table.name, wanted));
+                self.tell_left_out(table.name, wanted, mailbox);
                 requests.insert(
                     table.name.to_owned(),
                     json!([{ "where": wanted.json(self.table_schema(table.name)) }]),
                 );
             }
         }
-        self.events.extend(left_out);
         self.resume.in_flight = Some((self.resume.generation, self.resume.wanted.clone()));
         if requests.is_empty() || dialect == Dialect::Monitor {
-            self.conditions_answered();
+            self.conditions_answered(config, mailbox);
         } else {
             let params = json!([DATA_MONITOR, DATA_MONITOR, requests]);
             self.tally.condition_changes.add(1);
-            self.send("monitor_cond_change", &params, Pending::ConditionChange);
+            mailbox.ask("monitor_cond_change", &params, Pending::ConditionChange);
         }
     }
 
     /// The rows that a change brings or takes were sent before the answer (ovsdb-server(7), section 4.1.13).
-    pub(super) fn conditions_answered(&mut self) {
+    pub(super) fn conditions_answered(&mut self, config: &SessionConfig, mailbox: &mut Mailbox) {
         if let Some((generation, conditions)) = self.resume.in_flight.take() {
             self.resume.acknowledged = conditions;
             self.resume.refused = None;
             if self.resume.in_force != generation {
                 self.resume.in_force = generation;
-                self.events.push_back(SessionEvent::ConditionInForce(generation));
+                mailbox.tell(SessionEvent::ConditionInForce(generation));
             }
         }
-        self.send_conditions();
+        self.send_conditions(config, mailbox);
     }
 
     /// A connection is not the worse for conditions that it does not take. The next ones are sent for all tables.
-    pub(super) fn conditions_refused(&mut self, error: String) {
+    pub(super) fn conditions_refused(
+        &mut self,
+        config: &SessionConfig,
+        error: String,
+        mailbox: &mut Mailbox,
+    ) {
         if let Some((generation, _)) = self.resume.in_flight.take() {
             self.resume.refused = Some(generation);
-            self.events.push_back(SessionEvent::ConditionRefused { generation, error });
+            mailbox.tell(SessionEvent::ConditionRefused { generation, error });
         }
-        self.send_conditions();
+        self.send_conditions(config, mailbox);
     }
-}
 
-/// The columns of `table` that the server has; `None` if it lacks the whole table and may do so.
-fn available(table: &TableSpec, schema: &Schema) -> Result<Option<Vec<&'static str>>, Hangup> {
-    let (database, version) = (&schema.name, &schema.version);
-    let Some(found) = schema.tables.get(table.name) else {
-        if table.optional {
-            return Ok(None);
-        }
-        let (database, version) = (database.clone(), version.clone());
-        return Err(Hangup::NoTable { database, version, table: table.name });
-    };
-    let mut columns = Vec::new();
-    for column in table.columns {
-        match found.columns.get(column.name) {
-            Some(schema) if (column.accepts)(&schema.kind) => columns.push(column.name),
-            Some(schema) => {
-                return Err(Hangup::ColumnType {
-                    version: version.clone(),
-                    table: table.name,
-                    column: column.name,
-                    found: schema.kind,
-                    expected: (column.describe)(),
-                });
+    /// Wants nothing of the database monitored, on this connection and all later ones, or wants it again from where it
+    /// was.
+    pub(super) fn set_paused(&mut self, config: &SessionConfig, paused: bool, mailbox: &mut Mailbox) {
+        self.paused = paused;
+        self.follow_pause(config, mailbox);
+    }
+
+    /// Does what is wanted if the state allows it; the answer that is waited for otherwise leads here again.
+    fn follow_pause(&mut self, config: &SessionConfig, mailbox: &mut Mailbox) {
+        match self.state {
+            State::Monitoring(_) if self.paused => {
+                mailbox.ask("monitor_cancel", &json!([DATA_MONITOR]), Pending::Cancel);
+                self.state = State::Canceling;
             }
-            None if column.optional => {}
-            None => {
-                return Err(Hangup::NoColumn {
-                    database: database.clone(),
-                    version: version.clone(),
-                    table: table.name,
-                    column: column.name.to_owned(),
-                });
+            // A server tells of a new schema only those that monitor.
+            State::Paused if !self.paused => {
+                mailbox.ask("get_schema", &json!([config.database]), Pending::Schema);
+                self.state = State::Greeting;
             }
+            _ => {}
         }
     }
-    Ok(Some(columns))
+
+    /// No update comes after the answer.
+    pub(super) fn cancel_answered(
+        &mut self,
+        config: &SessionConfig,
+        result: Result<Payload, String>,
+        mailbox: &mut Mailbox,
+    ) -> Result<(), Hangup> {
+        result.map_err(|error| Hangup::Refused { method: "monitor_cancel", error })?;
+        self.state = State::Paused;
+        mailbox.tell(SessionEvent::Paused);
+        self.follow_pause(config, mailbox);
+        Ok(())
+    }
 }

@@ -7,6 +7,8 @@ mod log;
 mod pause;
 mod probe;
 
+use std::collections::VecDeque;
+
 use serde_json::{Value, json};
 
 use super::*;
