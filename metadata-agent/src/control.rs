@@ -343,6 +343,7 @@ impl Control {
                 let overview = Overview {
                     ready: self.pending().is_empty(),
                     unserved: self.unserved.len() + self.reconciler.unattached(),
+                    databases: self.source.databases(),
                 };
                 match self.metrics.text(&self.reconciler, overview) {
                     Ok(text) => Answer::metrics(text),

@@ -27,7 +27,7 @@ const PARTS: &[(&str, &[&str])] = &[
     ("health", &["datapath"]),
     ("inventory", &["files", "directory", "datapath", "health"]),
     ("reconcile", &["directory", "datapath", "health", "inventory"]),
-    ("metrics", &["reconcile"]),
+    ("metrics", &["inventory", "reconcile"]),
     (
         "control",
         &[

@@ -1,12 +1,15 @@
 //! Everything that is counted, in Prometheus' text format.
 #![forbid(unsafe_code)]
+mod databases;
+
+use databases::Databases;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
-use crate::reconcile::Reconciler;
+use crate::{inventory::DatabaseStatus, reconcile::Reconciler};
 
 /// Before each name.
 const PREFIX: &str = "metadata";
@@ -19,15 +22,18 @@ pub struct Metrics {
     ports: Family<Ports, Gauge>,
     unserved: Gauge,
     ready: Gauge,
+    databases: Databases,
 }
 
 /// What the control plane knows of the whole node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Overview {
     /// Whether nothing is missing that concerns all guests.
     pub ready: bool,
     /// Ports that are plugged and not served.
     pub unserved: usize,
+    /// The databases that the ports come from.
+    pub databases: Vec<DatabaseStatus>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,7 +56,8 @@ impl Metrics {
         registry.register("ports", "Ports of this host, by what is known of their identity", ports.clone());
         registry.register("ports_unserved", "Ports that are plugged here and not served", unserved.clone());
         registry.register("ready", "Whether nothing is missing that concerns all guests", ready.clone());
-        Self { registry, frames, ports, unserved, ready }
+        let databases = Databases::register(&mut registry);
+        Self { registry, frames, ports, unserved, ready, databases }
     }
 
     /// Lets another part add its own.
@@ -70,6 +77,9 @@ impl Metrics {
         }
         self.unserved.set(i64::try_from(overview.unserved)?);
         self.ready.set(overview.ready.into());
+        for database in overview.databases {
+            self.databases.set(database);
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

@@ -75,7 +75,7 @@ async fn main() -> ExitCode {
             Event::ConditionRefused { error, .. } => eprintln!("the server refused the condition: {error}"),
             Event::ClauseLeftOut { column, problem, .. } => eprintln!("{column}: {problem}"),
             Event::Closed => return ExitCode::FAILURE,
-            Event::Batch(_) | Event::ConditionInForce(_) | Event::Paused | Event::Lock { .. } => {}
+            _ => {}
         }
     }
 }

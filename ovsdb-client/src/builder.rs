@@ -1,11 +1,14 @@
 //! Which tables to replicate, decided before the first connection.
 
+use std::sync::Arc;
+
 use tokio::sync::{mpsc, watch};
 
 use crate::client::{Client, Handle};
 use crate::condition::Conditions;
 use crate::config::Config;
 use crate::connection::{Driver, Task, Wanted};
+use crate::counters::SharedTally;
 use crate::replica::Replica;
 use crate::row::Row;
 use crate::session::{Session, SessionConfig, TableSpec};
@@ -69,7 +72,7 @@ impl Builder {
     pub fn connect(self) -> Client {
         let Self { config, tables, replica } = self;
         let conditions = tables.iter().map(|table| table.conditions.clone()).collect();
-        let session = Session::new(SessionConfig {
+        let session = SessionConfig {
             database: config.database.clone(),
             tables,
             probe_interval: config.probe_interval,
@@ -77,20 +80,31 @@ impl Builder {
             deferred_limit: config.backlog_limit,
             servers: config.remotes.as_slice().len(),
             leader_only: config.leader_only,
-        });
+        };
+        let tally = SharedTally::default();
+        let session = Session::new(session, Arc::clone(&tally));
         let (commands, command_receiver) = mpsc::channel(BACKLOG);
         let (notice_sender, notices) = mpsc::channel(BACKLOG);
         let (wanted, wanted_receiver) = watch::channel(Wanted {
             generation: 0,
             conditions,
             paused: false,
+            remotes: config.remotes.clone(),
+            reconnections: 0,
             resyncs: 0,
             reason: String::new(),
         });
         let database = config.database.clone();
-        let task =
-            Task::spawn(Driver::new(config, session, command_receiver, wanted_receiver, notice_sender));
-        Client::new(replica, notices, wanted, Handle::new(&database, commands), task)
+        let driver = Driver::new(
+            config,
+            session,
+            command_receiver,
+            wanted_receiver,
+            notice_sender,
+            Arc::clone(&tally),
+        );
+        let handle = Handle::new(&database, commands, tally);
+        Client::new(replica, notices, wanted, handle, Task::spawn(driver))
     }
 }
 

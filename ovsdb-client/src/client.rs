@@ -9,11 +9,13 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use crate::builder::Builder;
 use crate::condition::Conditions;
 use crate::config::Config;
-use crate::connection::{Charged, Command, Notice, Task, Wanted};
+use crate::connection::{Charged, Command, Notice, Reply, Task, Wanted};
+use crate::counters::{Counters, SharedTally};
 use crate::error::Error;
-use crate::event::{Event, Generation};
+use crate::event::{Event, Generation, Mark};
 use crate::message::{self, Payload};
 use crate::operation::{self, Operation, OperationResult};
+use crate::remote::Remotes;
 use crate::replica::{ApplyError, Applying, Batch, Composites, Dialect, Replica, Table};
 use crate::row::Row;
 use crate::schema::Schema;
@@ -36,6 +38,8 @@ pub struct Client {
     paused: bool,
     /// An update that is being read.
     applying: Option<Work>,
+    /// The last mark that was passed.
+    passed: Option<Mark>,
     /// Whether `Closed` was told.
     closed: bool,
     ready: VecDeque<Event>,
@@ -62,6 +66,7 @@ impl Client {
             paused: false,
             unannounced: None,
             applying: None,
+            passed: None,
             closed: false,
             ready: VecDeque::new(),
             notices,
@@ -90,6 +95,7 @@ impl Client {
                     }
                     Event::Paused => self.paused = true,
                     Event::ConditionInForce(generation) => self.in_force = Some(generation),
+                    Event::Visible(mark) => self.passed = Some(mark),
                     _ => {}
                 }
                 return event;
@@ -125,6 +131,11 @@ impl Client {
     /// The same, or [`Error::NotMonitored`].
     pub fn try_table<R: Row>(&self) -> Result<&Table<R>, Error> {
         self.replica.table().ok_or(Error::NotMonitored(R::TABLE))
+    }
+
+    /// The number of rows in all tables.
+    pub fn rows(&self) -> usize {
+        self.replica.rows()
     }
 
     /// Replicates from now on those rows of the table of `R` that meet `conditions`.
@@ -193,6 +204,33 @@ impl Client {
         self.wanted.send_if_modified(|wanted| std::mem::replace(&mut wanted.paused, paused) != paused);
     }
 
+    /// Uses other servers from now on. One that is in use and among them stays; any other is left at once
+    /// ([`DisconnectReason::NotListed`](crate::DisconnectReason::NotListed)). The rows stay, and only differences are told, also if these are the
+    /// servers of another cluster.
+    pub fn set_remotes(&mut self, remotes: Remotes) {
+        self.wanted.send_if_modified(|wanted| {
+            let changed = wanted.remotes != remotes;
+            wanted.remotes = remotes;
+            changed
+        });
+    }
+
+    /// Leaves the server, if there is one, and connects to the next one at once, without waiting for a delay between
+    /// attempts to end. Renewed certificates are used from then on.
+    pub fn reconnect(&mut self) {
+        self.wanted.send_modify(|wanted| wanted.reconnections += 1);
+    }
+
+    /// Whether the tables hold what a transaction did, and so [`Event::Visible`] came for it or for a later one.
+    pub fn shows(&self, mark: Mark) -> bool {
+        self.passed >= Some(mark)
+    }
+
+    /// What was counted since the client was made.
+    pub fn counters(&self) -> Counters {
+        self.handle.counters()
+    }
+
     /// A handle for requests, which can be used while [`Self::recv`] waits.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
@@ -206,6 +244,7 @@ impl Client {
     fn take(&mut self, Charged { notice, room }: Charged) {
         match notice {
             Notice::Waiting(remote, awaited) => self.ready.push_back(Event::Waiting { remote, awaited }),
+            Notice::Mark(mark) => self.ready.push_back(Event::Visible(mark)),
             Notice::Connected(remote) => self.ready.push_back(Event::Connected { remote }),
             Notice::Disconnected { remote, reason, retry } => {
                 self.ready.push_back(Event::Disconnected { remote, reason, retry });
@@ -256,6 +295,7 @@ impl Client {
     fn applied(&mut self, batch: Batch, result: Result<(), ApplyError>) {
         let is_contents = self.applying.take().is_some_and(|work| work.is_contents);
         if !batch.is_empty() {
+            self.handle.tally.rows_changed.add(batch.len());
             self.ready.push_back(Event::Batch(batch));
         }
         if let Err(error) = result {
@@ -283,6 +323,15 @@ struct Work {
     _room: Option<OwnedSemaphorePermit>,
 }
 
+/// A transaction that was executed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Commit {
+    /// The result of each operation.
+    pub results: Vec<OperationResult>,
+    /// The place among the client's events behind all that it changed.
+    pub mark: Mark,
+}
+
 /// Makes requests over a client's connection.
 ///
 /// A future that is dropped early does not take its request back: the server may still execute it. Who takes the events
@@ -291,21 +340,44 @@ struct Work {
 pub struct Handle {
     database: Arc<str>,
     commands: mpsc::Sender<Command>,
+    tally: SharedTally,
 }
 
 impl Handle {
-    pub(crate) fn new(database: &str, commands: mpsc::Sender<Command>) -> Self {
-        Self { database: database.into(), commands }
+    pub(crate) fn new(database: &str, commands: mpsc::Sender<Command>, tally: SharedTally) -> Self {
+        Self { database: database.into(), commands, tally }
+    }
+
+    /// What was counted since the client was made.
+    pub fn counters(&self) -> Counters {
+        self.tally.counters()
     }
 
     /// Executes operations as one transaction (RFC 7047, section 4.1.3), and gives the result of each.
     pub async fn transact(&self, operations: Vec<Operation>) -> Result<Vec<OperationResult>, Error> {
+        let (names, params) = self.transaction(&operations)?;
+        let result = self.request("transact", params).await?;
+        operation::read_results(&names, result.as_bytes())
+    }
+
+    /// The same, with a mark for when the client's tables hold what the transaction did: [`Event::Visible`] comes with
+    /// it, or has come already if [`Client::shows`] it. A transaction that changes no row that is monitored has one as
+    /// well. The mark of a connection that breaks is passed all the same: rows may lack then what the next server
+    /// does not have yet.
+    pub async fn commit(&self, operations: Vec<Operation>) -> Result<Commit, Error> {
+        let (names, params) = self.transaction(&operations)?;
+        let (reply, result) = oneshot::channel();
+        let reply = Reply::Marked(reply);
+        self.command(Command::Request { method: "transact".to_owned(), params, reply }).await?;
+        let (payload, mark) = result.await.map_err(|_| Error::Closed)??;
+        Ok(Commit { results: operation::read_results(&names, payload.as_bytes())?, mark })
+    }
+
+    fn transaction(&self, operations: &[Operation]) -> Result<(Vec<&'static str>, serde_json::Value), Error> {
         operations.iter().try_for_each(Operation::check)?;
         let mut params = vec![json!(&*self.database)];
         params.extend(operations.iter().map(Operation::json));
-        let names: Vec<&str> = operations.iter().map(Operation::name).collect();
-        let result = self.request("transact", params.into()).await?;
-        operation::read_results(&names, result.as_bytes())
+        Ok((operations.iter().map(Operation::name).collect(), params.into()))
     }
 
     /// The names of the server's databases.
@@ -350,7 +422,7 @@ impl Handle {
         message::check_text(&method)?;
         message::check(&params)?;
         let (reply, result) = oneshot::channel();
-        self.command(Command::Request { method, params, reply }).await?;
+        self.command(Command::Request { method, params, reply: Reply::Plain(reply) }).await?;
         result.await.map_err(|_| Error::Closed)?
     }
 

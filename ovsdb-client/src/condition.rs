@@ -10,6 +10,7 @@ use crate::value::{Atom, Value};
 
 /// How a clause compares a column with a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Function {
     /// `==`
     Equal,

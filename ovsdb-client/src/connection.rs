@@ -3,6 +3,8 @@
 mod backlog;
 mod outgoing;
 mod reason;
+mod rotation;
+mod wire;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -18,9 +20,11 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::condition::Conditions;
 use crate::config::Config;
+use crate::counters::SharedTally;
 use crate::error::Error;
+use crate::event::Mark;
 use crate::message::Payload;
-use crate::remote::Remote;
+use crate::remote::{Remote, Remotes};
 use crate::session::{Hangup, Session, SessionEvent};
 use crate::splitter::Splitter;
 use crate::transport::{self, Stream};
@@ -29,6 +33,7 @@ pub(crate) use backlog::{Charged, Notice};
 use outgoing::Outgoing;
 pub use reason::DisconnectReason;
 use reason::Progress;
+use rotation::Rotation;
 
 const READ_SIZE: usize = 64 * 1024;
 
@@ -42,9 +47,34 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What users ask of the task.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Request { method: String, params: serde_json::Value, reply: oneshot::Sender<Result<Payload, Error>> },
+    Request { method: String, params: serde_json::Value, reply: Reply },
     Lock { name: String, steal: bool },
     Unlock { name: String },
+}
+
+/// The way back to who made a request.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Plain(oneshot::Sender<Result<Payload, Error>>),
+    /// With a mark that the events pass when they have told all that the server sent before its answer.
+    Marked(oneshot::Sender<Result<(Payload, Mark), Error>>),
+}
+
+impl Reply {
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Plain(sender) => sender.is_closed(),
+            Self::Marked(sender) => sender.is_closed(),
+        }
+    }
+
+    /// Who asked may have stopped waiting.
+    fn fail(self, error: Error) {
+        match self {
+            Self::Plain(sender) => drop(sender.send(Err(error))),
+            Self::Marked(sender) => drop(sender.send(Err(error))),
+        }
+    }
 }
 
 impl Command {
@@ -59,6 +89,9 @@ pub(crate) struct Wanted {
     pub(crate) generation: u64,
     pub(crate) conditions: Vec<Conditions>,
     pub(crate) paused: bool,
+    pub(crate) remotes: Remotes,
+    /// The number of times that another connection was asked for.
+    pub(crate) reconnections: u64,
     /// The number of times that a complete copy was asked for, and why the last time.
     pub(crate) resyncs: u64,
     pub(crate) reason: String,
@@ -72,11 +105,16 @@ pub(crate) struct Driver {
     held: Option<Command>,
     wanted: watch::Receiver<Wanted>,
     resyncs: u64,
-    /// Why the connection has to be given up in favour of one that begins with a complete copy.
-    restart: Option<String>,
+    reconnections: u64,
+    /// Why the connection has to be given up in favour of another one.
+    restart: Option<DisconnectReason>,
+    /// The servers changed, and have not been tried in their new order.
+    are_remotes_new: bool,
     backlog: Backlog,
-    replies: HashMap<u64, oneshot::Sender<Result<Payload, Error>>>,
+    replies: HashMap<u64, Reply>,
+    marks: u64,
     remote: Remote,
+    tally: SharedTally,
 }
 
 impl Driver {
@@ -86,6 +124,7 @@ impl Driver {
         commands: mpsc::Receiver<Command>,
         wanted: watch::Receiver<Wanted>,
         notices: mpsc::Sender<Charged>,
+        tally: SharedTally,
     ) -> Self {
         let remote = config.remotes.first().clone();
         let backlog = Backlog::new(notices, config.backlog_limit);
@@ -96,41 +135,59 @@ impl Driver {
             held: None,
             wanted,
             resyncs: 0,
+            reconnections: 0,
             restart: None,
+            are_remotes_new: false,
             backlog,
             replies: HashMap::new(),
+            marks: 0,
             remote,
+            tally,
         }
     }
 
     /// Connects, again and again, until the task is aborted.
     pub(crate) async fn run(mut self) -> Infallible {
-        let mut remotes = self.config.remotes.as_slice().to_vec();
-        shuffle(&mut remotes);
+        let mut remotes = Rotation::new(&self.config.remotes);
         let mut backoff = Backoff::new(self.config.backoff_max, remotes.len());
-        let mut turn = 0;
         loop {
-            self.remote = remotes[turn % remotes.len()].clone();
-            turn += 1;
+            if std::mem::take(&mut self.are_remotes_new) {
+                remotes = Rotation::new(&self.config.remotes);
+                backoff = Backoff::new(self.config.backoff_max, remotes.len());
+            }
+            self.remote = remotes.next().unwrap_or_else(|| self.config.remotes.first().clone());
             let (reason, lasted) = self.attempt().await;
             self.session.disconnected();
             self.execute_held(false);
             self.collect();
-            let retry = backoff.after(lasted, random());
-            tracing::debug!(remote = %self.remote, %reason, ?retry, "disconnected");
+            let retry = if reason.is_wanted() { Duration::ZERO } else { backoff.after(lasted, random()) };
+            let database = &self.config.database;
+            tracing::debug!(database, remote = %self.remote, %reason, ?retry, "disconnected");
             self.backlog.push(Notice::Disconnected { remote: self.remote.clone(), reason, retry });
             let until = Instant::now() + retry;
-            while Instant::now() < until || !self.backlog.is_empty() {
+            while self.has_to_wait(until) || !self.backlog.is_empty() {
                 tokio::select! {
-                    () = tokio::time::sleep_until(until), if Instant::now() < until => {}
+                    () = tokio::time::sleep_until(until), if self.has_to_wait(until) => {}
                     () = self.background(false) => {}
                 }
             }
         }
     }
 
+    /// Until the next attempt, unless the program wants another connection at once.
+    fn has_to_wait(&self, until: Instant) -> bool {
+        Instant::now() < until && !self.are_remotes_new && !self.is_recalled()
+    }
+
+    /// Whether the program wants another connection than this one.
+    fn is_recalled(&self) -> bool {
+        self.restart.as_ref().is_some_and(DisconnectReason::is_wanted)
+    }
+
     /// One connection, and how long it was of use.
     async fn attempt(&mut self) -> (DisconnectReason, Duration) {
+        self.restart = None;
+        self.tally.attempts.add(1);
         let (remote, tls, timeout) =
             (self.remote.clone(), self.config.tls.clone(), self.config.connect_timeout);
         let stream = {
@@ -141,7 +198,11 @@ impl Driver {
                         Ok(stream) => break stream,
                         Err(error) => return (error.into(), Duration::ZERO),
                     },
-                    () = self.background(false) => {}
+                    () = self.background(false) => {
+                        if self.is_recalled() && let Some(reason) = self.restart.take() {
+                            return (reason, Duration::ZERO);
+                        }
+                    }
                 }
             }
         };
@@ -172,12 +233,15 @@ impl Driver {
         self.session.connected(Instant::now().into_std());
         loop {
             self.execute_held(outgoing.is_full());
-            while let Some(message) = self.session.poll_transmit() {
-                outgoing.push(message);
+            while let Some(transmit) = self.session.poll_transmit() {
+                wire::sent(&self.remote, &transmit.message);
+                self.tally.messages_sent.add(1);
+                self.tally.bytes_sent.add(transmit.message.len());
+                outgoing.push(transmit);
             }
             self.collect();
             if let Some(reason) = self.restart.take() {
-                return Err(Hangup::Inconsistent(reason).into());
+                return Err(reason);
             }
             if progress.ready.is_none() && self.session.is_ready() {
                 progress.ready = Some(Instant::now());
@@ -205,9 +269,12 @@ impl Driver {
                     Ok(length) => {
                         let now = Instant::now().into_std();
                         progress.heard = true;
+                        self.tally.bytes_received.add(length);
                         self.session.activity(now);
                         splitter.push(&buffer[..length])?;
                         while let Some(message) = splitter.next_message() {
+                            wire::received(&self.remote, &message);
+                            self.tally.messages_received.add(1);
                             self.session.receive(now, message)?;
                         }
                         if splitter.is_within_message() {
@@ -271,7 +338,7 @@ impl Driver {
     fn drop_replies(&mut self) {
         if self.is_overrun() {
             for (_, reply) in self.replies.drain() {
-                drop(reply.send(Err(Error::Overrun)));
+                reply.fail(Error::Overrun);
             }
         } else if !self.backlog.is_empty() {
             self.replies.retain(|_, reply| !reply.is_closed());
@@ -285,7 +352,19 @@ impl Driver {
         if self.resyncs != wanted.resyncs {
             self.resyncs = wanted.resyncs;
             self.session.forget();
-            self.restart = Some(wanted.reason.clone());
+            self.restart = Some(Hangup::Inconsistent(wanted.reason.clone()).into());
+        }
+        if self.reconnections != wanted.reconnections {
+            self.reconnections = wanted.reconnections;
+            self.restart = Some(DisconnectReason::Asked);
+        }
+        if self.config.remotes != wanted.remotes {
+            self.config.remotes = wanted.remotes.clone();
+            self.are_remotes_new = true;
+            self.session.set_servers(self.config.remotes.as_slice().len());
+            if !self.config.remotes.as_slice().contains(&self.remote) {
+                self.restart = Some(DisconnectReason::NotListed);
+            }
         }
     }
 
@@ -306,12 +385,25 @@ impl Driver {
                 let overrun = if self.is_overrun() { Err(Error::Overrun) } else { Ok(()) };
                 match overrun.and_then(|()| self.session.request(&method, &params)) {
                     Ok(id) => drop(self.replies.insert(id, reply)),
-                    // Who asked may have stopped waiting.
-                    Err(error) => drop(reply.send(Err(error))),
+                    Err(error) => reply.fail(error),
                 }
             }
             Command::Lock { name, steal } => self.session.lock(&name, steal),
             Command::Unlock { name } => self.session.unlock(&name),
+        }
+    }
+
+    /// Answers who asked. A server sends what a transaction changed before its answer (RFC 7047, section 4.1.3), so that a
+    /// mark at this place is behind that.
+    fn give(&mut self, reply: Reply, result: Result<Payload, Error>) {
+        match (reply, result) {
+            (Reply::Plain(sender), result) => drop(sender.send(result)),
+            (Reply::Marked(sender), Ok(payload)) => {
+                self.marks += 1;
+                self.backlog.push(Notice::Mark(Mark(self.marks)));
+                drop(sender.send(Ok((payload, Mark(self.marks)))));
+            }
+            (reply, Err(error)) => reply.fail(error),
         }
     }
 
@@ -321,7 +413,7 @@ impl Driver {
             match event {
                 SessionEvent::Reply { id, result } => {
                     if let Some(reply) = self.replies.remove(&id) {
-                        drop(reply.send(result));
+                        self.give(reply, result);
                     }
                 }
                 SessionEvent::Waiting(awaited) => {
@@ -351,13 +443,6 @@ async fn last_words(reader: &mut (impl AsyncReadExt + Unpin)) -> Option<io::Erro
 /// A number from 0 to 1 that is different in each process: the standard library seeds its hash tables with one.
 fn random() -> f64 {
     RandomState::new().hash_one(()) as f64 / u64::MAX as f64
-}
-
-fn shuffle<T>(items: &mut [T]) {
-    let keys = RandomState::new();
-    for last in (1..items.len()).rev() {
-        items.swap(last, (keys.hash_one(last) % (last as u64 + 1)) as usize);
-    }
 }
 
 /// The task; it ends when this is dropped.

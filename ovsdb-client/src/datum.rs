@@ -12,6 +12,7 @@ use serde::de::{self, Deserializer};
 use uuid::Uuid;
 
 use crate::schema::{AtomicType, ColumnType};
+use crate::value::{Atom, Value};
 use visitor::{MapVisitor, SetVisitor};
 
 /// A column's Rust type: `String`, `i64`, `f64`, `bool`, [`Uuid`], `Option` and `BTreeSet` of these, and `BTreeMap`.
@@ -27,15 +28,21 @@ pub trait Datum: Default + Clone + PartialEq + fmt::Debug + Send + Sync + 'stati
 
     /// The type in the words of the schema, for error messages.
     fn describe() -> String;
+
+    /// The value as it is sent.
+    fn to_value(&self) -> Value;
 }
 
 /// A Rust type for a single value of a column.
-pub trait FromAtom: Clone + PartialEq + fmt::Debug + Send + Sync + 'static {
+pub trait Scalar: Clone + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// The type of the schema that it stands for.
     const TYPE: AtomicType;
 
     /// The value, if it is of the right type.
     fn from_atom(atom: AtomRef<'_>) -> Option<Self>;
+
+    /// The value as it is sent.
+    fn to_atom(&self) -> Atom;
 }
 
 /// A single value as it was read.
@@ -53,15 +60,19 @@ pub enum AtomRef<'a> {
     Uuid(Uuid),
 }
 
-impl FromAtom for i64 {
+impl Scalar for i64 {
     const TYPE: AtomicType = AtomicType::Integer;
 
     fn from_atom(atom: AtomRef<'_>) -> Option<Self> {
         if let AtomRef::Integer(value) = atom { Some(value) } else { None }
     }
+
+    fn to_atom(&self) -> Atom {
+        Atom::Integer(*self)
+    }
 }
 
-impl FromAtom for f64 {
+impl Scalar for f64 {
     const TYPE: AtomicType = AtomicType::Real;
 
     fn from_atom(atom: AtomRef<'_>) -> Option<Self> {
@@ -72,29 +83,45 @@ impl FromAtom for f64 {
             _ => None,
         }
     }
+
+    fn to_atom(&self) -> Atom {
+        Atom::Real(*self)
+    }
 }
 
-impl FromAtom for bool {
+impl Scalar for bool {
     const TYPE: AtomicType = AtomicType::Boolean;
 
     fn from_atom(atom: AtomRef<'_>) -> Option<Self> {
         if let AtomRef::Boolean(value) = atom { Some(value) } else { None }
     }
+
+    fn to_atom(&self) -> Atom {
+        Atom::Boolean(*self)
+    }
 }
 
-impl FromAtom for String {
+impl Scalar for String {
     const TYPE: AtomicType = AtomicType::String;
 
     fn from_atom(atom: AtomRef<'_>) -> Option<Self> {
         if let AtomRef::String(value) = atom { Some(value.to_owned()) } else { None }
     }
+
+    fn to_atom(&self) -> Atom {
+        Atom::String(self.clone())
+    }
 }
 
-impl FromAtom for Uuid {
+impl Scalar for Uuid {
     const TYPE: AtomicType = AtomicType::Uuid;
 
     fn from_atom(atom: AtomRef<'_>) -> Option<Self> {
         if let AtomRef::Uuid(value) = atom { Some(value) } else { None }
+    }
+
+    fn to_atom(&self) -> Atom {
+        Atom::Uuid(*self)
     }
 }
 
@@ -118,13 +145,17 @@ macro_rules! scalar_datum {
             fn describe() -> String {
                 Self::TYPE.to_string()
             }
+
+            fn to_value(&self) -> Value {
+                Value::Atom(self.to_atom())
+            }
         }
     )*};
 }
 
 scalar_datum!(i64, f64, bool, String, Uuid);
 
-impl<A: FromAtom> Datum for Option<A> {
+impl<A: Scalar> Datum for Option<A> {
     fn parse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(SetVisitor(PhantomData))
     }
@@ -140,9 +171,13 @@ impl<A: FromAtom> Datum for Option<A> {
     fn describe() -> String {
         format!("optional {}", A::TYPE)
     }
+
+    fn to_value(&self) -> Value {
+        self.as_ref().map(Scalar::to_atom).into()
+    }
 }
 
-impl<A: FromAtom + Ord> Datum for BTreeSet<A> {
+impl<A: Scalar + Ord> Datum for BTreeSet<A> {
     fn parse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(SetVisitor(PhantomData))
     }
@@ -163,9 +198,13 @@ impl<A: FromAtom + Ord> Datum for BTreeSet<A> {
     fn describe() -> String {
         format!("set of {}", A::TYPE)
     }
+
+    fn to_value(&self) -> Value {
+        Value::Set(self.iter().map(Scalar::to_atom).collect())
+    }
 }
 
-impl<K: FromAtom + Ord, V: FromAtom> Datum for BTreeMap<K, V> {
+impl<K: Scalar + Ord, V: Scalar> Datum for BTreeMap<K, V> {
     fn parse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(MapVisitor(PhantomData))
     }
@@ -187,6 +226,10 @@ impl<K: FromAtom + Ord, V: FromAtom> Datum for BTreeMap<K, V> {
 
     fn describe() -> String {
         format!("map from {} to {}", K::TYPE, V::TYPE)
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Map(self.iter().map(|(key, value)| (key.to_atom(), value.to_atom())).collect())
     }
 }
 

@@ -5,6 +5,7 @@ use crate::remote::RemoteError;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// No server is connected; the request was not sent.
     #[error("no database server is connected")]
@@ -73,6 +74,41 @@ pub enum Error {
     /// A remote that cannot be parsed.
     #[error(transparent)]
     Remote(#[from] RemoteError),
+}
+
+/// The chance of a transaction that failed to succeed when it is tried again, as Open vSwitch's IDL tells it from
+/// failures for good (`ovsdb_idl_txn_process_reply` of lib/ovsdb-idl.c).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Retry {
+    /// It would fail again.
+    Never,
+    /// Nothing was done, since a `wait` did not find the rows as it should: to be tried again with the rows as they are,
+    /// once the client's tables have them.
+    WithNewRows,
+    /// Nothing was done, since there was no server, or the database was being replaced: to be tried again when the client
+    /// is synced.
+    WhenSynced,
+    /// It may have been executed: to be tried again if the rows say that it was not.
+    Unknown,
+}
+
+impl Error {
+    /// What may be done about it.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::NotConnected => Retry::WhenSynced,
+            Self::Refused { error, .. } if error == "canceled" => Retry::WhenSynced,
+            Self::Transaction { error, .. } if error == "timed out" => Retry::WithNewRows,
+            // A leader that lost its place does not know what its successor makes of what it has passed on.
+            Self::Transaction { error, .. } if error == "cluster error" => Retry::Unknown,
+            Self::Interrupted
+            | Self::Overrun
+            | Self::UnreadableReply(_)
+            | Self::WrongNumberOfResults { .. } => Retry::Unknown,
+            _ => Retry::Never,
+        }
+    }
 }
 
 /// The words of a JSON-RPC error, a string or an object with `error` and `details` (RFC 7047, section 3.1).

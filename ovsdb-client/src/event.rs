@@ -10,6 +10,7 @@ use crate::session::Awaited;
 
 /// What happened.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Event {
     /// A server took the connection, and has not said for a while what one begins with. It is left for another one, if
     /// there is one, when it has not after as long again.
@@ -41,6 +42,8 @@ pub enum Event {
     /// Nothing is monitored any more, and the tables stay as they are until [`Client::resume`](crate::Client::resume). Comes in the place of
     /// `Synced` after each `Connected` meanwhile. A pause that ends before anything was done about it brings no event.
     Paused,
+    /// The tables hold what a transaction did: see [`Handle::commit`](crate::Handle::commit).
+    Visible(Mark),
     /// A change of conditions is in force, and the tables hold the rows that it brought.
     ConditionInForce(Generation),
     /// The server refused conditions, and keeps those before. They are not sent again; other ones are.
@@ -71,6 +74,10 @@ pub enum Event {
         held: bool,
     },
 }
+
+/// A place among the events of a client, behind what the server sent before an answer. Later ones are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mark(pub(crate) u64);
 
 /// A state of the conditions. Later ones are greater, and in force only when all before are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -47,7 +47,7 @@
 //!         Event::ConditionRefused { error, .. } => println!("{error}"),
 //!         Event::ClauseLeftOut { table, column, problem } => println!("{table}: {column}: {problem}"),
 //!         Event::Closed => return Ok(()),
-//!         Event::Paused | Event::Lock { .. } => {}
+//!         _ => {}
 //!     }
 //! }
 //! # }
@@ -89,9 +89,11 @@ mod client;
 mod condition;
 mod config;
 mod connection;
+mod counters;
 mod datum;
 mod error;
 mod event;
+mod field;
 #[cfg(test)]
 mod fuzz;
 mod index;
@@ -101,20 +103,22 @@ mod remote;
 mod replica;
 mod row;
 mod schema;
-pub mod session;
+mod session;
 mod splitter;
 mod tls;
 mod transport;
 mod value;
 
 pub use builder::Builder;
-pub use client::{Client, Handle};
+pub use client::{Client, Commit, Handle};
 pub use condition::{Clause, Conditions, Function};
 pub use config::{Config, TlsConfig};
 pub use connection::DisconnectReason;
-pub use datum::{AtomRef, Datum, FromAtom};
-pub use error::Error;
-pub use event::{Event, Generation};
+pub use counters::Counters;
+pub use datum::{AtomRef, Datum, Scalar};
+pub use error::{Error, Retry};
+pub use event::{Event, Generation, Mark};
+pub use field::{Field, FieldMutation, NewRow, Setting};
 pub use index::Index;
 pub use message::{Payload, Unsendable};
 pub use operation::{Columns, Mutation, Mutator, Operation, OperationResult};
@@ -122,7 +126,7 @@ pub use remote::{Endpoint, Remote, RemoteError, Remotes};
 pub use replica::{Batch, Change, Dialect, Table};
 pub use row::{Column, Row};
 pub use schema::{AtomicType, ColumnSchema, ColumnType, Schema, TableSchema};
-pub use session::Awaited;
+pub use session::{Awaited, Hangup};
 pub use splitter::{SplitError, Splitter};
 pub use tls::TlsError;
 pub use tls_peer::{FileError, Role};

@@ -68,6 +68,7 @@ impl Payload {
 
 /// What Open vSwitch's reader of JSON refuses, and hangs up for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Unsendable {
     /// A string with a NUL.
     #[error("{0:?} has a NUL in it, which no string of a database can have")]

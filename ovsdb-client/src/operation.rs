@@ -16,6 +16,7 @@ pub type Columns = BTreeMap<String, Value>;
 
 /// How a `mutate` changes a column (RFC 7047, section 5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Mutator {
     /// `+=`
     Add,
@@ -67,6 +68,7 @@ impl Mutation {
 
 /// One operation of a transaction. All clauses of a `condition` must hold; an empty one means every row.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Operation {
     /// Reads rows.
     Select {
@@ -233,6 +235,7 @@ fn columns(row: &Columns) -> serde_json::Value {
 
 /// What an operation gave.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[non_exhaustive]
 pub struct OperationResult {
     /// The rows that a `select` found.
     #[serde(default)]

@@ -136,6 +136,7 @@ impl<R: Row> AnyChanges for Vec<Change<R>> {
 
 /// How a server words the contents and changes of tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Dialect {
     /// `monitor` and `update`: complete rows, old and new (RFC 7047, section 4.1.6).
     Monitor,
@@ -189,6 +190,10 @@ impl Replica {
         self.tables.iter().find_map(|table| table.as_any().downcast_ref())
     }
 
+    pub(crate) fn rows(&self) -> usize {
+        self.tables.iter().map(|table| table.len()).sum()
+    }
+
     pub(crate) fn index<R: Row>(&self) -> Option<usize> {
         self.tables.iter().position(|table| table.as_any().is::<Table<R>>())
     }
@@ -202,6 +207,7 @@ impl fmt::Debug for Replica {
 
 trait AnyTable: Send + Sync {
     fn name(&self) -> &'static str;
+    fn len(&self) -> usize;
     fn as_any(&self) -> &dyn Any;
     /// Reads rows of an update, a JSON object, without changing the table.
     fn stage(
@@ -217,6 +223,10 @@ trait AnyTable: Send + Sync {
 impl<R: Row> AnyTable for Table<R> {
     fn name(&self) -> &'static str {
         R::TABLE
+    }
+
+    fn len(&self) -> usize {
+        self.rows.len()
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -3,6 +3,7 @@
 use serde::Deserializer;
 
 use crate::datum::Datum;
+use crate::operation::Columns;
 use crate::schema::ColumnType;
 
 /// A row of one table as a struct; made by [`row!`](crate::row!).
@@ -20,6 +21,9 @@ pub trait Row: Default + Clone + PartialEq + std::fmt::Debug + Send + Sync + 'st
         value: D,
         difference: bool,
     ) -> Result<(), D::Error>;
+
+    /// The columns whose values are not their types' defaults.
+    fn columns(&self) -> Columns;
 }
 
 /// One column of a [`Row`].
@@ -41,6 +45,8 @@ pub struct Column {
 /// field name is given with `= "name"`; a column that older (or newer) schemas lack is marked `as optional`, and holds
 /// its type's default value where it is missing. A required column that is missing, or has another type, is an
 /// [`Event::Disconnected`](crate::Event::Disconnected) that names table and column.
+///
+/// The struct has a constant of each field's name as well, a [`Field`](crate::Field), to write and compare with.
 ///
 /// ```
 /// use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +80,15 @@ macro_rules! row {
             $( $(#[$field_attribute])* pub $field: $type ),*
         }
 
+        #[allow(non_upper_case_globals, dead_code, reason = "a column has the name of its field, needed or not")]
+        impl $name {
+            $(
+                #[doc = concat!("The column `", $crate::row!(@name $field $($column)?), "`.")]
+                $visibility const $field: $crate::Field<Self, $type> =
+                    $crate::Field::new($crate::row!(@name $field $($column)?));
+            )*
+        }
+
         impl $crate::Row for $name {
             const TABLE: &'static str = $table;
 
@@ -98,6 +113,17 @@ macro_rules! row {
                     }
                 )*
                 $crate::__private::skip(value)
+            }
+
+            fn columns(&self) -> $crate::Columns {
+                let mut columns = $crate::Columns::new();
+                $(
+                    if self.$field != <$type as ::core::default::Default>::default() {
+                        let value = $crate::Datum::to_value(&self.$field);
+                        columns.insert($crate::row!(@name $field $($column)?).to_owned(), value);
+                    }
+                )*
+                columns
             }
         }
     };

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::condition::Conditions;
+use crate::counters::SharedTally;
 use crate::error::{Error, describe};
 use crate::message::{self, Envelope, Payload};
 use crate::replica::{Composites, Dialect};
@@ -37,40 +38,40 @@ const DATA_MONITOR: &str = "data";
 
 /// What a session is about.
 #[derive(Debug, Clone)]
-pub struct SessionConfig {
+pub(crate) struct SessionConfig {
     /// The database's name.
-    pub database: String,
+    pub(crate) database: String,
     /// The tables to replicate.
-    pub tables: Vec<TableSpec>,
+    pub(crate) tables: Vec<TableSpec>,
     /// How long a server may be silent before it is asked for a sign of life, and then before it is given up;
     /// zero never asks.
-    pub probe_interval: Duration,
+    pub(crate) probe_interval: Duration,
     /// How long each step of a new connection may take, up to the first contents, if there are other servers.
-    pub greeting_timeout: Duration,
+    pub(crate) greeting_timeout: Duration,
     /// How many bytes of updates are kept that come before the answer to the monitor request.
-    pub deferred_limit: usize,
+    pub(crate) deferred_limit: usize,
     /// How many servers there are, each of which is tried in turn.
-    pub servers: usize,
+    pub(crate) servers: usize,
     /// Whether to refuse servers of a cluster that are not its leader.
-    pub leader_only: bool,
+    pub(crate) leader_only: bool,
 }
 
 /// A table to replicate.
 #[derive(Debug, Clone)]
-pub struct TableSpec {
+pub(crate) struct TableSpec {
     /// The table's name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Its columns.
-    pub columns: &'static [Column],
+    pub(crate) columns: &'static [Column],
     /// Whether databases may lack the table.
-    pub optional: bool,
+    pub(crate) optional: bool,
     /// The rows to begin with.
-    pub conditions: Conditions,
+    pub(crate) conditions: Conditions,
 }
 
 /// What a session has to tell.
 #[derive(Debug)]
-pub enum SessionEvent {
+pub(crate) enum SessionEvent {
     /// The server has not said for a while what a connection begins with.
     Waiting(Awaited),
     /// The server is acceptable. Requests can be made from now on.
@@ -133,17 +134,18 @@ pub enum SessionEvent {
 
 /// A message to send.
 #[derive(Debug)]
-pub struct Transmit {
+pub(crate) struct Transmit {
     /// The JSON text.
-    pub message: Vec<u8>,
+    pub(crate) message: Vec<u8>,
     /// Whether the server asked for it, as it could do without end: all others are few, or wanted by the user.
-    pub is_answer: bool,
+    pub(crate) is_answer: bool,
 }
 
 /// The state machine of one client.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     config: SessionConfig,
+    tally: SharedTally,
     resume: monitor::Resume,
     locks: BTreeMap<String, lock::Lock>,
     next_id: u64,
@@ -202,10 +204,11 @@ impl Pending {
 
 impl Session {
     /// A session that was never connected.
-    pub fn new(config: SessionConfig) -> Self {
+    pub(crate) fn new(config: SessionConfig, tally: SharedTally) -> Self {
         Self {
             resume: monitor::Resume::new(&config.tables),
             config,
+            tally,
             locks: BTreeMap::new(),
             next_id: 0,
             log_end: log::LogEnd::default(),
@@ -224,8 +227,13 @@ impl Session {
         }
     }
 
+    /// There are so many servers from now on.
+    pub(crate) fn set_servers(&mut self, servers: usize) {
+        self.config.servers = servers;
+    }
+
     /// A connection was made.
-    pub fn connected(&mut self, now: Instant) {
+    pub(crate) fn connected(&mut self, now: Instant) {
         if self.state != State::Disconnected {
             self.disconnected();
         }
@@ -237,7 +245,7 @@ impl Session {
     }
 
     /// The connection is gone, or none was made. Requests without an answer fail.
-    pub fn disconnected(&mut self) {
+    pub(crate) fn disconnected(&mut self) {
         self.count_attempt();
         self.count_greeting();
         self.state = State::Disconnected;
@@ -258,22 +266,22 @@ impl Session {
     }
 
     /// Whether requests can be made.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.ready
     }
 
     /// The next message to send.
-    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+    pub(crate) fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
     }
 
     /// The next thing that happened.
-    pub fn poll_event(&mut self) -> Option<SessionEvent> {
+    pub(crate) fn poll_event(&mut self) -> Option<SessionEvent> {
         self.events.pop_front()
     }
 
     /// Makes a request of the user's; the answer comes as [`SessionEvent::Reply`].
-    pub fn request(&mut self, method: &str, params: &serde_json::Value) -> Result<u64, Error> {
+    pub(crate) fn request(&mut self, method: &str, params: &serde_json::Value) -> Result<u64, Error> {
         if !self.ready {
             return Err(Error::NotConnected);
         }
@@ -290,7 +298,7 @@ impl Session {
     }
 
     /// Takes a complete message. After an error the connection has to be closed.
-    pub fn receive(&mut self, now: Instant, message: Vec<u8>) -> Result<(), Hangup> {
+    pub(crate) fn receive(&mut self, now: Instant, message: Vec<u8>) -> Result<(), Hangup> {
         self.activity(now);
         let envelope: Envelope<'_> = serde_json::from_slice(&message)?;
         let Some(method) = &envelope.method else {

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 /// Why a stream of bytes cannot be a stream of JSON-RPC messages.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SplitError {
     /// A byte between messages that begins no JSON object.
     #[error(

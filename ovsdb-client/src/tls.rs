@@ -14,6 +14,7 @@ use crate::config::TlsConfig;
 
 /// Why TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TlsError {
     /// A file that cannot be used.
     #[error(transparent)]

@@ -5,6 +5,7 @@ use std::{thread, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
     agent::Options,
+    capture::{Capture, Checksum},
     check::{META_DATA, is_identity_of, own_identity},
     cloud::{Chassis as _, Cloud},
     command::{Words as _, run},
@@ -123,6 +124,22 @@ fn one_connection_serves_many_requests() -> Result<()> {
     let last = connection.request("GET", "/latest/user-data", &[("Connection", "close")], b"")?;
     assert_eq!(last.text(), "#cloud-config\n");
     assert!(connection.is_closed()?);
+    Ok(())
+}
+
+/// A connection that is over costs one segment less, and one acknowledgement.
+#[test]
+fn the_last_answer_brings_the_end_with_it() -> Result<()> {
+    let (_cloud, guest) = cloud_with_guest()?;
+    for (target, status) in [(META_DATA, 200), ("no-target", 400)] {
+        let capture = Capture::start(&guest)?;
+        let response = guest.get(target)?;
+        ensure!(response.status == status, "{response:?}");
+        let segments = capture.segments()?;
+        let last: Vec<_> = segments.iter().filter(|segment| segment.is_last()).collect();
+        ensure!(last.len() == 1 && last[0].payload() > 0, "{target}: {segments:?}");
+        ensure!(last[0].checksum() != Checksum::Wrong, "{target}: {segments:?}");
+    }
     Ok(())
 }
 

@@ -86,6 +86,11 @@ impl Segment {
         self.0.len() - headers
     }
 
+    /// Whether the sender says that it is the last one.
+    pub fn is_last(&self) -> bool {
+        self.0[TCP + 13] & 1 != 0
+    }
+
     pub fn checksum(&self) -> Checksum {
         if checksum(&self.0[IP..TCP]) != 0 {
             return Checksum::Wrong;

@@ -16,6 +16,7 @@
 //! cloud     a chassis, a Nova and an agent, ready for a test      check     what every test asks of an answer
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
 //! astray    a Nova that breaks framing, and marks each answer with whose it is          random    by a seed
+//! region    thousands of ports in a real Southbound, and the control planes of their hosts, without a kernel
 //! ```
 
 pub mod agent;
@@ -37,6 +38,7 @@ pub mod port;
 pub mod process;
 pub mod programs;
 pub mod random;
+pub mod region;
 pub mod sandbox;
 pub mod service;
 pub mod stage;

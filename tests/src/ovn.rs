@@ -13,6 +13,7 @@
 //! Where the kernel has a datapath, there is nothing in between: `Datapath::Kernel`, with everything in the host
 //! namespace and guests on taps as a hypervisor makes them.
 
+mod by_hand;
 mod control;
 mod daemons;
 mod northbound;
@@ -26,6 +27,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+pub use by_hand::{ByHand, Named, Schema};
 pub use control::ChassisPrivate;
 use daemons::Daemons;
 pub use pki::{Credentials, Pki};

@@ -38,6 +38,21 @@ enum What {
     },
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct SimulateOptions {
+    /// Options of the simulation; `--help` tells them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
+}
+
+/// Has agents' control planes meet a Southbound, without a kernel.
+pub(crate) fn simulate(options: &SimulateOptions) -> anyhow::Result<()> {
+    setup::for_ovsdb_bench()?;
+    let mut command = cargo();
+    command.args(["run", "--locked", "--release", "--package", "metadata-tests", "--bin", "simulate", "--"]);
+    run(command.args(&options.options))
+}
+
 /// Measures and prints a table.
 pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
     match options.what {

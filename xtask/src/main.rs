@@ -43,6 +43,8 @@ enum Task {
     VmTest(vm::Options),
     /// Measure, and print what was measured.
     Bench(bench::Options),
+    /// A region's agents against a Southbound of three servers: what each thing that happens costs them.
+    Simulate(bench::SimulateOptions),
     /// Everything that must hold for a change to land: format, lints, documentation, demonstration, tests.
     Ci,
 }
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::test(&options).map(|counts| println!("{counts}")),
         Task::VmTest(options) => vm::test(&options),
         Task::Bench(options) => bench::bench(&options),
+        Task::Simulate(options) => bench::simulate(&options),
         Task::Ci => ci::run(),
     };
     match result {

@@ -6,7 +6,7 @@ use tracing::{error, info};
 use crate::{
     config::{Config, Source},
     health::{Problem, Reachability},
-    inventory::{Desired, Links, Ovn, StaticInventory, Unserved},
+    inventory::{DatabaseStatus, Desired, Links, Ovn, StaticInventory, Unserved},
     reconcile::Reconciler,
 };
 
@@ -80,6 +80,14 @@ impl PortSource {
         match self {
             Self::Ovn(ovn) => ovn.stop(),
             Self::Static(_) => {}
+        }
+    }
+
+    /// The databases and what they took, for the metrics.
+    pub(super) fn databases(&self) -> Vec<DatabaseStatus> {
+        match self {
+            Self::Ovn(ovn) => ovn.databases().to_vec(),
+            Self::Static(_) => Vec::new(),
         }
     }
 

@@ -19,7 +19,7 @@ use metadata_ebpf::map::PortKey;
 
 pub use fixed::Inventory as StaticInventory;
 pub use links::{LinkTable, Links};
-pub use ovn::Ovn;
+pub use ovn::{DatabaseStatus, Ovn};
 
 use crate::{datapath::Device, directory::Identity};
 

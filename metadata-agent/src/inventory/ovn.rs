@@ -10,9 +10,7 @@ use std::{
 };
 
 use metadata_ebpf::map::PortKey;
-use ovsdb_client::{
-    Clause, Client, Conditions, Config, Event, Generation, Mutation, Mutator, Operation, Row as _, Uuid,
-};
+use ovsdb_client::{Clause, Client, Conditions, Config, Counters, Event, Generation, Operation, Uuid};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
@@ -64,6 +62,19 @@ struct Database {
     down: Option<String>,
     /// What was logged about each remote since there was one.
     told: BTreeSet<String>,
+}
+
+/// A database as it is now, and what its client counted.
+#[derive(Debug, Clone, Copy)]
+pub struct DatabaseStatus {
+    /// Its name in the protocol.
+    pub name: &'static str,
+    /// Whether there is a connection, and the rows are those of its server.
+    pub connected: bool,
+    /// The rows that are kept, of all tables.
+    pub rows: usize,
+    /// What was counted.
+    pub counters: Counters,
 }
 
 impl Ovn {
@@ -134,9 +145,24 @@ impl Ovn {
         }
     }
 
+    /// Both, for the metrics.
+    pub fn databases(&self) -> [DatabaseStatus; 2] {
+        [&self.ovs, &self.southbound].map(|database| DatabaseStatus {
+            name: database.name,
+            connected: database.synced && database.down.is_none(),
+            rows: database.client.rows(),
+            counters: database.client.counters(),
+        })
+    }
+
     /// What is missing. Without the Southbound only identities are.
     pub fn pending(&self) -> Vec<Problem> {
         [&self.ovs, &self.southbound].into_iter().filter_map(Database::pending).collect()
+    }
+
+    /// The logical ports whose rows the Southbound has sent.
+    pub fn logical_ports(&self) -> impl Iterator<Item = &str> {
+        self.southbound.client.table::<PortBinding>().iter().map(|(_, row)| row.logical_port.as_str())
     }
 
     /// Whether the local interfaces are known, without which nothing can be said about any port.
@@ -289,15 +315,9 @@ impl Ovn {
 
 /// Sets keys of a chassis' external_ids and leaves the others: an insertion does not change a key that is there.
 fn set_keys(chassis: Uuid, keys: BTreeMap<String, String>) -> Operation {
-    let names: BTreeSet<String> = keys.keys().cloned().collect();
-    Operation::Mutate {
-        table: ChassisPrivate::TABLE.to_owned(),
-        condition: vec![Clause::equal("_uuid", chassis)],
-        mutations: vec![
-            Mutation::new("external_ids", Mutator::Delete, names),
-            Mutation::new("external_ids", Mutator::Insert, keys),
-        ],
-    }
+    let keys_alone = keys.keys().cloned().collect::<Vec<_>>();
+    let ids = ChassisPrivate::external_ids;
+    Operation::mutate_row(chassis, [ids.delete_keys(keys_alone), ids.insert(keys)])
 }
 
 impl Database {
@@ -358,7 +378,8 @@ impl Database {
                 error!(database = self.name, "the task that keeps the connection is gone: restart the agent");
                 true
             }
-            Event::Lock { .. } | Event::Paused => false,
+            // The rest is not asked for.
+            _ => false,
         }
     }
 

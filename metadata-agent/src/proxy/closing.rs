@@ -4,13 +4,16 @@
 //! memory and a number that belong to the whole host. So none is let go before, and for one that acknowledges nothing there is
 //! a reset.
 use std::{
+    io,
     net::Shutdown,
     time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
+use nix::libc;
 use socket2::SockRef;
 use tokio::{
+    io::Interest,
     net::TcpStream,
     time::{sleep, timeout},
 };
@@ -29,27 +32,44 @@ pub(super) const LOOKS: (Duration, Duration) = (Duration::from_millis(20), Durat
 /// How long, and for how many bytes, a guest is heard out that was answered before it had said everything.
 const HEARING: (Duration, usize) = (Duration::from_secs(1), 1 << 18);
 
-/// What is behind a guest's connection.
-pub(super) trait Buffers {
+/// What a guest's socket can do beyond carrying bytes.
+pub(super) trait GuestSocket {
+    /// The memory that the kernel keeps for it.
     fn kept(&self) -> Kept;
+
+    /// Hands the kernel the end of the last answer without waiting. The kernel may hold it back until [`farewell`] ends our
+    /// side, so that both go in one segment, and are acknowledged by one.
+    fn try_send_last(&self, bytes: &[u8]) -> io::Result<usize>;
 }
 
-impl Buffers for TcpStream {
+impl GuestSocket for TcpStream {
     fn kept(&self) -> Kept {
         Kept::by(self)
     }
+
+    fn try_send_last(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.try_io(Interest::WRITABLE, || SockRef::from(self).send_with_flags(bytes, libc::MSG_MORE))
+    }
 }
 
-impl<T: Buffers> Buffers for &mut T {
+impl<T: GuestSocket> GuestSocket for &mut T {
     fn kept(&self) -> Kept {
         (**self).kept()
+    }
+
+    fn try_send_last(&self, bytes: &[u8]) -> io::Result<usize> {
+        (**self).try_send_last(bytes)
     }
 }
 
 #[cfg(test)]
-impl Buffers for tokio::io::DuplexStream {
+impl GuestSocket for tokio::io::DuplexStream {
     fn kept(&self) -> Kept {
         Kept::default()
+    }
+
+    fn try_send_last(&self, _bytes: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
     }
 }
 

@@ -19,7 +19,7 @@ use tracing::debug;
 use super::{
     access::{Caller, Exchange},
     answer::{Form, Refusal, Whom},
-    closing::{Acknowledging, Buffers},
+    closing::{Acknowledging, GuestSocket},
     forward,
     metrics::Metrics,
     outcome::{Completion, Outcome},
@@ -73,7 +73,7 @@ pub(super) struct Connection<'a, S> {
     behind: u32,
 }
 
-impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
+impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     pub(super) fn new(
         stream: S,
         caller: &'a Caller,
@@ -233,8 +233,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
         refusal.write(Whom { port: &self.caller.port.id, identity }, form, limits, &mut out);
         outcome.status = Some(refusal.status(limits).as_u16());
         outcome.refusal = Some(refusal);
-        self.send(&out).await?;
-        Ok((!form.keep_alive).then_some(End::Unread))
+        if form.keep_alive {
+            self.send(&out).await?;
+            return Ok(None);
+        }
+        self.send_last(&out).await?;
+        Ok(Some(End::Unread))
     }
 
     async fn answer(&mut self, request: &Request<'_>, outcome: &mut Outcome) -> io::Result<Option<End>> {
@@ -355,8 +359,26 @@ impl<'a, S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'a, S> {
         outcome.bytes += piece.len() as u64;
         framing.write(&piece, &mut out);
         framing.write_end(&mut out);
-        self.send(&out).await?;
-        Ok((!form.keep_alive).then_some(if self.received.is_empty() { End::Closed } else { End::Unread }))
+        if form.keep_alive {
+            self.send(&out).await?;
+            return Ok(None);
+        }
+        self.send_last(&out).await?;
+        Ok(Some(if self.received.is_empty() { End::Closed } else { End::Unread }))
+    }
+
+    /// Hands the end of the last answer to the kernel, to go out with the end of the connection.
+    async fn send_last(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.seat.begin(Phase::Sending);
+        let sent = match self.stream.try_send_last(bytes) {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => return Err(error),
+        };
+        match bytes.get(sent..) {
+            None | Some([]) => Ok(()),
+            Some(left) => self.send(left).await,
+        }
     }
 
     /// Hands bytes to the kernel. While they have to wait for the guest, they count, and what the kernel has of it.

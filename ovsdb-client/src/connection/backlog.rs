@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::DisconnectReason;
+use crate::event::Mark;
 use crate::remote::Remote;
 use crate::session::{Awaited, SessionEvent};
 
@@ -25,6 +26,8 @@ pub(crate) enum Notice {
         retry: Duration,
     },
     Session(SessionEvent),
+    /// All that came before an answer is in front of this.
+    Mark(Mark),
 }
 
 impl Notice {

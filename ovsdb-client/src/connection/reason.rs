@@ -34,6 +34,12 @@ pub enum DisconnectReason {
     /// The server is of no use, or misbehaved.
     #[error(transparent)]
     Session(#[from] Hangup),
+    /// The program asked for another connection.
+    #[error("another connection was asked for")]
+    Asked,
+    /// The server is none of the remotes any more.
+    #[error("the server is no longer among those to be used")]
+    NotListed,
 }
 
 /// How far a connection got.
@@ -57,6 +63,11 @@ impl Progress {
 }
 
 impl DisconnectReason {
+    /// Whether the program wanted it, so that the next attempt need not wait.
+    pub(super) fn is_wanted(&self) -> bool {
+        matches!(self, Self::Asked | Self::NotListed)
+    }
+
     /// Finds the cause of a broken connection; it may be about the certificates if there were any.
     pub(super) fn explain(self, progress: &Progress, tls: Option<&TlsConfig>) -> Self {
         let broken_off = |certificate: &Path, error| {

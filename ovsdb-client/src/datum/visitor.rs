@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, SeqAccess, Visitor};
 
-use super::{AtomRef, FromAtom, Name};
+use super::{AtomRef, Name, Scalar};
 
 /// What the elements of a set are put into.
 pub(super) trait Elements<A>: Default {
@@ -28,7 +28,7 @@ impl<A: Ord> Elements<A> for BTreeSet<A> {
     }
 }
 
-fn typed<A: FromAtom, E: de::Error>(atom: AtomRef<'_>) -> Result<A, E> {
+fn typed<A: Scalar, E: de::Error>(atom: AtomRef<'_>) -> Result<A, E> {
     A::from_atom(atom)
         .ok_or_else(|| E::custom(format_args!("{atom:?} where a value of type {} belongs", A::TYPE)))
 }
@@ -66,7 +66,7 @@ macro_rules! visit_atoms {
 /// Reads one atom.
 struct AtomVisitor<A>(PhantomData<A>);
 
-impl<'de, A: FromAtom> DeserializeSeed<'de> for AtomVisitor<A> {
+impl<'de, A: Scalar> DeserializeSeed<'de> for AtomVisitor<A> {
     type Value = A;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<A, D::Error> {
@@ -74,7 +74,7 @@ impl<'de, A: FromAtom> DeserializeSeed<'de> for AtomVisitor<A> {
     }
 }
 
-impl<'de, A: FromAtom> Visitor<'de> for AtomVisitor<A> {
+impl<'de, A: Scalar> Visitor<'de> for AtomVisitor<A> {
     type Value = A;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -96,7 +96,7 @@ impl<'de, A: FromAtom> Visitor<'de> for AtomVisitor<A> {
 /// Reads a set: `["set", [...]]`, or its only element by itself.
 pub(super) struct SetVisitor<A, C>(pub(super) PhantomData<(A, C)>);
 
-impl<A: FromAtom, C: Elements<A>> SetVisitor<A, C> {
+impl<A: Scalar, C: Elements<A>> SetVisitor<A, C> {
     fn single<E: de::Error>(atom: AtomRef<'_>) -> Result<C, E> {
         let mut set = C::default();
         set.put(typed(atom)?);
@@ -104,7 +104,7 @@ impl<A: FromAtom, C: Elements<A>> SetVisitor<A, C> {
     }
 }
 
-impl<'de, A: FromAtom, C: Elements<A>> Visitor<'de> for SetVisitor<A, C> {
+impl<'de, A: Scalar, C: Elements<A>> Visitor<'de> for SetVisitor<A, C> {
     type Value = C;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -125,7 +125,7 @@ impl<'de, A: FromAtom, C: Elements<A>> Visitor<'de> for SetVisitor<A, C> {
 /// Reads the list of a set's elements.
 struct ElementsVisitor<A, C>(PhantomData<(A, C)>);
 
-impl<'de, A: FromAtom, C: Elements<A>> DeserializeSeed<'de> for ElementsVisitor<A, C> {
+impl<'de, A: Scalar, C: Elements<A>> DeserializeSeed<'de> for ElementsVisitor<A, C> {
     type Value = C;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<C, D::Error> {
@@ -133,7 +133,7 @@ impl<'de, A: FromAtom, C: Elements<A>> DeserializeSeed<'de> for ElementsVisitor<
     }
 }
 
-impl<'de, A: FromAtom, C: Elements<A>> Visitor<'de> for ElementsVisitor<A, C> {
+impl<'de, A: Scalar, C: Elements<A>> Visitor<'de> for ElementsVisitor<A, C> {
     type Value = C;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -154,7 +154,7 @@ impl<'de, A: FromAtom, C: Elements<A>> Visitor<'de> for ElementsVisitor<A, C> {
 /// Reads a map: `["map", [[key, value], ...]]`.
 pub(super) struct MapVisitor<K, V>(pub(super) PhantomData<(K, V)>);
 
-impl<'de, K: FromAtom + Ord, V: FromAtom> Visitor<'de> for MapVisitor<K, V> {
+impl<'de, K: Scalar + Ord, V: Scalar> Visitor<'de> for MapVisitor<K, V> {
     type Value = BTreeMap<K, V>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -172,7 +172,7 @@ impl<'de, K: FromAtom + Ord, V: FromAtom> Visitor<'de> for MapVisitor<K, V> {
 /// Reads the list of a map's pairs.
 struct PairsVisitor<K, V>(PhantomData<(K, V)>);
 
-impl<'de, K: FromAtom + Ord, V: FromAtom> DeserializeSeed<'de> for PairsVisitor<K, V> {
+impl<'de, K: Scalar + Ord, V: Scalar> DeserializeSeed<'de> for PairsVisitor<K, V> {
     type Value = BTreeMap<K, V>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -180,7 +180,7 @@ impl<'de, K: FromAtom + Ord, V: FromAtom> DeserializeSeed<'de> for PairsVisitor<
     }
 }
 
-impl<'de, K: FromAtom + Ord, V: FromAtom> Visitor<'de> for PairsVisitor<K, V> {
+impl<'de, K: Scalar + Ord, V: Scalar> Visitor<'de> for PairsVisitor<K, V> {
     type Value = BTreeMap<K, V>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -199,7 +199,7 @@ impl<'de, K: FromAtom + Ord, V: FromAtom> Visitor<'de> for PairsVisitor<K, V> {
 /// Reads one pair of a map.
 struct PairVisitor<K, V>(PhantomData<(K, V)>);
 
-impl<'de, K: FromAtom, V: FromAtom> DeserializeSeed<'de> for PairVisitor<K, V> {
+impl<'de, K: Scalar, V: Scalar> DeserializeSeed<'de> for PairVisitor<K, V> {
     type Value = (K, V);
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(K, V), D::Error> {
@@ -207,7 +207,7 @@ impl<'de, K: FromAtom, V: FromAtom> DeserializeSeed<'de> for PairVisitor<K, V> {
     }
 }
 
-impl<'de, K: FromAtom, V: FromAtom> Visitor<'de> for PairVisitor<K, V> {
+impl<'de, K: Scalar, V: Scalar> Visitor<'de> for PairVisitor<K, V> {
     type Value = (K, V);
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

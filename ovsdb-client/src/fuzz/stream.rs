@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::condition::Conditions;
+use crate::counters::SharedTally;
 use crate::row::Row as _;
 use crate::session::{Session, SessionConfig, TableSpec};
 use crate::splitter::{SplitError, Splitter};
@@ -120,7 +121,7 @@ fn split(stream: &[u8], limit: usize, mut cut: impl FnMut() -> usize) -> (Vec<Ve
 fn converse(messages: Vec<Vec<u8>>) -> bool {
     let table =
         TableSpec { name: Port::TABLE, columns: Port::COLUMNS, optional: false, conditions: Conditions::All };
-    let mut session = Session::new(SessionConfig {
+    let config = SessionConfig {
         database: "db".to_owned(),
         tables: vec![table],
         probe_interval: Duration::from_secs(5),
@@ -128,7 +129,8 @@ fn converse(messages: Vec<Vec<u8>>) -> bool {
         deferred_limit: 1 << 20,
         servers: 1,
         leader_only: false,
-    });
+    };
+    let mut session = Session::new(config, SharedTally::default());
     let now = Instant::now();
     session.lock("lock", false);
     session.connected(now);

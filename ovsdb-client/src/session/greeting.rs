@@ -47,14 +47,14 @@ impl Session {
     }
 
     /// A part of a message came that is not complete: contents take their time.
-    pub fn arriving(&mut self, now: Instant) {
+    pub(crate) fn arriving(&mut self, now: Instant) {
         if self.greeting.since.is_some() {
             self.greeting.since = Some(now);
         }
     }
 
     /// Nobody listened to the server for `deaf`, until now: that was not its silence.
-    pub fn listening(&mut self, now: Instant, deaf: Duration) {
+    pub(crate) fn listening(&mut self, now: Instant, deaf: Duration) {
         self.activity(now);
         self.greeting.since = self.greeting.since.and_then(|since| since.checked_add(deaf));
     }

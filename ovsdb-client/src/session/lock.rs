@@ -20,7 +20,7 @@ pub(super) struct Lock {
 impl Session {
     /// Wants a lock, now and after every reconnection, by force if `steal`. Force is used once: after a reconnection the
     /// lock is waited for, unless no server has answered to the force yet.
-    pub fn lock(&mut self, name: &str, steal: bool) {
+    pub(crate) fn lock(&mut self, name: &str, steal: bool) {
         if let Some(lock) = self.locks.get(name) {
             if lock.held {
                 return;
@@ -35,7 +35,7 @@ impl Session {
     }
 
     /// Gives a lock up.
-    pub fn unlock(&mut self, name: &str) {
+    pub(crate) fn unlock(&mut self, name: &str) {
         if let Some(lock) = self.locks.remove(name) {
             if lock.held {
                 self.events.push_back(SessionEvent::Lock { name: name.to_owned(), held: false });

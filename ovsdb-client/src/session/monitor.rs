@@ -116,14 +116,14 @@ impl Dialect {
 impl Session {
     /// Sets the conditions of all tables, which are of `generation`. [`SessionEvent::ConditionInForce`] tells when the
     /// server follows them.
-    pub fn set_conditions(&mut self, generation: u64, conditions: Vec<Conditions>) {
+    pub(crate) fn set_conditions(&mut self, generation: u64, conditions: Vec<Conditions>) {
         self.resume.generation = generation;
         self.resume.wanted = conditions;
         self.send_conditions();
     }
 
     /// Forgets the last transaction, so that the next connection begins with a complete dump.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.resume.transaction = Uuid::nil();
     }
 
@@ -189,7 +189,9 @@ impl Session {
         } else {
             (contents, true)
         };
+        if complete { &self.tally.complete_contents } else { &self.tally.resumes }.add(1);
         self.state = State::Monitoring(dialect);
+        tracing::debug!(database = self.config.database, complete, "monitoring");
         let composites = Arc::new(self.composites());
         self.be_ready();
         self.events.push_back(SessionEvent::Contents {
@@ -290,6 +292,7 @@ impl Session {
             self.conditions_answered();
         } else {
             let params = json!([DATA_MONITOR, DATA_MONITOR, requests]);
+            self.tally.condition_changes.add(1);
             self.send("monitor_cond_change", &params, Pending::ConditionChange);
         }
     }

@@ -8,7 +8,7 @@ use crate::message::Payload;
 impl Session {
     /// Wants nothing of the database monitored, on this connection and all later ones, or wants it again from where it
     /// was. [`SessionEvent::Paused`] tells when the first is so, [`SessionEvent::Contents`] when the second is.
-    pub fn set_paused(&mut self, paused: bool) {
+    pub(crate) fn set_paused(&mut self, paused: bool) {
         self.paused = paused;
         self.follow_pause();
     }
@@ -47,6 +47,7 @@ impl Session {
     pub(super) fn be_ready(&mut self) {
         self.end_greeting();
         if !std::mem::replace(&mut self.ready, true) {
+            self.tally.connections.add(1);
             self.events.push_back(SessionEvent::Ready);
         }
     }

@@ -8,13 +8,13 @@ use super::{Hangup, Pending, Session};
 
 impl Session {
     /// Something was received, a complete message or not: the peer lives.
-    pub fn activity(&mut self, now: Instant) {
+    pub(crate) fn activity(&mut self, now: Instant) {
         self.last_received = Some(now);
         self.probed = false;
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
-    pub fn timeout(&self) -> Option<Instant> {
+    pub(crate) fn timeout(&self) -> Option<Instant> {
         [self.probe_timeout(), self.log_end.due(), self.greeting_timeout()].into_iter().flatten().min()
     }
 
@@ -28,7 +28,7 @@ impl Session {
     }
 
     /// Time has passed.
-    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Hangup> {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), Hangup> {
         if self.log_end.due().is_some_and(|due| due <= now) {
             self.ask_log_end();
         }
@@ -45,7 +45,7 @@ impl Session {
     }
 
     /// Sends an `echo`, so that the server hears from a client that does not read at the moment.
-    pub fn probe(&mut self) {
+    pub(crate) fn probe(&mut self) {
         self.send("echo", &json!([]), Pending::Probe);
     }
 }

@@ -46,7 +46,7 @@ impl Peer {
             leader_only: false,
         };
         Self {
-            session: Session::new(config),
+            session: Session::new(config, SharedTally::default()),
             now: Instant::now(),
             requests: VecDeque::new(),
             events: Vec::new(),

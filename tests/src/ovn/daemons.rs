@@ -22,7 +22,7 @@ pub(super) const OVS_SOCKET: &str = "db.sock";
 pub(super) const HOSTNAME: &str = "lab-host";
 
 const NB_SCHEMA: &str = "/usr/share/ovn/ovn-nb.ovsschema";
-const OVS_SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+pub(super) const OVS_SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 const START: Duration = Duration::from_secs(90);
 
 #[derive(Debug)]

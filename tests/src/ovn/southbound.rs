@@ -17,7 +17,7 @@ use crate::{
     wait::until,
 };
 
-const SCHEMA: &str = "/usr/share/ovn/ovn-sb.ovsschema";
+pub(super) const SCHEMA: &str = "/usr/share/ovn/ovn-sb.ovsschema";
 const DATABASE: &str = "OVN_Southbound";
 const ELECTION: Duration = Duration::from_secs(90);
 

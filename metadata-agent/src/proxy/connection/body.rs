@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    super::{answer::Refusal, closing::Buffers, receive::receive},
+    super::{answer::Refusal, closing::GuestSocket, receive::receive},
     Connection, limited,
 };
 
@@ -19,7 +19,7 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// byte each has five times as many as it has itself.
 const LEAST_AROUND: usize = 16 * 1024;
 
-impl<S: AsyncRead + AsyncWrite + Buffers + Unpin> Connection<'_, S> {
+impl<S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'_, S> {
     /// The whole body: nothing of a request goes to Nova before all of it is here.
     pub(super) async fn body(&mut self, request: &Request<'_>) -> io::Result<Result<Vec<u8>, Refusal>> {
         let limit = self.limits.body_bytes;
