@@ -15,7 +15,7 @@ use std::{
     convert::Infallible,
     io,
     net::{SocketAddr, TcpListener as StdTcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -31,6 +31,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
     sync::{Semaphore, mpsc, oneshot},
+    task::JoinHandle,
 };
 use tracing::{debug, warn};
 
@@ -100,15 +101,57 @@ impl Answer {
 /// A question and where its answer goes.
 pub type Exchange = (Question, oneshot::Sender<Answer>);
 
-/// Binds the socket, in place of one that a former agent left, and the TCP port if there is to be one; serves them on
-/// the current runtime.
-pub fn serve(run_dir: &Path, tcp: Option<SocketAddr>) -> anyhow::Result<mpsc::Receiver<Exchange>> {
+/// The interface.
+#[derive(Debug)]
+pub struct Admin {
+    run_dir: PathBuf,
+    tcp: Option<SocketAddr>,
+    questions: mpsc::Receiver<Exchange>,
+    listening: Vec<JoinHandle<()>>,
+}
+
+impl Admin {
+    /// Binds the socket, in place of one that a former agent left, and the TCP port if there is to be one; serves them on
+    /// the current runtime.
+    pub fn serve(run_dir: &Path, tcp: Option<SocketAddr>) -> anyhow::Result<Self> {
+        let (questions, listening) = listen(run_dir, tcp)?;
+        Ok(Self { run_dir: run_dir.to_owned(), tcp, questions, listening })
+    }
+
+    /// The next question. May be cancelled.
+    pub async fn question(&mut self) -> Exchange {
+        match self.questions.recv().await {
+            Some(exchange) => exchange,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Leaves both to another agent.
+    pub async fn close(&mut self) {
+        for listening in self.listening.drain(..) {
+            listening.abort();
+            // What was aborted is an error.
+            let _ = listening.await;
+        }
+    }
+
+    /// Takes both back.
+    pub fn reopen(&mut self) -> anyhow::Result<()> {
+        (self.questions, self.listening) = listen(&self.run_dir, self.tcp)?;
+        Ok(())
+    }
+}
+
+type Listening = (mpsc::Receiver<Exchange>, Vec<JoinHandle<()>>);
+
+fn listen(run_dir: &Path, tcp: Option<SocketAddr>) -> anyhow::Result<Listening> {
     let path = run_dir.join(SOCKET);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
     let (sender, receiver) = mpsc::channel(16);
+    let mut listening = Vec::new();
     if let Some(address) = tcp {
         let listener = bind(address, address.port())?;
         listener.set_nonblocking(true)?;
@@ -117,11 +160,13 @@ pub fn serve(run_dir: &Path, tcp: Option<SocketAddr>) -> anyhow::Result<mpsc::Re
             warn!(%address, "admin_listen is every address of this host: whoever reaches one, guests too, can read the numbers");
         }
         let sender = sender.clone();
-        tokio::spawn(accept(sender, Access::Monitoring, async move || Ok(listener.accept().await?.0)));
+        let next = async move || Ok(listener.accept().await?.0);
+        listening.push(tokio::spawn(accept(sender, Access::Monitoring, next)));
     }
     let listener = private_socket(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
-    tokio::spawn(accept(sender, Access::All, async move || Ok(listener.accept().await?.0)));
-    Ok(receiver)
+    let next = async move || Ok(listener.accept().await?.0);
+    listening.push(tokio::spawn(accept(sender, Access::All, next)));
+    Ok((receiver, listening))
 }
 
 fn bind(address: SocketAddr, port: u16) -> anyhow::Result<StdTcpListener> {

@@ -21,7 +21,7 @@ use crate::{
     config::{self, Config},
     control::Ending,
     datapath::{Datapath, Netns, ServiceDevice},
-    startup,
+    startup, takeover,
 };
 
 /// Instance metadata for the guests of this host.
@@ -34,8 +34,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the guests of this host until told to stop. Programs and pins stay when it does.
-    Run(ConfigFiles),
+    /// Serve the guests of this host until told to stop. Programs and pins stay when it does. An agent that runs already
+    /// is replaced, without a gap.
+    Run {
+        /// Fail if another agent runs, rather than replace it.
+        #[arg(long)]
+        no_takeover: bool,
+        #[command(flatten)]
+        files: ConfigFiles,
+    },
     /// Check the configuration and the files it names, and print it as understood.
     CheckConfig(ConfigFiles),
     /// Ask the running agent.
@@ -85,9 +92,9 @@ pub fn status(error: &anyhow::Error) -> ExitCode {
 /// Parses the command line, does what it says, and tells what the process ends with.
 pub fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        Command::Run(files) => {
-            return Ok(match serve(&files.read()?)? {
-                Ending::Stopped => ExitCode::SUCCESS,
+        Command::Run { no_takeover, files } => {
+            return Ok(match serve(&files.read()?, !no_takeover)? {
+                Ending::Stopped | Ending::Succeeded => ExitCode::SUCCESS,
                 Ending::Left => ExitCode::from(EX_LEFT),
             });
         }
@@ -145,18 +152,25 @@ fn ask(mut socket: UnixStream, method: &str, target: &str) -> anyhow::Result<(bo
 
 /// Has a running agent leave, if there is one, and waits until it is gone.
 fn leave(run_dir: &Path) -> anyhow::Result<startup::RunLock> {
-    let Ok(socket) = UnixStream::connect(run_dir.join(admin::SOCKET)) else { return startup::lock(run_dir) };
+    let Ok(socket) = UnixStream::connect(run_dir.join(admin::SOCKET)) else {
+        return startup::lock(run_dir)?.with_context(|| held(run_dir));
+    };
     // One that leaves may be gone before it has answered; its lock tells.
     if let Ok((false, answer)) = ask(socket, "PUT", "/leave") {
         bail!("the running agent does not leave: {answer}");
     }
     let deadline = Instant::now() + LEAVING;
     loop {
-        match startup::lock(run_dir) {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
-            result => return result,
+        match startup::lock(run_dir)? {
+            Some(lock) => return Ok(lock),
+            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+            None => bail!(held(run_dir)),
         }
     }
+}
+
+fn held(run_dir: &Path) -> String {
+    format!("another agent runs in {}, and does not answer: stop it first", run_dir.display())
 }
 
 fn cleanup(config: &Config) -> anyhow::Result<()> {
@@ -165,7 +179,7 @@ fn cleanup(config: &Config) -> anyhow::Result<()> {
     Datapath::remove(&config.run_dir)?;
     ServiceDevice::remove().context("cannot remove the service device")?;
     Netns::remove(&config.netns).with_context(|| format!("cannot remove the namespace {}", config.netns))?;
-    for file in [admin::SOCKET, "lock"] {
+    for file in [admin::SOCKET, takeover::SOCKET, "lock"] {
         match std::fs::remove_file(config.run_dir.join(file)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}

@@ -1,6 +1,7 @@
 //! The control plane: one thread that takes events, derives what should be served, and applies it.
 #![forbid(unsafe_code)]
 mod source;
+mod succession;
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,14 +11,13 @@ use serde_json::json;
 use source::PortSource;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{Answer, Exchange, Question},
+    admin::{Admin, Answer, Question},
     config::Config,
     datapath::{self, Family, Probe, ServiceDevice},
     directory::PROBE_ANSWER,
@@ -26,12 +26,20 @@ use crate::{
     logging::LogFilter,
     metrics::{Metrics, Overview},
     reconcile::Reconciler,
+    takeover::{Offering, Predecessor},
 };
+pub use succession::Farewell;
+use succession::Succession;
 
 /// How long after a failure things are tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Period of the look after the datapath, and of a connection from inside.
 const LOOK_AFTER: Duration = Duration::from_secs(2);
+
+/// How long connections that another agent did not take over may have until their next request, and how often it is
+/// looked whether there are any.
+const LINGERING: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Everything the control plane owns.
 #[derive(Debug)]
@@ -44,7 +52,7 @@ pub struct Control {
     probe: Option<Probe>,
     /// Over which family it asks next.
     family: Family,
-    admin: mpsc::Receiver<Exchange>,
+    admin: Admin,
     log: LogFilter,
     metrics: Metrics,
     health: Health,
@@ -58,6 +66,9 @@ pub struct Control {
     guests: Arc<dyn DataPlane>,
     /// Cancelled when guests can be served: the first time everything was applied.
     serving: CancellationToken,
+    succession: Succession,
+    stop: Stop,
+    is_told_to_stop: bool,
 }
 
 /// End of an agent: to come back, or for good.
@@ -67,6 +78,8 @@ pub enum Ending {
     Stopped,
     /// It is not: whoever serves the taps next has the new connections already.
     Left,
+    /// Another agent has taken over, and accepts the guests' connections.
+    Succeeded,
 }
 
 /// The parts of a control plane.
@@ -84,12 +97,14 @@ pub struct Parts {
     pub guests: Arc<dyn DataPlane>,
     /// Cancelled when guests can be served.
     pub serving: CancellationToken,
+    /// The agent that runs, and what is to be done when it has ended.
+    pub predecessor: Option<(Predecessor, Farewell)>,
 }
 
 impl Control {
     /// Subscribes to links and begins to connect to the source.
     pub async fn start(config: &Config, parts: Parts) -> anyhow::Result<Self> {
-        let Parts { reconciler, service, log, metrics, guests, serving } = parts;
+        let Parts { reconciler, service, log, metrics, guests, serving, predecessor } = parts;
         let nova = Arc::new(Reachability::new(guests.clone()));
         Ok(Self {
             source: PortSource::open(config, nova.clone())?,
@@ -98,7 +113,7 @@ impl Control {
             service,
             probe: None,
             family: Family::V4,
-            admin: crate::admin::serve(&config.run_dir, config.admin_listen)?,
+            admin: Admin::serve(&config.run_dir, config.admin_listen)?,
             log,
             metrics,
             health: Health::default(),
@@ -109,6 +124,9 @@ impl Control {
             told_pending: Vec::new(),
             guests,
             serving,
+            succession: Succession::new(&config.run_dir, predecessor),
+            stop: Stop::new()?,
+            is_told_to_stop: false,
         })
     }
 
@@ -117,9 +135,25 @@ impl Control {
         &self.service
     }
 
-    /// Runs until the agent is told to stop, or to leave.
+    /// Lets another agent take over, from when guests are served.
+    pub fn offer(&mut self, offering: Offering) {
+        self.succession.offering = Some(offering);
+    }
+
+    /// Waits until connections are done that were begun before another agent took over, or had their time.
+    pub async fn linger(&mut self, are_done: impl Fn() -> bool) {
+        let until = Instant::now() + LINGERING;
+        while !are_done() && Instant::now() < until && !self.is_told_to_stop {
+            tokio::select! {
+                () = self.stop.wait() => return,
+                () = sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// Runs until the agent is told to stop, or to leave, or another one has taken over.
     pub async fn run(&mut self) -> anyhow::Result<Ending> {
-        let mut stop = Stop::new()?;
+        let mut replace = signal(SignalKind::user_defined2())?;
         let mut hangup = signal(SignalKind::hangup())?;
         // Not before a signal is heard. What is served yet, `/ready` says: whoever waits for us to start does not wait for
         // databases as well.
@@ -129,21 +163,21 @@ impl Control {
         let mut retry: Option<Instant> = None;
         let mut look_after = interval(LOOK_AFTER);
         look_after.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.reconcile(&mut retry);
+        self.reconcile(&mut retry)?;
         loop {
             let at = retry.unwrap_or_else(|| Instant::now() + RETRY);
             tokio::select! {
                 changed = self.links.changed() => {
                     if let Err(error) = changed {
                         warn!(%error, "cannot list network devices, trying again");
-                        tokio::time::sleep(RETRY).await;
+                        sleep(RETRY).await;
                     }
                 }
                 () = self.source.changed() => {}
                 () = sleep_until(at), if retry.is_some() => retry = None,
                 _ = look_after.tick() => self.look_after(),
                 probed = answer(&mut self.probe) => self.probed(probed),
-                Some((question, answer)) = self.admin.recv() => {
+                (question, answer) = self.admin.question() => {
                     let leaves = question == Question::Leave;
                     // Whoever asked may be gone.
                     let _ = answer.send(self.answer(question));
@@ -154,17 +188,29 @@ impl Control {
                     continue;
                 }
                 _ = hangup.recv() => self.source.reload(),
-                () = stop.wait() => {
+                _ = replace.recv() => self.succession.start_successor(),
+                step = self.succession.step() => {
+                    if let Some(ending) = self.hand_over(step?).await? {
+                        return Ok(ending);
+                    }
+                }
+                () = self.stop.wait() => {
                     self.source.stop();
                     return Ok(Ending::Stopped);
                 }
             }
-            self.reconcile(&mut retry);
+            self.reconcile(&mut retry)?;
         }
     }
 
-    fn reconcile(&mut self, retry: &mut Option<Instant>) {
-        let Some((desired, unserved)) = self.source.desired(&self.links, &self.reconciler) else { return };
+    fn reconcile(&mut self, retry: &mut Option<Instant>) -> anyhow::Result<()> {
+        let Some((desired, unserved)) = self.source.desired(&self.links, &self.reconciler) else {
+            return Ok(());
+        };
+        if !self.serving.is_cancelled() {
+            // Everything that can be wrong was found good.
+            self.succession.commit()?;
+        }
         self.unserved = unserved;
         self.reconciler.restore(&self.links.take_stripped());
         let applied = self.reconciler.apply(&desired);
@@ -178,8 +224,10 @@ impl Control {
         if !self.serving.is_cancelled() {
             info!(ports = desired.len(), "serving");
             self.serving.cancel();
+            self.succession.serving();
             self.start_probe();
         }
+        Ok(())
     }
 
     /// Tells of what has come to be missing, and of what no longer is.
@@ -377,6 +425,7 @@ async fn answer(probe: &mut Option<Probe>) -> Result<(), String> {
 }
 
 /// SIGTERM or SIGINT.
+#[derive(Debug)]
 struct Stop {
     terminate: Signal,
     interrupt: Signal,

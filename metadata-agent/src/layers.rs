@@ -17,13 +17,15 @@ const PARTS: &[(&str, &[&str])] = &[
     ("log_writer", &[]),
     ("logging", &["log_writer"]),
     ("startup", &["files"]),
+    ("descriptors", &[]),
+    ("takeover", &["descriptors"]),
     ("config", &[]),
     ("directory", &["config"]),
     // The data plane.
     ("proxy", &["error_chain", "meminfo", "config", "directory"]),
     // The control plane.
     ("admin", &[]),
-    ("datapath", &["error_chain", "config", "directory"]),
+    ("datapath", &["error_chain", "descriptors", "config", "directory"]),
     ("health", &["datapath"]),
     ("inventory", &["files", "directory", "datapath", "health"]),
     ("reconcile", &["directory", "datapath", "health", "inventory"]),
@@ -32,6 +34,7 @@ const PARTS: &[(&str, &[&str])] = &[
         "control",
         &[
             "logging",
+            "takeover",
             "config",
             "directory",
             "admin",
@@ -49,6 +52,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "memory",
             "logging",
             "startup",
+            "takeover",
             "config",
             "directory",
             "proxy",

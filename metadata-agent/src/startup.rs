@@ -3,7 +3,11 @@
 use std::{
     fs::{DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt as _,
+    mem::ManuallyDrop,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::DirBuilderExt as _,
+    },
     path::Path,
 };
 
@@ -20,9 +24,23 @@ use tracing::warn;
 
 use crate::files;
 
-/// Held for as long as the agent runs.
+/// The lock of a run directory, held for as long as the agent runs.
 #[derive(Debug)]
-pub struct RunLock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
+pub enum RunLock {
+    /// Taken by this agent. It ends with the last descriptor of the file; to unlock it would be for a successor as well.
+    Taken(ManuallyDrop<Flock<File>>),
+    /// Of the agent that this one succeeds. A lock belongs to the open file, which both of them have.
+    Inherited(OwnedFd),
+}
+
+impl AsFd for RunLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Taken(lock) => lock.as_fd(),
+            Self::Inherited(lock) => lock.as_fd(),
+        }
+    }
+}
 
 /// Maps, links, programs, databases and the like.
 const OTHER_DESCRIPTORS: u64 = 1024;
@@ -109,8 +127,9 @@ fn missing(status: &str) -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
-/// Makes the run directory and takes its lock: two agents with one set of pins would undo each other's work.
-pub fn lock(run_dir: &Path) -> anyhow::Result<RunLock> {
+/// Makes the run directory and takes its lock: two agents with one set of pins would undo each other's work. Nothing if
+/// another agent has it.
+pub fn lock(run_dir: &Path) -> anyhow::Result<Option<RunLock>> {
     let at = || run_dir.display().to_string();
     // One that is there keeps its mode: it may be somebody else's as well.
     DirBuilder::new()
@@ -121,11 +140,8 @@ pub fn lock(run_dir: &Path) -> anyhow::Result<RunLock> {
     let file =
         files::open_lock(&run_dir.join("lock")).with_context(|| format!("cannot open {}/lock", at()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(RunLock(lock)),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
-            "another agent runs in {}; stop it, or give this one its own [metadata_ebpf] run_dir and netns",
-            at()
-        ),
+        Ok(lock) => Ok(Some(RunLock::Taken(ManuallyDrop::new(lock)))),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, errno)) => Err(io::Error::from(errno)).with_context(|| format!("cannot lock {}/lock", at())),
     }
 }

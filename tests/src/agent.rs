@@ -6,6 +6,7 @@ use std::{
     net::IpAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    process::ExitStatus,
     thread,
     time::Duration,
 };
@@ -107,10 +108,31 @@ impl Agent {
 
     /// Starts it again after a stop; it is on its way then, not yet ready.
     pub fn resume(&mut self) -> Result<()> {
-        let mut command = netns::command_in(&self.host, &self.binary)?;
-        command.arg("run").arg("--config-file").arg(&self.config);
-        self.daemon = Some(Daemon::spawn("metadata-agent", command, self.log.clone())?);
+        self.daemon = Some(self.another(&[])?);
         Ok(())
+    }
+
+    /// Starts it beside the one that runs, which it is to take over from; that one is given back.
+    pub fn replace(&mut self) -> Result<Daemon> {
+        let successor = self.another(&[])?;
+        self.daemon.replace(successor).context("the agent does not run")
+    }
+
+    /// Starts another process with the same files, and more arguments.
+    pub fn another(&self, arguments: &[&str]) -> Result<Daemon> {
+        let mut command = netns::command_in(&self.host, &self.binary)?;
+        command.arg("run").arg("--config-file").arg(&self.config).args(arguments);
+        Daemon::spawn("metadata-agent", command, self.log.clone())
+    }
+
+    /// Uses that program from now on.
+    pub fn set_program(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
+    }
+
+    /// The program that is used.
+    pub fn program(&self) -> &Path {
+        &self.binary
     }
 
     /// Its process, when it runs.
@@ -133,6 +155,11 @@ impl Agent {
             daemon.kill()?;
         }
         Ok(())
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait_end(&mut self) -> Result<ExitStatus> {
+        self.daemon.take().context("the agent is stopped")?.wait()
     }
 
     /// SIGHUP: reads the inventory again.

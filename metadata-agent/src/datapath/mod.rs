@@ -377,9 +377,9 @@ impl Datapath {
         self.tables.counters()
     }
 
-    /// The sources for other threads.
-    pub fn source_table(&self) -> Result<SourceTable, Error> {
-        SourceTable::open(&self.maps_dir)
+    /// The sources for other threads. A former agent may still be ending its connections: it `lingers`.
+    pub fn source_table(&self, lingers: bool) -> Result<SourceTable, Error> {
+        SourceTable::open(&self.maps_dir, lingers)
     }
 }
 

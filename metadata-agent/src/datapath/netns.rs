@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsRawFd as _, RawFd},
+        fd::{AsFd, AsRawFd as _, RawFd},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
@@ -16,6 +16,8 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::statfs::statfs,
 };
+
+use crate::descriptors::namespace_of;
 
 /// Where iproute2 keeps the names.
 const FOLDER: &str = "/run/netns";
@@ -79,6 +81,12 @@ impl Netns {
     /// Descriptor of the namespace.
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    /// Whether a socket is of this namespace.
+    pub fn holds(&self, socket: &impl AsFd) -> io::Result<bool> {
+        let (theirs, ours) = (namespace_of(socket)?.metadata()?, self.file.metadata()?);
+        Ok((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()))
     }
 
     /// Brings the calling thread into the namespace, which it must never leave again for anybody's work.

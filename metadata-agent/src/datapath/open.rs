@@ -6,7 +6,10 @@ use std::{
     os::fd::AsFd as _,
     path::Path,
     ptr::NonNull,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use aya::maps::{Array, Map, MapData};
@@ -25,7 +28,12 @@ use crate::directory::Sources;
 /// The sources behind the ports, and the counters of their open connections.
 pub struct SourceTable {
     sources: Array<MapData, PortSources>,
+    /// Of this agent and, while one is being succeeded, of that one.
     open: OpenCounters,
+    /// Of this agent alone. Memory that is never touched is none.
+    own: Vec<AtomicU32>,
+    /// Held while both are being changed, and by who compares them.
+    both: RwLock<()>,
 }
 
 impl std::fmt::Debug for SourceTable {
@@ -35,13 +43,38 @@ impl std::fmt::Debug for SourceTable {
 }
 
 impl SourceTable {
-    /// Over the maps pinned in `folder`. Connections of a former agent have ended with it.
-    pub(super) fn open(folder: &Path) -> Result<Self, Error> {
+    /// Over the maps pinned in `folder`. Connections of a former agent have ended with it, unless it `lingers`.
+    pub(super) fn open(folder: &Path, lingers: bool) -> Result<Self, Error> {
         let sources = Array::try_from(Map::Array(pinned(folder, "SOURCES")?));
         let sources = sources.map_err(|error| failed("SOURCES", error))?;
         let open = OpenCounters::of(&pinned(folder, "OPEN")?)?;
-        open.clear();
-        Ok(Self { sources, open })
+        let own = (0..COUNTERS).map(|_| AtomicU32::new(0)).collect();
+        let table = Self { sources, open, own, both: RwLock::default() };
+        if !lingers {
+            table.settle();
+        }
+        Ok(table)
+    }
+
+    /// Forgets the connections that a former agent did not live to close. To be called when it is gone.
+    pub fn settle(&self) {
+        let _both = self.both.write().unwrap_or_else(PoisonError::into_inner);
+        for (number, own) in self.own.iter().enumerate() {
+            let own = own.load(Ordering::Relaxed);
+            let shared = self.open.counter(number);
+            // Memory that is zero is not written to, and stays none.
+            if shared.load(Ordering::Relaxed) != own {
+                shared.store(own, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Changes the counters of a source, this agent's and that of all.
+    fn change(&self, tag: Tag, change: fn(&AtomicU32) -> u32) {
+        let _both = self.both.read().unwrap_or_else(PoisonError::into_inner);
+        let number = number(tag);
+        change(self.open.counter(number));
+        self.own.get(number).map(change);
     }
 }
 
@@ -53,11 +86,11 @@ impl Sources for SourceTable {
     }
 
     fn opened(&self, tag: Tag) {
-        self.open.counter(tag).fetch_add(1, Ordering::Relaxed);
+        self.change(tag, |counter| counter.fetch_add(1, Ordering::Relaxed));
     }
 
     fn closed(&self, tag: Tag) {
-        self.open.counter(tag).fetch_sub(1, Ordering::Relaxed);
+        self.change(tag, |counter| counter.fetch_sub(1, Ordering::Relaxed));
     }
 }
 
@@ -72,6 +105,11 @@ unsafe impl Send for OpenCounters {}
 // SAFETY: as above.
 unsafe impl Sync for OpenCounters {}
 
+/// The place of a source's counter.
+fn number(tag: Tag) -> usize {
+    (tag.index() as usize * SOURCES_PER_PORT + tag.source()) % COUNTERS
+}
+
 impl OpenCounters {
     fn of(map: &MapData) -> Result<Self, Error> {
         let fd = map.fd().as_fd();
@@ -82,18 +120,9 @@ impl OpenCounters {
         Ok(Self(memory.map_err(|errno| Error::Shared(errno.into()))?.cast()))
     }
 
-    fn counter(&self, tag: Tag) -> &AtomicU32 {
-        let number = (tag.index() as usize * SOURCES_PER_PORT + tag.source()) % COUNTERS;
+    fn counter(&self, number: usize) -> &AtomicU32 {
         // SAFETY: within the mapping; the kernel's programs only read it.
-        unsafe { self.0.add(number).as_ref() }
-    }
-
-    fn clear(&self) {
-        for index in 0..MAX_PORTS {
-            for source in 0..SOURCES_PER_PORT as u32 {
-                self.counter(Tag::new(0, index, source)).store(0, Ordering::Relaxed);
-            }
-        }
+        unsafe { self.0.add(number % COUNTERS).as_ref() }
     }
 }
 

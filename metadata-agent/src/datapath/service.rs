@@ -19,7 +19,7 @@ use netlink_packet_route::{
     neighbour::NeighbourState,
 };
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::{info, warn};
 
 use super::{
@@ -172,28 +172,32 @@ impl ServiceDevice {
         self.has_ipv6
     }
 
-    /// The sockets guests connect to, one for each family, as many times as told: connections are spread over them by the
-    /// kernel (SO_REUSEPORT), so that each wakes one worker and not all.
-    pub fn listen(&self, times: usize) -> Result<Vec<Vec<TcpListener>>, Error> {
+    /// The sockets guests connect to: for each of the `workers` at least one of each family. Connections are spread over
+    /// them by the kernel (SO_REUSEPORT), so that each wakes one worker and not all.
+    ///
+    /// Those of a former agent are used as they are, with the connections that wait in them, if they are of this namespace.
+    /// None of them can be left out: the kernel goes on leading connections to it.
+    pub fn listen(&self, workers: usize, former: Vec<TcpListener>) -> Result<Vec<Vec<TcpListener>>, Error> {
+        let failed = || failed(self.netns.name(), "listening");
         let v4 = SocketAddr::from((METADATA_V4, METADATA_PORT));
         let v6 = SocketAddrV6::new(METADATA_V6, METADATA_PORT, 0, self.inner).into();
-        let v6 = self.has_ipv6.then_some(v6);
-        let socket = |address: SocketAddr| -> io::Result<TcpListener> {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_reuse_address(true)?;
-            socket.set_reuse_port(true)?;
-            // What is accepted inherits it.
-            socket.set_tcp_nodelay(true)?;
-            // A guest that takes nothing more of what was sent before a close does not keep it for minutes.
-            socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-            socket.bind(&address.into())?;
-            socket.listen(BACKLOG)?;
-            socket.set_nonblocking(true)?;
-            Ok(socket.into())
-        };
-        let both = || [v4].into_iter().chain(v6).map(socket).collect();
-        let listeners = self.netns.run(|| (0..times).map(|_| both()).collect());
-        listeners.map_err(failed(self.netns.name(), "listening"))
+        let addresses = [v4].into_iter().chain(self.has_ipv6.then_some(v6));
+        let mut former: Vec<TcpListener> =
+            former.into_iter().filter(|socket| self.netns.holds(socket).unwrap_or(false)).collect();
+        let mut sets: Vec<Vec<TcpListener>> = (0..workers.max(1)).map(|_| Vec::new()).collect();
+        for address in addresses {
+            let is_there = |socket: &mut TcpListener| socket.local_addr().is_ok_and(|own| own == address);
+            let there: Vec<TcpListener> = former.extract_if(.., is_there).collect();
+            let missing = sets.len().saturating_sub(there.len());
+            let made =
+                self.netns.run(|| (0..missing).map(|_| listener(address)).collect::<io::Result<Vec<_>>>());
+            let sockets = there.into_iter().map(resume).chain(made.map_err(failed())?.into_iter().map(Ok));
+            for (number, socket) in sockets.enumerate() {
+                let place = number % sets.len();
+                sets[place].push(socket.map_err(failed())?);
+            }
+        }
+        Ok(sets)
     }
 
     /// Removes the pair.
@@ -205,6 +209,32 @@ impl ServiceDevice {
             }
         })
     }
+}
+
+/// A new socket that listens, to be made inside.
+fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    // What is accepted inherits it.
+    socket.set_tcp_nodelay(true)?;
+    // A guest that takes nothing more of what was sent before a close does not keep it for minutes.
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// A former agent's socket, which that one may have kept from beginning new connections.
+fn resume(listener: TcpListener) -> io::Result<TcpListener> {
+    match SockRef::from(&listener).detach_filter() {
+        // There is none, most often.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// An error of the service namespace of that name.

@@ -25,6 +25,7 @@ use super::{
     outcome::{Completion, Outcome},
     receive::{departure, receive},
     seat::{Held, Seat},
+    shutdown::Shutdown,
     upstream::{Answer, NOVA_BUFFER, Upstream},
 };
 use crate::{
@@ -65,7 +66,7 @@ pub(super) struct Connection<'a, S> {
     pub(super) seat: &'a Seat,
     pub(super) upstream: &'a Upstream,
     /// Ends the connection when what is under way is done.
-    pub(super) stop: &'a CancellationToken,
+    shutdown: &'a Shutdown,
     received: BytesMut,
     /// How many bytes it counts for.
     charged: u32,
@@ -81,7 +82,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         metrics: &'a Metrics,
         seat: &'a Seat,
         upstream: &'a Upstream,
-        stop: &'a CancellationToken,
+        shutdown: &'a Shutdown,
     ) -> Self {
         Self {
             stream,
@@ -90,7 +91,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             metrics,
             seat,
             upstream,
-            stop,
+            shutdown,
             received: BytesMut::new(),
             charged: 0,
             behind: 0,
@@ -149,7 +150,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             let received = tokio::select! {
                 biased;
                 received = timeout_at(look.min(until).into(), receive(&mut self.stream, &mut self.received)) => received,
-                () = stopped(self.stop, is_fresh) => return Err(End::Closed),
+                () = stopped(&self.shutdown.stop, is_fresh) => return Err(End::Closed),
             };
             match received {
                 Ok(Ok(1..)) => {}
@@ -250,7 +251,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
                 // Refusing costs little, but not nothing: who asks too often must connect again, which has a limit too.
                 let may_repeat = refusal.limit() != Some(Limit::RequestRate);
                 form.keep_alive &=
-                    may_repeat && request.body == Framing::Length(0) && !self.stop.is_cancelled();
+                    may_repeat && request.body == Framing::Length(0) && !self.shutdown.retire.is_cancelled();
                 return self.refuse(refusal, form, outcome).await;
             }
         };
@@ -262,7 +263,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             Ok(body) => body,
             Err(refusal) => return self.refuse(refusal, Form { keep_alive: false, ..form }, outcome).await,
         };
-        form.keep_alive &= !self.stop.is_cancelled();
+        form.keep_alive &= !self.shutdown.retire.is_cancelled();
         // What is complete counts as a request, and no longer by its bytes.
         let place = self.seat.hold(Resource::Requests).and_then(|place| Ok((place, self.charge(0)?)));
         let _place: Held<'a> = match place {
@@ -296,7 +297,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     /// Whose request it is, waited for if that is not known yet: to hold a request is the one answer that every boot
     /// client understands.
     async fn admit(&mut self) -> io::Result<Result<Arc<SignedIdentity>, Refusal>> {
-        let (port, limits, stop) = (&self.caller.port, self.limits, self.stop);
+        let (port, limits, shutdown) = (&self.caller.port, self.limits, self.shutdown);
         if let Err(wait) = port.tap.request(&limits.rates, Instant::now()) {
             return Ok(Err(Refusal::Limited { limit: Limit::RequestRate, wait }));
         }
@@ -309,7 +310,8 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             let resolved = async {
                 tokio::select! {
                     resolved = timeout(limits.hold, port.resolved()) => resolved.ok(),
-                    () = stop.cancelled() => None,
+                    // Nobody here will be told any more.
+                    () = shutdown.retire.cancelled() => None,
                 }
             };
             if let Some(resolved) = self.unless_departed(Phase::Waiting, resolved).await? {

@@ -13,7 +13,6 @@ use std::{
 use ::fuzz::{Random, fuzz};
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio_util::sync::CancellationToken;
 
 use super::{
     access::Caller,
@@ -21,6 +20,7 @@ use super::{
     metrics::Metrics,
     seat::Seat,
     shares::Shares,
+    shutdown::Shutdown,
     upstream::{Nova, Upstream},
 };
 use crate::{
@@ -121,7 +121,7 @@ fn connections() {
     let known = Resolution::Known(Arc::new(Signer::new("secret").sign(identity).unwrap()));
     let port = Port::new("port".into(), tap.clone(), 1, known);
     let caller = Caller { port: Arc::new(port), source: None, is_v4: true, open: None };
-    let stop = CancellationToken::new();
+    let shutdown = Shutdown::default();
     let seat = Seat::take(&shares, &tap).unwrap();
 
     fuzz("proxy::connections", |random| {
@@ -129,7 +129,8 @@ fn connections() {
         let before = nova.requests.load(Ordering::Relaxed);
         let (guest, ours) = tokio::io::duplex(1 + random.below(4096));
         let answers = runtime.block_on(async {
-            let mut connection = Connection::new(ours, &caller, &limits, &metrics, &seat, &upstream, &stop);
+            let mut connection =
+                Connection::new(ours, &caller, &limits, &metrics, &seat, &upstream, &shutdown);
             let (mut reader, mut writer) = tokio::io::split(guest);
             let send = async {
                 let mut left = &bytes[..];

@@ -10,6 +10,7 @@
 //! answer      what we say ourselves     upstream   endpoints, pools, retries, TLS
 //! seat        what a connection holds   shares     who gives way to whom
 //! closing     until it is acknowledged  handshake  how a listener ends
+//! shutdown    how all of it ends
 //! outcome     what became of a request  access     a line for each
 //! metrics     the numbers               notice     warnings, one a minute
 //! ```
@@ -29,8 +30,10 @@ mod receive;
 mod seat;
 mod server;
 mod shares;
+mod shutdown;
 mod upstream;
 
 pub use metrics::Metrics;
 pub use server::{Proxy, Workers};
+pub use shutdown::Shutdown;
 pub use upstream::{Nova, Observer, TlsError};

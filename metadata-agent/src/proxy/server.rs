@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime,
-    time::{Instant, interval, sleep, sleep_until, timeout},
+    time::{Instant, interval, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, warn};
@@ -28,6 +28,7 @@ use super::{
     metrics::Metrics,
     seat::Seat,
     shares::Shares,
+    shutdown::Shutdown,
     upstream::{Nova, Upstream},
 };
 use crate::{
@@ -81,18 +82,18 @@ impl Proxy {
 pub struct Workers(Vec<JoinHandle<()>>);
 
 impl Workers {
-    /// Starts one for each set of listeners. They accept connections once `serving` is cancelled, until `stop` is.
+    /// Starts one for each set of listeners. They accept connections once `serving` is cancelled, until `shutdown`.
     pub fn start(
         listeners: Vec<Vec<StdListener>>,
         proxy: &Arc<Proxy>,
         nova: &Arc<Nova>,
         serving: &CancellationToken,
-        stop: &CancellationToken,
+        shutdown: &Shutdown,
     ) -> io::Result<Self> {
         let count = listeners.len();
         let start = |(number, listeners)| {
             let upstream = Upstream::new(nova.clone(), count);
-            let worker = Worker { proxy: proxy.clone(), upstream, stop: stop.clone() };
+            let worker = Worker { proxy: proxy.clone(), upstream, shutdown: shutdown.clone() };
             let serving = serving.clone();
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new().name(format!("metadata-proxy-{number}")).spawn(move || {
@@ -104,6 +105,11 @@ impl Workers {
             })
         };
         Ok(Self(listeners.into_iter().enumerate().map(start).collect::<io::Result<_>>()?))
+    }
+
+    /// Whether all have ended.
+    pub fn have_ended(&self) -> bool {
+        self.0.iter().all(JoinHandle::is_finished)
     }
 
     /// Waits until all have ended, which they do a few seconds after they were told to stop.
@@ -119,7 +125,7 @@ impl Workers {
 struct Worker {
     proxy: Arc<Proxy>,
     upstream: Upstream,
-    stop: CancellationToken,
+    shutdown: Shutdown,
 }
 
 impl Worker {
@@ -131,7 +137,7 @@ impl Worker {
         // Connections wait in the socket's queue until the ports are known: an early one would be nobody's.
         tokio::select! {
             () = serving.cancelled() => {}
-            () = self.stop.cancelled() => return Ok(()),
+            () = self.shutdown.retire.cancelled() => return Ok(()),
         }
         let connections = TaskTracker::new();
         for listener in listeners {
@@ -145,21 +151,32 @@ impl Worker {
             connections.spawn(self.clone().accept(listener, connections.clone()));
         }
         let mut sweep = interval(SWEEP);
+        let ended = async {
+            self.shutdown.retire.cancelled().await;
+            connections.close();
+            connections.wait().await;
+        };
+        let cut_off = async {
+            self.shutdown.stop.cancelled().await;
+            sleep(DRAIN).await;
+        };
+        let (mut ended, mut cut_off) = (pin!(ended), pin!(cut_off));
         loop {
             tokio::select! {
                 _ = sweep.tick() => self.upstream.sweep(),
-                () = self.stop.cancelled() => break,
+                () = &mut ended => return Ok(()),
+                () = &mut cut_off => break,
             }
         }
-        connections.close();
-        if timeout(DRAIN, connections.wait()).await.is_err() {
-            warn!(connections = connections.len(), "requests under way are cut off");
-        }
+        warn!(connections = connections.len(), "requests under way are cut off");
         Ok(())
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener, connections: TaskTracker) {
         self.accept_until_stopped(&listener, &connections).await;
+        if self.shutdown.is_outlived() {
+            return;
+        }
         // Connections that wait in the queue would be reset with the listener: they are served like those under way.
         let Ok(listener) = listener.into_std() else { return };
         while let Ok((stream, peer)) = listener.accept() {
@@ -173,7 +190,10 @@ impl Worker {
 
     async fn accept_until_stopped(self: &Arc<Self>, listener: &TcpListener, connections: &TaskTracker) {
         let mut stopped = pin!(async {
-            self.stop.cancelled().await;
+            self.shutdown.retire.cancelled().await;
+            if self.shutdown.is_outlived() {
+                return;
+            }
             if let Err(error) = handshake::begin_none(&SockRef::from(listener)) {
                 warn!(%error, "guests that connect just now are refused");
             }
@@ -262,15 +282,15 @@ impl Worker {
         let Proxy { limits, metrics, .. } = &*self.proxy;
         metrics.connections.inc();
         let deadline = Instant::now() + limits.lifetime;
-        let stop = self.stop.child_token();
+        let shutdown = self.shutdown.child();
         let outlived = async {
             sleep_until(deadline).await;
-            stop.cancel();
+            shutdown.stop();
             sleep_until(deadline + OVERTIME).await;
         };
         let end = {
             let mut connection =
-                Connection::new(&mut stream, &caller, limits, metrics, &seat, &self.upstream, &stop);
+                Connection::new(&mut stream, &caller, limits, metrics, &seat, &self.upstream, &shutdown);
             tokio::select! {
                 biased;
                 // With the port gone, segments still to be sent have nowhere to go.

@@ -1,0 +1,173 @@
+//! One agent after another: becoming the successor of a running one, starting one's own, and handing over to it.
+#![forbid(unsafe_code)]
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use sd_notify::NotifyState;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+use super::{Control, Ending};
+use crate::takeover::{Offering, Predecessor, Step, Takeovers};
+
+/// How long a successor tries to become able to serve. The running agent waits a little longer.
+const PATIENCE: Duration = Duration::from_secs(12);
+
+/// Something that is done once.
+pub struct Farewell(pub Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Farewell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Farewell")
+    }
+}
+
+/// Who was before, and who comes next.
+#[derive(Debug)]
+pub(super) struct Succession {
+    run_dir: PathBuf,
+    /// The program as it was found when this agent was started: by then there may be another one there.
+    program: Option<PathBuf>,
+    predecessor: Option<(Predecessor, Farewell)>,
+    began: Instant,
+    /// What a successor gets.
+    pub(super) offering: Option<Offering>,
+    takeovers: Option<Takeovers>,
+    /// Whether a successor runs that this agent started.
+    is_succeeded: Arc<AtomicBool>,
+}
+
+impl Succession {
+    pub(super) fn new(run_dir: &Path, predecessor: Option<(Predecessor, Farewell)>) -> Self {
+        Self {
+            run_dir: run_dir.to_owned(),
+            program: std::env::current_exe().ok(),
+            predecessor,
+            began: Instant::now(),
+            offering: None,
+            takeovers: None,
+            is_succeeded: Arc::default(),
+        }
+    }
+
+    /// Takes the datapath over from the agent that has it, if there is one.
+    pub(super) fn commit(&self) -> anyhow::Result<()> {
+        match &self.predecessor {
+            Some((predecessor, _)) => predecessor.commit().context("no takeover"),
+            None => Ok(()),
+        }
+    }
+
+    /// Guests are served: the former agent may end, and another one may come.
+    pub(super) fn serving(&mut self) {
+        if let Some(offering) = self.offering.take() {
+            match Takeovers::accept(&self.run_dir, offering) {
+                Ok(takeovers) => self.takeovers = Some(takeovers),
+                Err(error) => error!(%error, "no other agent can take over from this one without a gap"),
+            }
+        }
+        if let Some((predecessor, Farewell(farewell))) = self.predecessor.take()
+            && let Err(error) = predecessor.retire(farewell)
+        {
+            warn!(%error, "the former agent cannot be told to end");
+        }
+    }
+
+    /// The next step of a takeover; an error when the one that this agent began had its time. Waits for ever if there is
+    /// none. May be cancelled.
+    pub(super) async fn step(&mut self) -> anyhow::Result<Step> {
+        match (&mut self.takeovers, &self.predecessor) {
+            (Some(takeovers), _) => Ok(takeovers.step().await),
+            (None, Some(_)) => {
+                sleep_until(self.began + PATIENCE).await;
+                bail!("no takeover: which interfaces there are did not become known in time");
+            }
+            (None, None) => std::future::pending().await,
+        }
+    }
+
+    /// Starts the program that is installed now, with the arguments of this one, to take over from it.
+    pub(super) fn start_successor(&self) {
+        if self.is_succeeded.swap(true, Ordering::Relaxed) {
+            warn!("a successor was started already, and has not ended");
+            return;
+        }
+        if let Err(error) = self.try_start_successor() {
+            self.is_succeeded.store(false, Ordering::Relaxed);
+            error!("no successor can be started: {error:#}");
+        }
+    }
+
+    fn try_start_successor(&self) -> anyhow::Result<()> {
+        let program = self.program.as_ref().context("where this program is could not be found out")?;
+        let mut command = Command::new(program);
+        // The sockets that the service manager keeps are handed over like all others.
+        for variable in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+            command.env_remove(variable);
+        }
+        let spawned = command.args(std::env::args_os().skip(1)).spawn();
+        let mut successor = spawned.with_context(|| program.display().to_string())?;
+        info!(pid = successor.id(), program = %program.display(), "starting a successor");
+        let is_succeeded = self.is_succeeded.clone();
+        // It ends before this agent only if there is no takeover, and says why itself.
+        let wait = move || {
+            match successor.wait() {
+                Ok(status) => warn!(%status, "the successor ended, this agent goes on"),
+                Err(error) => warn!(%error, "the successor cannot be waited for"),
+            }
+            is_succeeded.store(false, Ordering::Relaxed);
+        };
+        thread::Builder::new().name("metadata-heir".to_owned()).spawn(wait)?;
+        Ok(())
+    }
+}
+
+impl Control {
+    /// Stands still while another agent takes over; tells how this one ends, unless it goes on after all.
+    pub(super) async fn hand_over(&mut self, step: Step) -> anyhow::Result<Option<Ending>> {
+        let Step::Freeze(frozen) = step else { return Ok(None) };
+        info!("standing still while another agent takes over");
+        self.source.stop();
+        self.admin.close().await;
+        // It may have gone away meanwhile; the next step tells.
+        let _ = frozen.send(());
+        let mut is_committed = false;
+        loop {
+            let step = tokio::select! {
+                step = self.succession.step() => step?,
+                () = self.stop.wait() => {
+                    self.is_told_to_stop = true;
+                    return Ok(Some(if is_committed { Ending::Succeeded } else { Ending::Stopped }));
+                }
+            };
+            match step {
+                Step::Thaw => {
+                    info!("there is no takeover, going on");
+                    self.admin.reopen()?;
+                    return Ok(None);
+                }
+                Step::Committed => is_committed = true,
+                Step::Retire(pid) => {
+                    info!(successor = pid, "another agent has taken over");
+                    // A service manager follows who comes next.
+                    if let Err(error) = sd_notify::notify(&[NotifyState::MainPid(pid)]) {
+                        warn!(%error, "the service manager cannot be told who has taken over");
+                    }
+                    return Ok(Some(Ending::Succeeded));
+                }
+                Step::Lost => bail!("the successor went away after it had taken over: nobody is left"),
+                Step::Freeze(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! One agent takes over from another while guests ask, and no guest notices.
+
+use std::{
+    fs,
+    io::{IoSlice, IoSliceMut},
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use metadata_tests::{
+    agent::Options,
+    check::{META_DATA, is_identity_of, own_identity},
+    cloud::{Chassis as _, Cloud},
+    guest::Guest,
+    ovn::Routing,
+    process::Daemon,
+    stage::{self, Stage},
+    wait::until,
+};
+use nix::{
+    cmsg_space,
+    sys::{
+        signal::{Signal, kill},
+        socket::{ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+    },
+    unistd::{Pid, close},
+};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+const TAKEOVERS: usize = 4;
+const KEPT: usize = 10;
+const SOON: Duration = Duration::from_secs(60);
+/// A SYN that is lost is repeated after a second: whoever notices something waits as long.
+const UNNOTICED: Duration = Duration::from_millis(900);
+
+/// Asks in every way that a guest can until told to stop; gives the number of answers, and the slowest.
+fn ask_without_end(guest: &Guest, stop: &AtomicBool) -> Result<(usize, Duration)> {
+    let ask = |kept: bool| -> Result<(usize, Duration)> {
+        let (mut answers, mut slowest, mut connection) = (0, Duration::ZERO, None);
+        while !stop.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            let mut used = match connection.take() {
+                Some(connection) => connection,
+                None => guest.connect()?,
+            };
+            let response = used.request("GET", META_DATA, &[], b"")?;
+            is_identity_of(&guest.port, &response)?;
+            (answers, slowest) = (answers + 1, slowest.max(began.elapsed()));
+            // As clients do: not again on one that the server ends.
+            if kept && response.header("Connection") != Some("close") {
+                connection = Some(used);
+            }
+            thread::sleep(Duration::from_millis(if kept { 150 } else { 50 }));
+        }
+        Ok((answers, slowest))
+    };
+    thread::scope(|scope| {
+        let kept: Vec<_> = (0..KEPT).map(|_| scope.spawn(|| ask(true))).collect();
+        let new = scope.spawn(|| ask(false));
+        let mut all = (0, Duration::ZERO);
+        for asking in kept.into_iter().chain([new]) {
+            let (answers, slowest) = asking.join().ok().context("a guest panicked")??;
+            all = (all.0 + answers, all.1.max(slowest));
+        }
+        Ok(all)
+    })
+}
+
+/// Lets the guest ask while something is done.
+fn unnoticed(guest: &Guest, done: impl FnOnce() -> Result<()>) -> Result<()> {
+    let stop = AtomicBool::new(false);
+    let (answers, slowest) = thread::scope(|scope| {
+        let asking = scope.spawn(|| ask_without_end(guest, &stop));
+        thread::sleep(Duration::from_millis(500));
+        let done = done();
+        thread::sleep(Duration::from_millis(500));
+        stop.store(true, Ordering::Relaxed);
+        let asked = asking.join().ok().context("the guest panicked")?;
+        done.and(asked)
+    })?;
+    println!("{answers} answers, the slowest after {slowest:?}");
+    ensure!(answers > 2 * KEPT, "{answers} answers");
+    ensure!(slowest < UNNOTICED, "a request took {slowest:?}");
+    Ok(())
+}
+
+fn ends_well(mut former: Daemon) -> Result<()> {
+    let status = former.wait()?;
+    ensure!(status.success(), "the former agent ended with {status}");
+    Ok(())
+}
+
+#[test]
+fn no_guest_notices_a_takeover() -> Result<()> {
+    let mut cloud = Cloud::with_ovn()?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    let network = cloud.chassis.add_network("green", Routing::Routed)?;
+    let agent = &mut cloud.agent;
+    unnoticed(&guest, || {
+        for _ in 0..TAKEOVERS {
+            let former = agent.replace()?;
+            ends_well(former)?;
+            agent.wait_ready()?;
+        }
+        Ok(())
+    })?;
+    own_identity(&other)?;
+    // What comes later is served by the last one.
+    let newcomer = cloud.add_guest(&network)?;
+    cloud.agent.wait_served(&newcomer, cloud.chassis.ifindex(&newcomer)?)?;
+    own_identity(&newcomer)?;
+    let log = cloud.agent.log()?;
+    assert_eq!(log.matches("another agent has taken over").count(), TAKEOVERS, "{log}");
+    assert_eq!(cloud.agent.counter("stale_tag")?, 0);
+    assert_eq!(cloud.agent.counter("source_learned")?, 3, "nothing was learned twice");
+    cloud.agent.stop()?;
+    cloud.agent.clean_up()
+}
+
+/// The same on a signal, with the program that is installed by then.
+#[test]
+fn an_agent_starts_its_successor_from_what_is_installed() -> Result<()> {
+    let mut cloud = Cloud::with_inventory()?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    let installed = cloud.chassis.sandbox().path("metadata-agent");
+    fs::copy(cloud.agent.program(), &installed)?;
+    let built = cloud.agent.program().to_owned();
+    cloud.agent.set_program(&installed);
+    ends_well(cloud.agent.replace()?)?;
+    cloud.agent.wait_ready()?;
+    let former = cloud.agent.id()?;
+    let mut heir = None;
+    unnoticed(&guest, || {
+        // As a package manager does it.
+        let new = installed.with_extension("new");
+        fs::copy(&built, &new)?;
+        fs::rename(&new, &installed)?;
+        cloud.agent.signal(Signal::SIGUSR2)?;
+        let log = cloud.agent.wait_logged(&["starting a successor", "pid="])?;
+        let pid = log
+            .lines()
+            .rev()
+            .find_map(|line| line.split_once("starting a successor pid="))
+            .map(|(_, rest)| rest);
+        let pid = pid.and_then(|rest| rest.split(' ').next()).context("no pid is said")?.parse()?;
+        heir = Some(Stray(pid));
+        let successor = format!("successor={pid}");
+        cloud.agent.wait_logged(&["another agent has taken over", &successor])?;
+        Ok(())
+    })?;
+    let heir = heir.context("there is no successor")?;
+    ensure!(fs::read_link(format!("/proc/{}/exe", heir.0))? == installed, "it is the former program");
+    ensure!(heir.0 != i32::try_from(former)?);
+    ensure!(cloud.agent.wait_end()?.success());
+    own_identity(&guest)?;
+    drop(heir);
+    Ok(())
+}
+
+/// A process that nobody waits for.
+struct Stray(i32);
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        if let Err(error) = kill(Pid::from_raw(self.0), Signal::SIGKILL) {
+            eprintln!("warning: cannot end {}: {error}", self.0);
+        }
+    }
+}
+
+/// Whatever is wrong with a successor is found before the running agent is disturbed.
+#[test]
+fn a_successor_that_cannot_start_leaves_the_running_agent_to_serve() -> Result<()> {
+    let mut cloud = Cloud::with_inventory()?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    let (default, ebpf) = ("DEFAULT", "metadata_ebpf");
+    let wrong = [
+        (vec![(default, "nova_metadata_protocol = https"), (default, "auth_ca_cert = /missing")], "/missing"),
+        (vec![(ebpf, "admin_listen = 192.0.2.77:9000")], "192.0.2.77:9000"),
+        (vec![(ebpf, "netns = elsewhere")], "is to have elsewhere"),
+        (vec![(ebpf, "inventory = /none")], "/none"),
+        (vec![(ebpf, "nonsense = 1")], "nonsense"),
+    ];
+    let agent = &cloud.agent;
+    unnoticed(&guest, || {
+        for (lines, said) in wrong {
+            let more = lines.iter().map(|(section, line)| (*section, (*line).to_owned())).collect();
+            agent.configure(&cloud.chassis, &Options { more, ..Options::default() })?;
+            let mut successor = agent.another(&[])?;
+            let status = successor.wait()?;
+            ensure!(!status.success(), "{lines:?}: it started");
+            agent.wait_logged(&[said])?;
+        }
+        // Also when the agent started it.
+        agent.signal(Signal::SIGUSR2)?;
+        agent.wait_logged(&["the successor ended, this agent goes on", "exit status: 78"])?;
+        agent.configure(&cloud.chassis, &Options::default())?;
+        let mut forbidden = agent.another(&["--no-takeover"])?;
+        ensure!(!forbidden.wait()?.success(), "it took over");
+        agent.wait_logged(&["--no-takeover leaves it alone"])?;
+        Ok(())
+    })?;
+    let log = cloud.agent.log()?;
+    ensure!(!log.contains("standing still"), "{log}");
+    own_identity(&other)?;
+    ends_well(cloud.agent.replace()?)?;
+    own_identity(&guest)
+}
+
+/// Another agent as the running one sees it.
+struct Pretender(Socket);
+
+impl Pretender {
+    fn new(run_dir: &Path) -> Result<Self> {
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+        socket.connect(&SockAddr::unix(run_dir.join("takeover.sock"))?)?;
+        Ok(Self(socket))
+    }
+
+    fn say(&self, message: &str) -> Result<()> {
+        use std::os::fd::AsRawFd as _;
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(message.as_bytes())], &[], flags, None)?;
+        Ok(())
+    }
+
+    /// What it is told, with how many descriptors.
+    fn hear(&self) -> Result<(String, usize)> {
+        use std::os::fd::AsRawFd as _;
+        self.0.set_read_timeout(Some(SOON))?;
+        let mut text = vec![0; 1 << 14];
+        let mut control = cmsg_space!([i32; 64]);
+        let mut buffers = [IoSliceMut::new(&mut text)];
+        let received =
+            recvmsg::<()>(self.0.as_raw_fd(), &mut buffers, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let (length, mut count) = (received.bytes, 0);
+        for message in received.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(descriptors) = message {
+                count += descriptors.len();
+                descriptors.into_iter().try_for_each(close)?;
+            }
+        }
+        Ok((String::from_utf8(text[..length].to_vec())?, count))
+    }
+
+    fn begin(run_dir: &Path) -> Result<Self> {
+        let pretender = Self::new(run_dir)?;
+        pretender.say(r#"{"Hello":{"protocol":1,"version":"0.0.0"}}"#)?;
+        let (offer, descriptors) = pretender.hear()?;
+        // The lock, and for each of two workers one socket of each family.
+        ensure!(offer.contains("\"Offer\"") && descriptors == 5, "{offer} with {descriptors}");
+        Ok(pretender)
+    }
+
+    fn freeze(&self) -> Result<()> {
+        self.say("\"Freeze\"")?;
+        let (frozen, _) = self.hear()?;
+        ensure!(frozen == "\"Frozen\"", "{frozen}");
+        Ok(())
+    }
+}
+
+/// One that goes away, hangs or talks nonsense at any point costs guests nothing, and new ones seconds.
+#[test]
+fn the_running_agent_goes_on_when_there_is_no_takeover() -> Result<()> {
+    let mut cloud = Cloud::on(Stage::start()?, &Options::default())?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    let network = cloud.chassis.add_network("green")?;
+    let run_dir = cloud.agent.run_dir().to_owned();
+    let newcomer_is_served = || -> Result<()> {
+        let newcomer = cloud.chassis.add_guest(&network, stage::Path::OnLink)?;
+        cloud.nova.add_instance(&newcomer.port);
+        cloud.chassis.write_inventory(&[&guest.port, &other.port, &newcomer.port])?;
+        cloud.agent.reload()?;
+        cloud.agent.wait_served(&newcomer, cloud.chassis.ifindex(&newcomer)?)?;
+        own_identity(&newcomer)
+    };
+    unnoticed(&guest, || {
+        for nonsense in ["", "{", "\"Commit\"", r#"{"Hello":{"protocol":2,"version":"9"}}"#] {
+            let pretender = Pretender::new(&run_dir)?;
+            pretender.say(nonsense)?;
+            let (answer, descriptors) = pretender.hear()?;
+            ensure!(descriptors == 0, "{nonsense}: {answer} with {descriptors} descriptors");
+        }
+        drop(Pretender::begin(&run_dir)?);
+        newcomer_is_served()?;
+        // Gone while the agent stands still.
+        let pretender = Pretender::begin(&run_dir)?;
+        pretender.freeze()?;
+        ensure!(cloud.agent.admin("GET", "/ready").is_err(), "it does not stand still");
+        drop(pretender);
+        until("the agent goes on", SOON, || cloud.agent.admin("GET", "/ready").map(drop))?;
+        newcomer_is_served()?;
+        // And one that hangs.
+        let hanging = Pretender::begin(&run_dir)?;
+        hanging.freeze()?;
+        until("the agent goes on", SOON, || cloud.agent.admin("GET", "/ready").map(drop))?;
+        newcomer_is_served()
+    })?;
+    // One that went away after it had taken everything leaves nobody, which the service manager is told.
+    let lost = Pretender::begin(&run_dir)?;
+    lost.freeze()?;
+    lost.say("\"Commit\"")?;
+    ensure!(lost.hear()?.0 == "\"Yours\"");
+    drop(lost);
+    let status = cloud.agent.wait_end()?;
+    ensure!(!status.success(), "{status}");
+    cloud.agent.wait_logged(&["nobody is left"])?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_ready()?;
+    own_identity(&guest)
+}
