@@ -33,6 +33,7 @@ const PARTS: &[(&str, &[&str])] = &[
     (
         "control",
         &[
+            "descriptors",
             "logging",
             "takeover",
             "config",
