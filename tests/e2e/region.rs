@@ -35,7 +35,7 @@ fn agents_converge_whatever_happens_to_servers() -> Result<()> {
         rack: 10,
         quiet: Duration::from_secs(1),
     };
-    let costs = runtime()?.block_on(phases::run(plan, |cost| println!("{cost:?}")))?;
+    let costs = runtime()?.block_on(phases::run(plan, None, |cost| println!("{cost:?}")))?;
     ensure!(costs.len() == phases::COUNT, "{} phases", costs.len());
     let started = costs[1].events.complete + costs[1].events.resumed;
     ensure!(started >= SCALE.agents, "{started} connections of {} agents", SCALE.agents);

@@ -1,7 +1,7 @@
 //! The Southbound under a region of agents: what each thing that happens costs it and them. `cargo xtask simulate` runs
 //! it.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::Parser;
@@ -37,6 +37,9 @@ struct Options {
     /// With southbound_monitor_all: every agent has all rows.
     #[arg(long)]
     monitor_all: bool,
+    /// A folder for what the servers log.
+    #[arg(long)]
+    logs: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
@@ -57,7 +60,7 @@ fn main() -> Result<()> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let told = |cost: &Cost| eprintln!("simulate: {}: {:.1} s", cost.name, cost.took.as_secs_f64());
-    let costs = runtime.block_on(phases::run(plan, told))?;
+    let costs = runtime.block_on(phases::run(plan, options.logs.as_deref(), told))?;
     report(&options, &costs);
     Ok(())
 }

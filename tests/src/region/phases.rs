@@ -1,6 +1,7 @@
 //! What happens to a region, one thing after another, and what each cost.
 
 use std::{
+    path::Path,
     pin::Pin,
     time::{Duration, Instant},
 };
@@ -55,7 +56,9 @@ pub const COUNT: usize = 11;
 type Step<'a> = Pin<Box<dyn Future<Output = Result<Option<(Duration, Duration)>>> + 'a>>;
 
 /// Goes through all phases; an error if agents do not converge, or a row is wrong.
-pub async fn run(plan: Plan, told: impl Fn(&Cost)) -> Result<Vec<Cost>> {
+///
+/// What the servers log is kept in the folder `logs`, if there is one.
+pub async fn run(plan: Plan, logs: Option<&Path>, told: impl Fn(&Cost)) -> Result<Vec<Cost>> {
     eprintln!(
         "simulate: writing a region of {} hosts with {} ports each",
         plan.scale.agents, plan.scale.ports
@@ -63,9 +66,9 @@ pub async fn run(plan: Plan, told: impl Fn(&Cost)) -> Result<Vec<Cost>> {
     let mut simulation = Simulation::start(plan.scale).await?;
     let mut costs = Vec::new();
     let result = all(&mut simulation, plan, &mut costs, told).await;
-    let logs = if result.is_err() { simulation.logs() } else { String::new() };
+    let kept = logs.map_or(Ok(()), |folder| simulation.keep_logs(folder));
     let stopped = simulation.stop();
-    result.map_err(|error| error.context(format!("the last words of the servers:\n{logs}")))?;
+    result.and(kept)?;
     stopped?;
     Ok(costs)
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -155,9 +155,14 @@ impl Simulation {
         self.bystander.stop()
     }
 
-    /// The last words of all servers.
-    pub fn logs(&self) -> String {
-        self.sandbox.log_tails()
+    /// Copies the logs of all servers into a folder.
+    pub fn keep_logs(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder)?;
+        for log in fs::read_dir(self.sandbox.path("log"))? {
+            let log = log?;
+            fs::copy(log.path(), folder.join(log.file_name()))?;
+        }
+        Ok(())
     }
 
     /// Starts the agents of these hosts, all at once.
