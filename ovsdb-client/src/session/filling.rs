@@ -68,6 +68,7 @@ impl Monitor {
             })
             .collect();
         self.filling = Some(Filling { contents, transaction });
+        self.tally.condition_changes.add(1);
         context.mailbox.ask(
             "monitor_cond_change",
             &json!([DATA_MONITOR, DATA_MONITOR, requests]),

@@ -117,7 +117,7 @@ pub(super) struct Monitor {
     /// Contents of which a part is missing.
     pub(super) filling: Option<Filling>,
     turn: Turn,
-    tally: SharedTally,
+    pub(super) tally: SharedTally,
 }
 
 impl Monitor {
