@@ -16,6 +16,9 @@ struct Options {
     /// Agents, each of a chassis of its own.
     #[arg(long, default_value_t = 300)]
     agents: usize,
+    /// Chassis, if there are to be more than agents.
+    #[arg(long, default_value_t = 0)]
+    hosts: usize,
     /// Ports of each chassis.
     #[arg(long, default_value_t = 100)]
     ports: usize,
@@ -46,6 +49,7 @@ fn main() -> Result<()> {
     let options = Options::parse();
     let plan = Plan {
         scale: Scale {
+            hosts: options.hosts.max(options.agents),
             agents: options.agents,
             ports: options.ports,
             election_timer: Duration::from_millis(options.election_timer),
@@ -70,7 +74,7 @@ fn report(options: &Options, costs: &[Cost]) {
         "\n{} agents, {} ports each, {} ports in all\n",
         options.agents,
         options.ports,
-        options.agents * options.ports
+        options.hosts.max(options.agents) * options.ports
     );
     println!(
         "| phase | s | server CPU, ms | server MB | clients | bystander median, longest, ms | CPU per agent, ms | with all rows | resumed | failed |"
@@ -108,6 +112,12 @@ fn report(options: &Options, costs: &[Cost]) {
                 ms(longest)
             );
         }
+    }
+    if let Some(churn) = costs.iter().find(|cost| cost.plugs.is_some()) {
+        // It is written, claimed, released and removed.
+        let changes = 4.0 * f64::from(options.churn) * options.churn_for as f64;
+        let each = ms(churn.agents) * 1e3 / changes;
+        println!("CPU of all agents together for each change of a port: {each:.0} µs");
     }
     if let (Some(before), Some(after)) = (costs.first(), costs.get(1)) {
         let memory = after.memory.saturating_sub(before.memory) as f64;

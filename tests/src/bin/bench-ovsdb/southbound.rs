@@ -33,9 +33,9 @@ pub(crate) struct Options {
     /// How many clients there are, one measurement after another.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 20, 100])]
     clients: Vec<usize>,
-    /// No more clients than this that ask for everything: each takes seconds and some of the servers' memory.
-    #[arg(long, default_value_t = 20)]
-    most_of_everything: usize,
+    /// No more clients than this that ask for much: each takes a second or more, and memory of the servers and here.
+    #[arg(long, default_value_t = 10)]
+    most_of_large: usize,
     /// A cluster of three servers in the place of one server.
     #[arg(long)]
     raft: bool,
@@ -78,7 +78,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
             alone.raise = raise(&setting, &writer, (*clients).max(1)).await?;
             print_line("none, but transactions", &alone, *clients);
             for kind in Kind::ALL {
-                let clients = if kind == Kind::Everything { (*clients).min(options.most_of_everything) } else { *clients };
+                let clients = if kind.is_large() { (*clients).min(options.most_of_large) } else { *clients };
                 let costs = measure(&setting, &writer, kind, clients, &alone).await.with_context(|| kind.name())?;
                 print_line(kind.name(), &costs, clients);
             }
@@ -127,8 +127,8 @@ async fn measure(
     let client_memory = grown(meter::memory(std::process::id())?, client_memory);
     let costs = transactions(setting, writer, &mut subscribers).await?;
     let raise = raise(setting, writer, clients).await?;
-    // Clients that do nothing when a port is plugged are as many as there are.
-    let most = if kind.plugs_cost() { STORM } else { clients };
+    // Of those that ask for much as many as there are have to do.
+    let most = if kind.is_large() { clients } else { STORM };
     for host in clients..most.min(setting.region.hosts()) {
         subscribers.push(subscribe(setting, kind, host).await?);
     }

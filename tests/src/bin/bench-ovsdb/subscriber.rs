@@ -68,9 +68,9 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) const ALL: [Self; 4] = [Self::Chassis, Self::Names, Self::Controller, Self::Everything];
 
-    /// Whether such a client does something when a port is plugged.
-    pub(crate) fn plugs_cost(self) -> bool {
-        self != Self::Everything
+    /// Whether such a client has a large part of the region.
+    pub(crate) fn is_large(self) -> bool {
+        matches!(self, Self::Controller | Self::Everything)
     }
 
     pub(crate) fn name(self) -> &'static str {
