@@ -22,12 +22,12 @@ use crate::{
     config::{self, Config},
     control::{self, Ending},
     datapath::{Datapath, Netns, ServiceDevice},
-    startup, takeover,
+    startup, takeover, version,
 };
 
 /// Instance metadata for the guests of this host.
 #[derive(Debug, Parser)]
-#[command(name = "metadata-agent", version)]
+#[command(name = "metadata-agent", version = version::VERSION)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

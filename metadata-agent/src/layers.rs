@@ -10,6 +10,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// The parts of the agent, each with those that it may import: of the ones above it.
 const PARTS: &[(&str, &[&str])] = &[
+    ("version", &[]),
     ("error_chain", &[]),
     ("files", &[]),
     ("meminfo", &[]),
@@ -29,7 +30,7 @@ const PARTS: &[(&str, &[&str])] = &[
     ("health", &["datapath"]),
     ("inventory", &["files", "directory", "datapath", "health"]),
     ("reconcile", &["directory", "datapath", "health", "inventory"]),
-    ("metrics", &["inventory", "reconcile"]),
+    ("metrics", &["version", "inventory", "reconcile"]),
     (
         "control",
         &[
@@ -50,6 +51,7 @@ const PARTS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "version",
             "memory",
             "logging",
             "startup",

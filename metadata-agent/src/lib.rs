@@ -24,3 +24,4 @@ pub mod proxy;
 pub mod reconcile;
 pub mod startup;
 pub mod takeover;
+pub mod version;
