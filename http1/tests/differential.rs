@@ -1,9 +1,12 @@
-//! Broken requests and responses against others who read them: httparse, and Python's own server and client.
+//! Broken requests and responses, made in random ways and from what a coverage-guided fuzzer kept, against others who read
+//! them: httparse, and Python's own server and client.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "it is part of tests")]
 #[path = "oracles/mod.rs"]
 mod oracles;
 #[path = "oracles/python.rs"]
 mod python;
+
+use std::{fs, path::Path};
 
 use fuzz::{Random, fuzz};
 use oracles::{Answer, assert_target};
@@ -87,6 +90,12 @@ fn messages(random: &mut Random, seeds: &[&str], most: usize) -> Vec<u8> {
     bytes
 }
 
+/// Inputs that a coverage-guided fuzzer kept, since each reaches something that no other does.
+fn corpus() -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    fs::read_dir(folder).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect()
+}
+
 /// Requests that are accepted are what Python's server makes of them, unless it refuses them.
 fn compare_requests(python: &mut Python, bytes: &[u8]) -> u64 {
     let mut agreed = 0;
@@ -151,4 +160,14 @@ fn responses() {
     });
     println!("fuzz::http1::responses: {agreed} responses were read by both");
     assert!(agreed > 0, "nothing was compared");
+}
+
+#[test]
+fn what_was_kept_for_its_coverage() {
+    let mut python = Python::start();
+    let corpus = corpus();
+    let requests: u64 = corpus.iter().map(|bytes| compare_requests(&mut python, bytes)).sum();
+    let responses: u64 = corpus.iter().map(|bytes| compare_response(&mut python, bytes)).sum();
+    assert!(requests > 0 && responses > 0, "{requests} {responses} of {}", corpus.len());
+    println!("{requests} requests and {responses} responses were read by both");
 }

@@ -10,6 +10,7 @@
 //! | `PUT /log?level=FILTER` | sets what is logged, as in `RUST_LOG` |
 //! | `PUT /leave` | ends the agent for good: new connections pass, those under way are served |
 //! | `PUT /log?datapath=on` (or `off`) | log records of the eBPF programs, one for each frame that is ours |
+#![forbid(unsafe_code)]
 use std::{
     convert::Infallible,
     io,

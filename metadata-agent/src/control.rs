@@ -1,4 +1,5 @@
 //! The control plane: one thread that takes events, derives what should be served, and applies it.
+#![forbid(unsafe_code)]
 mod source;
 mod succession;
 
@@ -27,8 +28,8 @@ use crate::{
     reconcile::Reconciler,
     takeover::{Offering, Predecessor},
 };
-pub use succession::Farewell;
 use succession::Succession;
+pub use succession::{Farewell, detach};
 
 /// How long after a failure things are tried again.
 const RETRY: Duration = Duration::from_secs(1);

@@ -1,4 +1,5 @@
 //! Errors of libraries, told whole.
+#![forbid(unsafe_code)]
 use std::error::Error;
 
 /// An error and its causes, in one line.

@@ -2,6 +2,7 @@
 //!
 //! `state_path` is Neutron's, whose processes are not root. Whoever owns a folder can put anything into it: a fifo, on which an
 //! open waits for ever, or a link to a file that only we may write to.
+#![forbid(unsafe_code)]
 use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},

@@ -3,6 +3,7 @@
 //! What is wrong with one port is said for that port, and the node stays ready: nobody else is better off with an agent
 //! that is taken for dead. What concerns every guest makes the node not ready, and most guests count as all: the
 //! databases, the way from a tap to a worker, Nova, and programs that most taps lack.
+#![forbid(unsafe_code)]
 use std::{
     fmt,
     sync::Arc,

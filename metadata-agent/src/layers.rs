@@ -10,27 +10,31 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// The parts of the agent, each with those that it may import: of the ones above it.
 const PARTS: &[(&str, &[&str])] = &[
+    ("version", &[]),
     ("error_chain", &[]),
     ("files", &[]),
+    ("meminfo", &[]),
     ("memory", &[]),
     ("log_writer", &[]),
     ("logging", &["log_writer"]),
     ("startup", &["files"]),
-    ("takeover", &[]),
+    ("descriptors", &[]),
+    ("takeover", &["descriptors"]),
     ("config", &[]),
     ("directory", &["config"]),
     // The data plane.
-    ("proxy", &["error_chain", "config", "directory"]),
+    ("proxy", &["error_chain", "meminfo", "config", "directory"]),
     // The control plane.
     ("admin", &[]),
-    ("datapath", &["error_chain", "config", "directory"]),
+    ("datapath", &["error_chain", "descriptors", "config", "directory"]),
     ("health", &["datapath"]),
     ("inventory", &["files", "directory", "datapath", "health"]),
     ("reconcile", &["directory", "datapath", "health", "inventory"]),
-    ("metrics", &["inventory", "reconcile"]),
+    ("metrics", &["version", "inventory", "reconcile"]),
     (
         "control",
         &[
+            "descriptors",
             "logging",
             "takeover",
             "config",
@@ -47,6 +51,7 @@ const PARTS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "version",
             "memory",
             "logging",
             "startup",

@@ -2,6 +2,7 @@
 //!
 //! Whoever logs neither waits for a reader that is stuck nor wakes a thread for each line: a busy agent logs thousands of
 //! requests in a second.
+#![forbid(unsafe_code)]
 use std::{
     io::{self, Write},
     mem,

@@ -47,6 +47,7 @@ impl LogFilter {
 }
 
 /// Passes the programs' records on, for ever. They are written only while an operator wants them.
+#[allow(unsafe_code, reason = "a promise about a descriptor, which it is not asked for otherwise")]
 pub async fn follow_datapath(logger: EbpfLogger<&'static dyn log::Log>) {
     // SAFETY: the logger owns its descriptor, keeps it open for its whole life and always gives the same one.
     let mut logger = match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {

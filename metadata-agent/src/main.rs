@@ -1,4 +1,5 @@
 //! The `metadata-agent` program.
+#![forbid(unsafe_code)]
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -2,6 +2,7 @@
 //!
 //! glibc keeps what is freed in the middle of a heap, since somebody may want it again, and a burst of requests leaves
 //! small things that live on between large ones that are gone.
+#![allow(unsafe_code, reason = "a function of glibc's")]
 use std::{io, time::Duration};
 
 use nix::unistd::{SysconfVar, sysconf};

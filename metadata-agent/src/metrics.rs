@@ -1,14 +1,15 @@
 //! Everything that is counted, in Prometheus' text format.
+#![forbid(unsafe_code)]
 mod databases;
 
 use databases::Databases;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
 
-use crate::{inventory::DatabaseStatus, reconcile::Reconciler};
+use crate::{inventory::DatabaseStatus, reconcile::Reconciler, version};
 
 /// Before each name.
 const PREFIX: &str = "metadata";
@@ -51,6 +52,8 @@ impl Metrics {
         let mut registry = Registry::with_prefix(PREFIX);
         let (frames, ports) = (Family::default(), Family::default());
         let (unserved, ready) = (Gauge::default(), Gauge::default());
+        let build = Info::new([("version", version::RELEASE), ("commit", version::COMMIT)]);
+        registry.register("build", "Version of the agent, and the commit that it was built from", build);
         registry.register("frames", "Frames that the datapath took, by what became of them", frames.clone());
         registry.register("ports", "Ports of this host, by what is known of their identity", ports.clone());
         registry.register("ports_unserved", "Ports that are plugged here and not served", unserved.clone());
@@ -88,5 +91,18 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_build_is_told() {
+        let mut text = String::new();
+        encode(&mut text, &Metrics::new().registry).unwrap();
+        let labels = format!("version=\"{}\",commit=\"{}\"", version::RELEASE, version::COMMIT);
+        assert!(text.contains(&format!("\nmetadata_build_info{{{labels}}} 1\n")), "{text}");
     }
 }

@@ -1,4 +1,5 @@
 //! What must hold before anything is touched, checked at once, with what to do about it.
+#![forbid(unsafe_code)]
 use std::{
     fs::{DirBuilder, File},
     io,

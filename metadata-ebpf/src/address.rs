@@ -7,6 +7,7 @@
 //!
 //! Linux treats 240.0.0.0/4 as ordinary unicast space (`unicast_extensions.sh` in the kernel's selftests pins that)
 //! and nobody else does, so the prefix cannot meet a tenant's or an operator's own.
+#![forbid(unsafe_code)]
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The address guests ask.

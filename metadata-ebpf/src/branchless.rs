@@ -1,4 +1,5 @@
 //! Comparing without branches, each of which the verifier would follow.
+#![allow(unsafe_code, reason = "an instruction that the compiler does not choose")]
 use core::arch::asm;
 
 /// 1 if `a` is less than `b`, which are both below 2^63, and 0 otherwise.

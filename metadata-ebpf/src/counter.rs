@@ -1,4 +1,5 @@
 //! Every outcome of the datapath has a number here: the index into the `COUNTERS` map and the name operators see.
+#![forbid(unsafe_code)]
 
 /// Entries of the `COUNTERS` map: room for counters of later versions, which adopt the map as it is.
 pub const CAPACITY: u32 = 64;

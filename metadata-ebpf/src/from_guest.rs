@@ -17,23 +17,23 @@ use crate::{
     limits,
     maps::{self, PortState},
     program::{Outcome, Result},
-    skb::{self, Skb},
-    sources::{self, Seen},
+    skb::{self, Packet, Skb},
+    sources,
 };
 
 #[inline(always)]
-pub(crate) fn handle(skb: Skb<'_>) -> Result {
+pub(crate) fn handle(skb: Skb<'_>, packet: Packet<'_>) -> Result {
     match skb.ethertype() {
-        ETHERTYPE_IPV4 => ipv4(skb),
-        ETHERTYPE_IPV6 => ipv6(skb),
-        ETHERTYPE_ARP => arp(skb),
+        ETHERTYPE_IPV4 => ipv4(skb, packet),
+        ETHERTYPE_IPV6 => ipv6(skb, packet),
+        ETHERTYPE_ARP => arp(skb, packet),
         _ => Ok(Outcome::PASS),
     }
 }
 
 #[inline(always)]
-fn ipv4(skb: Skb<'_>) -> Result {
-    let Some(head) = skb.head::<{ ipv4::LEN }>() else { return Ok(Outcome::PASS) };
+fn ipv4(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
+    let Some(head) = packet.head::<{ ipv4::LEN }>() else { return Ok(Outcome::PASS) };
     if !ipv4::is_ours(head) {
         return Ok(Outcome::PASS);
     }
@@ -45,22 +45,22 @@ fn ipv4(skb: Skb<'_>) -> Result {
     let Some(port) = port(skb)? else { return Ok(Outcome::PASS) };
     checked?;
     match kind {
-        ipv4::Kind::Tcp => tcp4(skb, port),
-        ipv4::Kind::Icmp => echo4(skb, port),
+        ipv4::Kind::Tcp => tcp4(skb, packet, port),
+        ipv4::Kind::Icmp => echo4(skb, packet, port),
         ipv4::Kind::Other => Ok(Outcome::PASS),
     }
 }
 
 #[inline(always)]
-fn tcp4(skb: Skb<'_>, port: &Port) -> Result {
-    let frame = skb.head_for_writing::<{ ipv4::TCP_LEN }>().ok_or(Counter::TcpTruncated)?;
+fn tcp4(skb: Skb<'_>, mut packet: Packet<'_>, port: &Port) -> Result {
+    let frame = packet.head_for_writing::<{ ipv4::TCP_LEN }>().ok_or(Counter::TcpTruncated)?;
     match ipv4::classify_tcp(frame) {
         Verdict::Pass => return Ok(Outcome::PASS),
         Verdict::Drop(counter) => return Err(counter.into()),
         Verdict::Take => {}
     }
     let guest = ipv4::source(frame);
-    let (source, kind) = (Seen::of(frame, Source::mapped(guest)), ipv4::tcp_kind(frame));
+    let (source, kind) = (sources::seen(frame, Source::mapped(guest)), ipv4::tcp_kind(frame));
     let tag = tag(skb, port, Segment { source, kind })?;
     if may_be_foreign(port, source)
         && !matches!(kind, tcp::Kind::Opening)
@@ -70,13 +70,13 @@ fn tcp4(skb: Skb<'_>, port: &Port) -> Result {
         return Ok(Outcome::PASS);
     }
     ipv4::to_service(frame, tag.to_v4());
-    skb.replace_tcp4_checksum(guest, tag.to_v4()).ok_or(Counter::RewriteFailed)?;
-    to_service(skb)
+    packet.replace_tcp4_checksum(guest, tag.to_v4()).ok_or(Counter::RewriteFailed)?;
+    to_service(skb, packet)
 }
 
 #[inline(always)]
-fn echo4(skb: Skb<'_>, port: &Port) -> Result {
-    let Some(frame) = skb.head_for_writing::<{ ipv4::ICMP_LEN }>() else { return Ok(Outcome::PASS) };
+fn echo4(skb: Skb<'_>, mut packet: Packet<'_>, port: &Port) -> Result {
+    let Some(frame) = packet.head_for_writing::<{ ipv4::ICMP_LEN }>() else { return Ok(Outcome::PASS) };
     match ipv4::classify_icmp(frame) {
         Verdict::Pass => return Ok(Outcome::PASS),
         Verdict::Drop(counter) => return Err(counter.into()),
@@ -88,29 +88,29 @@ fn echo4(skb: Skb<'_>, port: &Port) -> Result {
 }
 
 #[inline(always)]
-fn ipv6(skb: Skb<'_>) -> Result {
-    let Some(head) = skb.head::<{ ipv6::LEN }>() else { return Ok(Outcome::PASS) };
+fn ipv6(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
+    let Some(head) = packet.head::<{ ipv6::LEN }>() else { return Ok(Outcome::PASS) };
     match ipv6::kind(head) {
         ipv6::Kind::Other => Ok(Outcome::PASS),
-        ipv6::Kind::Icmp { to_us } => icmp6(skb, to_us),
+        ipv6::Kind::Icmp { to_us } => icmp6(skb, packet, to_us),
         ipv6::Kind::Unusable(counter) => refuse(port6(skb)?, counter),
         ipv6::Kind::Tcp => match port6(skb)? {
-            Some(port) => tcp6(skb, port),
+            Some(port) => tcp6(skb, packet, port),
             None => Ok(Outcome::PASS),
         },
     }
 }
 
 #[inline(always)]
-fn tcp6(skb: Skb<'_>, port: &Port) -> Result {
-    let frame = skb.head_for_writing::<{ ipv6::TCP_LEN }>().ok_or(Counter::TcpTruncated)?;
+fn tcp6(skb: Skb<'_>, mut packet: Packet<'_>, port: &Port) -> Result {
+    let frame = packet.head_for_writing::<{ ipv6::TCP_LEN }>().ok_or(Counter::TcpTruncated)?;
     match ipv6::classify_tcp(frame) {
         Verdict::Pass => return Ok(Outcome::PASS),
         Verdict::Drop(counter) => return Err(counter.into()),
         Verdict::Take => {}
     }
     let guest = Source::words(ipv6::source(frame));
-    let (source, kind) = (Seen::of(frame, guest), ipv6::tcp_kind(frame));
+    let (source, kind) = (sources::seen(frame, guest), ipv6::tcp_kind(frame));
     // A connection to a link-local address belongs to a device, and no lookup from here would find it: what is under way
     // when the agent leaves is given up for what begins.
     if maps::is_leaving() && !matches!(kind, tcp::Kind::Opening) {
@@ -119,38 +119,38 @@ fn tcp6(skb: Skb<'_>, port: &Port) -> Result {
     }
     let tag = tag(skb, port, Segment { source, kind })?;
     ipv6::to_service(frame, tag.to_v6());
-    skb.replace_tcp6_checksum(guest, Source::words(tag.to_v6())).ok_or(Counter::RewriteFailed)?;
-    to_service(skb)
+    packet.replace_tcp6_checksum(guest, Source::words(tag.to_v6())).ok_or(Counter::RewriteFailed)?;
+    to_service(skb, packet)
 }
 
 #[inline(always)]
-fn icmp6(skb: Skb<'_>, to_us: bool) -> Result {
-    if let Some(head) = skb.head::<{ nd::TARGET_LEN }>() {
+fn icmp6(skb: Skb<'_>, mut packet: Packet<'_>, to_us: bool) -> Result {
+    if let Some(head) = packet.head::<{ nd::TARGET_LEN }>() {
         match nd::classify(head) {
             Nd::Other => {}
-            Nd::Solicitation => return solicitation(skb),
+            Nd::Solicitation => return solicitation(skb, packet),
             Nd::Claim => return refuse(port6(skb)?, Counter::NdClaim),
             Nd::Invalid(counter) => return refuse(port6(skb)?, counter),
         }
     }
-    if to_us { echo6(skb) } else { Ok(Outcome::PASS) }
+    if to_us { echo6(skb, packet) } else { Ok(Outcome::PASS) }
 }
 
 #[inline(always)]
-fn solicitation(skb: Skb<'_>) -> Result {
+fn solicitation(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
     let Some(port) = port6(skb)? else { return Ok(Outcome::PASS) };
     limit_answers(port)?;
     // A solicitation may have no option, or others; its answer has exactly one.
-    skb.set_len(nd::ANSWER_LEN as u32).ok_or(Counter::RewriteFailed)?;
-    let frame = skb.head_for_writing::<{ nd::ANSWER_LEN }>().ok_or(Counter::RewriteFailed)?;
+    packet.set_len(nd::ANSWER_LEN as u32).ok_or(Counter::RewriteFailed)?;
+    let frame = packet.head_for_writing::<{ nd::ANSWER_LEN }>().ok_or(Counter::RewriteFailed)?;
     nd::answer(frame);
     Ok(back(skb, Counter::NdAnswered))
 }
 
 #[inline(always)]
-fn echo6(skb: Skb<'_>) -> Result {
+fn echo6(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
     let Some(port) = port6(skb)? else { return Ok(Outcome::PASS) };
-    let Some(frame) = skb.head_for_writing::<{ ipv6::ICMP_LEN }>() else { return Ok(Outcome::PASS) };
+    let Some(frame) = packet.head_for_writing::<{ ipv6::ICMP_LEN }>() else { return Ok(Outcome::PASS) };
     match ipv6::classify_echo(frame) {
         Verdict::Pass => return Ok(Outcome::PASS),
         Verdict::Drop(counter) => return Err(counter.into()),
@@ -162,8 +162,8 @@ fn echo6(skb: Skb<'_>) -> Result {
 }
 
 #[inline(always)]
-fn arp(skb: Skb<'_>) -> Result {
-    let Some(head) = skb.head::<{ arp::LEN }>() else { return Ok(Outcome::PASS) };
+fn arp(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
+    let Some(head) = packet.head::<{ arp::LEN }>() else { return Ok(Outcome::PASS) };
     match arp::classify(head) {
         Arp::Pass => return Ok(Outcome::PASS),
         Arp::Claim => return refuse(port(skb)?, Counter::ArpClaim),
@@ -171,7 +171,7 @@ fn arp(skb: Skb<'_>) -> Result {
     }
     let Some(port) = port(skb)? else { return Ok(Outcome::PASS) };
     limit_answers(port)?;
-    let frame = skb.head_for_writing::<{ arp::LEN }>().ok_or(Counter::RewriteFailed)?;
+    let frame = packet.head_for_writing::<{ arp::LEN }>().ok_or(Counter::RewriteFailed)?;
     arp::answer(frame);
     Ok(back(skb, Counter::ArpAnswered))
 }
@@ -233,7 +233,7 @@ fn meter(port: &Port) -> core::result::Result<PortState, Counter> {
 /// A segment for the service: what of it decides about its tag.
 #[derive(Clone, Copy)]
 struct Segment {
-    source: Seen,
+    source: Source,
     kind: tcp::Kind,
 }
 
@@ -252,9 +252,9 @@ fn tag(skb: Skb<'_>, port: &Port, segment: Segment) -> core::result::Result<Tag,
             maps::count(skb.ifindex(), Counter::Leaving as u32);
             return Err(Outcome::PASS);
         }
-        limits::connection(meter(port)?, port.connections, source.now)?;
+        limits::connection(meter(port)?, port.connections, source.last_seen)?;
     } else {
-        if let Some(number) = sources::find(state, source) {
+        if let Some(number) = state.find(source) {
             return Ok(tag(number));
         }
         if may_be_foreign(port, source) {
@@ -264,7 +264,7 @@ fn tag(skb: Skb<'_>, port: &Port, segment: Segment) -> core::result::Result<Tag,
         if matches!(kind, tcp::Kind::Reset) {
             return Err(Counter::UnknownSource.into());
         }
-        limits::answer(meter(port)?, port.answers, source.now)?;
+        limits::answer(meter(port)?, port.answers, source.last_seen)?;
         maps::count(skb.ifindex(), Counter::UnknownConnection as u32);
     }
     let open = maps::open(port.index).ok_or(Counter::UnknownPort)?;
@@ -274,8 +274,8 @@ fn tag(skb: Skb<'_>, port: &Port, segment: Segment) -> core::result::Result<Tag,
 /// Whether the connection of a segment may be another agent's: one that served the tap before, or one that does already
 /// while this one leaves.
 #[inline(always)]
-fn may_be_foreign(port: &Port, source: Seen) -> bool {
-    source.now < port.foreign_until || maps::is_leaving()
+fn may_be_foreign(port: &Port, source: Source) -> bool {
+    source.last_seen < port.foreign_until || maps::is_leaving()
 }
 
 #[inline(always)]
@@ -285,9 +285,9 @@ fn limit_answers(port: &Port) -> core::result::Result<(), Counter> {
 
 /// Into the service namespace, which knows no VLANs.
 #[inline(always)]
-fn to_service(skb: Skb<'_>) -> Result {
+fn to_service(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
     if skb.has_vlan() {
-        skb.pop_vlan().ok_or(Counter::RewriteFailed)?;
+        packet.pop_vlan().ok_or(Counter::RewriteFailed)?;
     }
     Ok(Outcome::redirect(skb.redirect_to_service(maps::service_ifindex()), Counter::Redirected))
 }

@@ -11,6 +11,7 @@ pub mod map;
 pub mod packet;
 
 #[cfg(feature = "user")]
+#[allow(unsafe_code, reason = "what aya is promised of the map types")]
 mod user {
     //! `aya::Pod` for the map types: each is `repr(C)`, made of integers only, and without padding, which the
     //! assertions next to their definitions check.

@@ -34,7 +34,11 @@ mod program {
     use aya_log_ebpf::debug;
     use metadata_ebpf::counter::Counter;
 
-    use crate::{from_guest, maps, skb::Skb, to_guest};
+    use crate::{
+        from_guest, maps,
+        skb::{self, Skb},
+        to_guest,
+    };
 
     /// What a program decided about a frame: the action, and what to count.
     ///
@@ -77,12 +81,12 @@ mod program {
     pub(crate) type Result = core::result::Result<Outcome, Outcome>;
 
     #[inline(always)]
-    fn conclude(ctx: &TcContext, result: Result) -> i32 {
+    fn conclude(skb: Skb<'_>, result: Result) -> i32 {
         let (Ok(Outcome { action, counter }) | Err(Outcome { action, counter })) = result;
         if counter != Outcome::NOTHING {
-            maps::count(Skb::new(ctx).ifindex(), counter);
+            maps::count(skb.ifindex(), counter);
             if maps::logging() {
-                debug!(ctx, "action {}, counter {}", action, counter);
+                debug!(skb.context(), "action {}, counter {}", action, counter);
             }
         }
         action
@@ -91,15 +95,17 @@ mod program {
     /// TC ingress of a tap: frames of the guest.
     #[classifier]
     #[inline(always)]
-    pub(crate) fn from_guest(ctx: TcContext) -> i32 {
-        conclude(&ctx, from_guest::handle(Skb::new(&ctx)))
+    pub(crate) fn from_guest(mut ctx: TcContext) -> i32 {
+        let (skb, packet) = skb::of(&mut ctx);
+        conclude(skb, from_guest::handle(skb, packet))
     }
 
     /// TC ingress of the service device's host end: frames of the service.
     #[classifier]
     #[inline(always)]
-    pub(crate) fn to_guest(ctx: TcContext) -> i32 {
-        conclude(&ctx, to_guest::handle(Skb::new(&ctx)))
+    pub(crate) fn to_guest(mut ctx: TcContext) -> i32 {
+        let (skb, packet) = skb::of(&mut ctx);
+        conclude(skb, to_guest::handle(skb, packet))
     }
 }
 
@@ -112,6 +118,7 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
 
 /// The licence as the kernel reads it: some helpers are there for GPL-compatible programs only.
 #[cfg(target_arch = "bpf")]
+#[allow(unsafe_code, reason = "a section that the kernel looks for")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,5 @@
 //! The layouts of the maps: written by one side, read by the other, so sizes are checked at compile time.
+#![forbid(unsafe_code)]
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::address::SOURCES_PER_PORT;

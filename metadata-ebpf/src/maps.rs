@@ -1,4 +1,5 @@
 //! The maps and load-time constants of the programs, behind the functions that use them.
+#![allow(unsafe_code, reason = "maps are memory that the kernel shares")]
 mod state;
 
 use aya_ebpf::{

@@ -1,4 +1,8 @@
 //! The frame as the kernel hands it over: bounds-checked access and the few helper calls, all of the unsafe code of it.
+#![allow(
+    unsafe_code,
+    reason = "frames are pointers of the kernel, and what is done with them are its helpers"
+)]
 use core::{arch::asm, mem::offset_of, net::Ipv4Addr};
 
 use aya_ebpf::{
@@ -22,21 +26,39 @@ const PACKET_HOST: u32 = 0;
 /// EtherType of an 802.1Q tag.
 const ETHERTYPE_VLAN: u16 = 0x8100;
 
-/// A frame in a TC program.
+/// What the kernel knows of a frame, and what becomes of it.
 #[derive(Clone, Copy)]
 pub(crate) struct Skb<'a> {
     ctx: &'a TcContext,
 }
 
+/// The bytes of a frame. There is one of these for each, so that what was taken of them is used no longer than they stay
+/// where they are.
+pub(crate) struct Packet<'a> {
+    ctx: &'a TcContext,
+}
+
+/// The frame that a program was given.
+#[inline(always)]
+pub(crate) fn of<'a>(ctx: &'a mut TcContext) -> (Skb<'a>, Packet<'a>) {
+    (Skb { ctx }, Packet { ctx })
+}
+
+#[inline(always)]
+fn raw(ctx: &TcContext) -> *mut __sk_buff {
+    ctx.skb.skb
+}
+
 impl<'a> Skb<'a> {
+    /// For log records.
     #[inline(always)]
-    pub(crate) fn new(ctx: &'a TcContext) -> Self {
-        Self { ctx }
+    pub(crate) fn context(self) -> &'a TcContext {
+        self.ctx
     }
 
     #[inline(always)]
     fn raw(self) -> *mut __sk_buff {
-        self.ctx.skb.skb
+        raw(self.ctx)
     }
 
     /// EtherType, of the packet inside an offloaded VLAN tag if there is one.
@@ -68,112 +90,6 @@ impl<'a> Skb<'a> {
     pub(crate) fn has_vlan(self) -> bool {
         // SAFETY: as in `ethertype`.
         unsafe { (*self.raw()).vlan_present != 0 }
-    }
-
-    /// Address of the first byte. The field is a 32-bit one that the verifier turns into a pointer as it is loaded;
-    /// loaded by the compiler it may be widened once more, which makes a number of it that is no pointer.
-    #[inline(always)]
-    fn data(self) -> usize {
-        let address: usize;
-        // SAFETY: a readable field of the context.
-        unsafe {
-            asm!("{address} = *(u32 *)({ctx} + {offset})", address = out(reg) address, ctx = in(reg) self.raw(),
-                offset = const offset_of!(__sk_buff, data), options(nostack, readonly));
-        }
-        address
-    }
-
-    /// Address behind the last byte that is accessible.
-    #[inline(always)]
-    fn data_end(self) -> usize {
-        let address: usize;
-        // SAFETY: a readable field of the context.
-        unsafe {
-            asm!("{address} = *(u32 *)({ctx} + {offset})", address = out(reg) address, ctx = in(reg) self.raw(),
-                offset = const offset_of!(__sk_buff, data_end), options(nostack, readonly));
-        }
-        address
-    }
-
-    /// The first `N` bytes, if the frame has that many; makes them accessible first when they are not.
-    ///
-    /// The reference must not be used after a helper that may move the packet: those below take `self` anew, and the
-    /// verifier rejects what the borrow checker cannot see.
-    #[inline(always)]
-    pub(crate) fn head<const N: usize>(self) -> Option<&'a mut [u8; N]> {
-        match self.accessible() {
-            None => self.head_for_writing(),
-            head => head,
-        }
-    }
-
-    /// The same, as far as they are accessible as it is: in the linear part, as headers of most frames are.
-    #[inline(always)]
-    fn accessible<const N: usize>(self) -> Option<&'a mut [u8; N]> {
-        let data = self.data();
-        if data + N > self.data_end() {
-            return None;
-        }
-        // SAFETY: N bytes from `data` lie before `data_end`, as just compared; a byte array needs no alignment.
-        Some(unsafe { &mut *(data as *mut [u8; N]) })
-    }
-
-    /// Out of line: guests' frames have their headers in the linear part, so this is for the odd one.
-    #[inline(always)]
-    fn pull<const N: usize>(self) -> Option<()> {
-        // SAFETY: any length is allowed; the helper fails when the frame is shorter.
-        if unsafe { bpf_skb_pull_data(self.raw(), N as u32) } == 0 { Some(()) } else { None }
-    }
-
-    /// Makes the first `N` bytes private to this frame before they are written: a clone may share them.
-    #[inline(always)]
-    pub(crate) fn head_for_writing<const N: usize>(self) -> Option<&'a mut [u8; N]> {
-        self.pull::<N>()?;
-        self.accessible()
-    }
-
-    /// Corrects the TCP checksum after an address changed.
-    ///
-    /// By the kernel's helper, because only the kernel knows whether the field holds a whole checksum or, as virtio
-    /// guests send it, the sum of the pseudo-header alone (CHECKSUM_PARTIAL).
-    #[inline(always)]
-    pub(crate) fn replace_tcp4_checksum(self, old: Ipv4Addr, new: Ipv4Addr) -> Option<()> {
-        let (old, new) = (old.to_bits().to_be(), new.to_bits().to_be());
-        let flags = u64::from(BPF_F_PSEUDO_HDR) | size_of::<u32>() as u64;
-        self.ctx.l4_csum_replace(ipv4::TCP_CHECKSUM, old.into(), new.into(), flags).ok()
-    }
-
-    /// The same for IPv6.
-    #[inline(always)]
-    pub(crate) fn replace_tcp6_checksum(self, old: [u32; 4], new: [u32; 4]) -> Option<()> {
-        let difference = checksum_difference(old, new);
-        // A size of zero tells the helper that `to` is a difference already.
-        self.ctx.l4_csum_replace(ipv6::TCP_CHECKSUM, 0, difference.into(), u64::from(BPF_F_PSEUDO_HDR)).ok()
-    }
-
-    /// Cuts or pads the frame.
-    #[inline(always)]
-    pub(crate) fn set_len(self, len: u32) -> Option<()> {
-        // SAFETY: any length is allowed; the helper fails for one that is not possible.
-        if unsafe { bpf_skb_change_tail(self.raw(), len, 0) } == 0 { Some(()) } else { None }
-    }
-
-    /// Takes the VLAN tag off.
-    #[inline(always)]
-    pub(crate) fn pop_vlan(self) -> Option<()> {
-        // SAFETY: no preconditions; a frame without a tag stays as it is.
-        if unsafe { bpf_skb_vlan_pop(self.raw()) } == 0 { Some(()) } else { None }
-    }
-
-    /// Puts a VLAN tag on.
-    #[inline(always)]
-    pub(crate) fn push_vlan(self, vlan: u16) -> Option<()> {
-        // SAFETY: no preconditions.
-        if unsafe { bpf_skb_vlan_push(self.raw(), ETHERTYPE_VLAN.to_be(), vlan) } == 0 {
-            Some(())
-        } else {
-            None
-        }
     }
 
     /// Whether the service has this connection, or one in the making. Only asked of segments that may be another agent's;
@@ -228,6 +144,120 @@ impl<'a> Skb<'a> {
     pub(crate) fn redirect_to_tap(self, ifindex: u32) -> i32 {
         // SAFETY: takes any value; a device that is gone drops the frame.
         unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+}
+
+impl Packet<'_> {
+    #[inline(always)]
+    fn raw(&self) -> *mut __sk_buff {
+        raw(self.ctx)
+    }
+
+    /// Address of the first byte. The field is a 32-bit one that the verifier turns into a pointer as it is loaded;
+    /// loaded by the compiler it may be widened once more, which makes a number of it that is no pointer.
+    #[inline(always)]
+    fn data(&self) -> usize {
+        let address: usize;
+        // SAFETY: a readable field of the context.
+        unsafe {
+            asm!("{address} = *(u32 *)({ctx} + {offset})", address = out(reg) address, ctx = in(reg) self.raw(),
+                offset = const offset_of!(__sk_buff, data), options(nostack, readonly));
+        }
+        address
+    }
+
+    /// Address behind the last byte that is accessible.
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        let address: usize;
+        // SAFETY: a readable field of the context.
+        unsafe {
+            asm!("{address} = *(u32 *)({ctx} + {offset})", address = out(reg) address, ctx = in(reg) self.raw(),
+                offset = const offset_of!(__sk_buff, data_end), options(nostack, readonly));
+        }
+        address
+    }
+
+    /// The first `N` bytes, if the frame has that many; makes them accessible first when they are not.
+    #[inline(always)]
+    pub(crate) fn head<const N: usize>(&mut self) -> Option<&[u8; N]> {
+        let head = match self.accessible() {
+            None => {
+                self.pull::<N>()?;
+                self.accessible()?
+            }
+            Some(head) => head,
+        };
+        // SAFETY: as many bytes are there, until something is done with the packet; a byte array needs no alignment.
+        Some(unsafe { &*head })
+    }
+
+    /// Makes the first `N` bytes private to this frame before they are written: a clone may share them.
+    #[inline(always)]
+    pub(crate) fn head_for_writing<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        self.pull::<N>()?;
+        let head = self.accessible()?;
+        // SAFETY: as in `head`; there is one owner of the bytes, who lends them.
+        Some(unsafe { &mut *head })
+    }
+
+    /// Where the first `N` bytes are, as far as they are accessible as it is: in the linear part, as headers of most frames
+    /// are.
+    #[inline(always)]
+    fn accessible<const N: usize>(&self) -> Option<*mut [u8; N]> {
+        let data = self.data();
+        (data + N <= self.data_end()).then_some(data as *mut [u8; N])
+    }
+
+    /// Out of line: guests' frames have their headers in the linear part, so this is for the odd one.
+    #[inline(always)]
+    fn pull<const N: usize>(&mut self) -> Option<()> {
+        // SAFETY: any length is allowed; the helper fails when the frame is shorter.
+        if unsafe { bpf_skb_pull_data(self.raw(), N as u32) } == 0 { Some(()) } else { None }
+    }
+
+    /// Corrects the TCP checksum after an address changed.
+    ///
+    /// By the kernel's helper, because only the kernel knows whether the field holds a whole checksum or, as virtio
+    /// guests send it, the sum of the pseudo-header alone (CHECKSUM_PARTIAL).
+    #[inline(always)]
+    pub(crate) fn replace_tcp4_checksum(&mut self, old: Ipv4Addr, new: Ipv4Addr) -> Option<()> {
+        let (old, new) = (old.to_bits().to_be(), new.to_bits().to_be());
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | size_of::<u32>() as u64;
+        self.ctx.l4_csum_replace(ipv4::TCP_CHECKSUM, old.into(), new.into(), flags).ok()
+    }
+
+    /// The same for IPv6.
+    #[inline(always)]
+    pub(crate) fn replace_tcp6_checksum(&mut self, old: [u32; 4], new: [u32; 4]) -> Option<()> {
+        let difference = checksum_difference(old, new);
+        // A size of zero tells the helper that `to` is a difference already.
+        self.ctx.l4_csum_replace(ipv6::TCP_CHECKSUM, 0, difference.into(), u64::from(BPF_F_PSEUDO_HDR)).ok()
+    }
+
+    /// Cuts or pads the frame.
+    #[inline(always)]
+    pub(crate) fn set_len(&mut self, len: u32) -> Option<()> {
+        // SAFETY: any length is allowed; the helper fails for one that is not possible.
+        if unsafe { bpf_skb_change_tail(self.raw(), len, 0) } == 0 { Some(()) } else { None }
+    }
+
+    /// Takes the VLAN tag off.
+    #[inline(always)]
+    pub(crate) fn pop_vlan(&mut self) -> Option<()> {
+        // SAFETY: no preconditions; a frame without a tag stays as it is.
+        if unsafe { bpf_skb_vlan_pop(self.raw()) } == 0 { Some(()) } else { None }
+    }
+
+    /// Puts a VLAN tag on.
+    #[inline(always)]
+    pub(crate) fn push_vlan(&mut self, vlan: u16) -> Option<()> {
+        // SAFETY: no preconditions.
+        if unsafe { bpf_skb_vlan_push(self.raw(), ETHERTYPE_VLAN.to_be(), vlan) } == 0 {
+            Some(())
+        } else {
+            None
+        }
     }
 }
 

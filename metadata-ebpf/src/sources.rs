@@ -16,36 +16,30 @@ use crate::{
     skb,
 };
 
-/// What is known about a source from the frame at hand.
-#[derive(Clone, Copy)]
-pub(crate) struct Seen {
-    pub(crate) address: [u32; 4],
-    pub(crate) mac: Mac,
-    pub(crate) via: Mac,
-    pub(crate) now: u64,
-}
-
-impl Seen {
-    /// The source of a frame, by its address as the map holds it.
-    #[inline(always)]
-    pub(crate) fn of<const N: usize>(frame: &[u8; N], address: [u32; 4]) -> Self {
-        let mac = Mac::new(packet::mac_source(frame));
-        let via = Mac::new(packet::mac_destination(frame));
-        Self { address, mac, via, now: skb::now() }
-    }
+/// The source of a frame, by its address as the map holds it.
+#[inline(always)]
+pub(crate) fn seen<const N: usize>(frame: &[u8; N], address: [u32; 4]) -> Source {
+    let mac = Mac::new(packet::mac_source(frame));
+    let via = Mac::new(packet::mac_destination(frame));
+    Source { last_seen: skb::now(), address, mac, via }
 }
 
 /// The number of this source behind the port, learned if it is new. Notes the time and the way it came. `is_own` where
 /// the address is one of the port itself: such a source displaces any other. One with a link-local address, behind which
 /// nothing is routed, displaces those that are neither.
 #[inline(always)]
-pub(crate) fn find_or_learn(state: PortState, open: Open, seen: Seen, is_own: bool) -> Result<u32, Counter> {
-    if let Some(number) = find(state, seen) {
+pub(crate) fn find_or_learn(
+    state: PortState,
+    open: Open,
+    seen: Source,
+    is_own: bool,
+) -> Result<u32, Counter> {
+    if let Some(number) = state.find(seen) {
         return Ok(number);
     }
     let mut locked = state.lock();
     // Somebody else may have learned it before we got the lock.
-    let place = match find(state, seen) {
+    let place = match state.find(seen) {
         Some(number) => Place { number, how: Place::KNOWN },
         None => learn(state, &mut locked, open, seen, is_own),
     };
@@ -74,35 +68,24 @@ impl Place {
     const NONE: u32 = 3;
 }
 
-/// The number of a source that is known. Notes the time and the way it came.
-#[inline(always)]
-pub(crate) fn find(state: PortState, seen: Seen) -> Option<u32> {
-    for number in 0..SOURCES_PER_PORT {
-        if state.has(number, seen.address, seen.mac) {
-            state.note(number, seen.via, seen.now);
-            return Some(number as u32);
-        }
-    }
-    None
-}
-
 /// Gives the source a free entry, else that of the least recently seen source of those that are idle, else of those that
 /// it displaces.
 ///
 /// The search has no branches: the verifier would follow each, and there are more of them than it has patience for.
 #[inline(always)]
-fn learn(state: PortState, locked: &mut Locked, open: Open, seen: Seen, is_own: bool) -> Place {
+fn learn(state: PortState, locked: &mut Locked, open: Open, seen: Source, is_own: bool) -> Place {
     let own = locked.own();
     let is_link_local = seen.address[0] & LINK_LOCAL_MASK == LINK_LOCAL;
     // A link-local source does not displace another one.
     let spared = u64::from(!is_own);
     let (mut idle, mut other) = (NOBODY, NOBODY);
     for number in 0..SOURCES_PER_PORT {
-        let (last_seen, first_word) = state.last_seen(number);
+        let last_seen = state.last_seen(number);
         let connections = open.of(number);
+        let first_word = state.first_word(number);
         // Earlier ones are smaller, and each knows its place.
         let key = (last_seen >> 10) << 4 | number as u64;
-        let is_recent = is_less(seen.now, last_seen.wrapping_add(SOURCE_IDLE_NS));
+        let is_recent = is_less(seen.last_seen, last_seen.wrapping_add(SOURCE_IDLE_NS));
         let is_busy = is_less(0, last_seen) & (is_less(0, connections.into()) | is_recent);
         let is_global = is_less(0, ((first_word & LINK_LOCAL_MASK) ^ LINK_LOCAL).into());
         let is_of_port = u64::from(own >> number) & 1 | (is_global ^ 1) & spared;
@@ -121,8 +104,7 @@ fn learn(state: PortState, locked: &mut Locked, open: Open, seen: Seen, is_own: 
     let is_free = found < SOURCES_PER_PORT as u64;
     let bit = 1_u32 << chosen;
     locked.set_own(if is_own { own | bit } else { own & !bit });
-    let Seen { address, mac, via, now } = seen;
-    locked.replace(chosen, Source { last_seen: now, address, mac, via });
+    locked.replace(chosen, &seen);
     Place { number: chosen as u32, how: if is_free { Place::FREE } else { Place::RECLAIMED } }
 }
 

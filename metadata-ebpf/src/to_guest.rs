@@ -10,21 +10,21 @@ use metadata_ebpf::{
 use crate::{
     maps::{self, PortState},
     program::{Outcome, Result},
-    skb::Skb,
+    skb::{Packet, Skb},
 };
 
 #[inline(always)]
-pub(crate) fn handle(skb: Skb<'_>) -> Result {
+pub(crate) fn handle(skb: Skb<'_>, packet: Packet<'_>) -> Result {
     match skb.ethertype() {
-        ETHERTYPE_IPV4 => reply4(skb),
-        ETHERTYPE_IPV6 => reply6(skb),
+        ETHERTYPE_IPV4 => reply4(skb, packet),
+        ETHERTYPE_IPV6 => reply6(skb, packet),
         _ => Err(Counter::ServiceOther.into()),
     }
 }
 
 #[inline(always)]
-fn reply4(skb: Skb<'_>) -> Result {
-    let frame = skb.head_for_writing::<{ ipv4::TCP_LEN }>().ok_or(Counter::ServiceOther)?;
+fn reply4(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
+    let frame = packet.head_for_writing::<{ ipv4::TCP_LEN }>().ok_or(Counter::ServiceOther)?;
     if !ipv4::is_reply(frame) {
         return Err(Counter::ServiceOther.into());
     }
@@ -37,13 +37,13 @@ fn reply4(skb: Skb<'_>) -> Result {
     let source = port.source(tag.source());
     let guest = source.v4().filter(|_| source.last_seen != 0).ok_or(Counter::StaleTag)?;
     ipv4::to_guest(frame, guest, source.mac.bytes(), source.via.bytes());
-    skb.replace_tcp4_checksum(address, guest).ok_or(Counter::RewriteFailed)?;
-    to_tap(skb, port)
+    packet.replace_tcp4_checksum(address, guest).ok_or(Counter::RewriteFailed)?;
+    to_tap(skb, packet, port)
 }
 
 #[inline(always)]
-fn reply6(skb: Skb<'_>) -> Result {
-    let frame = skb.head_for_writing::<{ ipv6::TCP_LEN }>().ok_or(Counter::ServiceOther)?;
+fn reply6(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
+    let frame = packet.head_for_writing::<{ ipv6::TCP_LEN }>().ok_or(Counter::ServiceOther)?;
     if !ipv6::is_reply(frame) {
         return Err(Counter::ServiceOther.into());
     }
@@ -58,8 +58,8 @@ fn reply6(skb: Skb<'_>) -> Result {
         return Err(Counter::StaleTag.into());
     }
     ipv6::to_guest(frame, source.v6(), source.mac.bytes(), source.via.bytes());
-    skb.replace_tcp6_checksum(Source::words(address), source.address).ok_or(Counter::RewriteFailed)?;
-    to_tap(skb, port)
+    packet.replace_tcp6_checksum(Source::words(address), source.address).ok_or(Counter::RewriteFailed)?;
+    to_tap(skb, packet, port)
 }
 
 /// The port that a tag leads to, if that is still the assignment it was given out for. One that has ended still gets its
@@ -75,10 +75,10 @@ fn port(tag: Tag, is_reset: bool) -> core::result::Result<PortState, Counter> {
 }
 
 #[inline(always)]
-fn to_tap(skb: Skb<'_>, port: PortState) -> Result {
+fn to_tap(skb: Skb<'_>, mut packet: Packet<'_>, port: PortState) -> Result {
     let (ifindex, vlan) = (port.ifindex(), port.vlan());
     if vlan != 0 {
-        skb.push_vlan(vlan as u16).ok_or(Counter::RewriteFailed)?;
+        packet.push_vlan(vlan as u16).ok_or(Counter::RewriteFailed)?;
     }
     maps::count(ifindex, Counter::Replied as u32);
     Ok(Outcome::counted(skb.redirect_to_tap(ifindex)))

@@ -80,6 +80,7 @@
 //!   [`Error::Overrun`], so that a consumer that waits for it itself goes on. The connection survives a consumer that
 //!   takes no events as long as the server has nothing left to send.
 //! - A server that knows no conditions (before Open vSwitch 2.6) sends all rows.
+#![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod backoff;

@@ -3,33 +3,35 @@
 //! A [`Session`] outlives connections: it remembers the last transaction and the conditions that the server knew, to
 //! resume from there. It is given messages and the time, and asked for messages and events.
 
+mod event;
 mod filling;
 mod greeting;
 mod hangup;
 mod lock;
 mod log;
+mod mailbox;
 mod monitor;
-mod pause;
-mod probe;
+mod resume;
 mod server;
+mod silence;
+mod table;
 mod turn;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
+use serde_json::json;
 
 use crate::condition::Conditions;
 use crate::counters::SharedTally;
 use crate::error::{Error, describe};
-use crate::message::{self, Envelope, Payload};
-use crate::replica::{Composites, Dialect};
-use crate::row::Column;
-use crate::schema::Schema;
+use crate::message::{Envelope, Payload};
+use crate::replica::Dialect;
 
+pub(crate) use event::{SessionEvent, Transmit};
 pub use greeting::Awaited;
 pub use hangup::Hangup;
+pub(crate) use table::TableSpec;
 pub(crate) use turn::TurnConfig;
 
 /// Updates kept while a monitor request is unanswered. A server sends none before its answer unless it is broken.
@@ -61,132 +63,29 @@ pub(crate) struct SessionConfig {
     pub(crate) turns: Option<TurnConfig>,
 }
 
-/// A table to replicate.
-#[derive(Debug, Clone)]
-pub(crate) struct TableSpec {
-    /// The table's name.
-    pub(crate) name: &'static str,
-    /// Its columns.
-    pub(crate) columns: &'static [Column],
-    /// Whether databases may lack the table.
-    pub(crate) optional: bool,
-    /// The rows to begin with.
-    pub(crate) conditions: Conditions,
-}
-
-/// What a session has to tell.
+/// What a part of a session needs to do its work: the settings, when the server was last heard of, and the way out.
 #[derive(Debug)]
-pub(crate) enum SessionEvent {
-    /// The server has not said for a while what a connection begins with.
-    Waiting(Awaited),
-    /// The server is acceptable. Requests can be made from now on.
-    Ready,
-    /// The answer to a monitor request.
-    Contents {
-        /// The tables.
-        updates: Payload,
-        /// Whether these are all rows; otherwise they are the changes since the last connection.
-        complete: bool,
-        /// How they are worded.
-        dialect: Dialect,
-        /// The columns that the server has and sends differences of.
-        composites: Arc<Composites>,
-        /// The server's schema.
-        schema: Option<Arc<Schema>>,
-    },
-    /// Changes.
-    Update {
-        /// The tables.
-        updates: Payload,
-        /// How they are worded.
-        dialect: Dialect,
-    },
-    /// The conditions of this generation, and all before it, are in force.
-    ConditionInForce(u64),
-    /// The conditions of this generation were refused; those before stay in force.
-    ConditionRefused {
-        /// The generation.
-        generation: u64,
-        /// The server's words.
-        error: String,
-    },
-    /// A clause that does not fit the server's schema was left out.
-    ClauseLeftOut {
-        /// The table.
-        table: &'static str,
-        /// The column.
-        column: String,
-        /// What does not fit.
-        problem: String,
-    },
-    /// Nothing is monitored, and no update comes until [`Session::set_paused`] ends that.
-    Paused,
-    /// A request was answered.
-    Reply {
-        /// The request's id, as [`Session::request`] gave it.
-        id: u64,
-        /// The result.
-        result: Result<Payload, Error>,
-    },
-    /// A lock was obtained or lost.
-    Lock {
-        /// The lock's name.
-        name: String,
-        /// Whether it is held now.
-        held: bool,
-    },
+struct Context<'a> {
+    config: &'a SessionConfig,
+    /// Nothing without a connection.
+    now: Option<Instant>,
+    mailbox: &'a mut mailbox::Mailbox,
 }
 
-/// A message to send.
-#[derive(Debug)]
-pub(crate) struct Transmit {
-    /// The JSON text.
-    pub(crate) message: Vec<u8>,
-    /// Whether the server asked for it, as it could do without end: all others are few, or wanted by the user.
-    pub(crate) is_answer: bool,
-}
-
-/// The state machine of one client.
+/// The state machine of one client: parts that each own what they know, and what goes between them.
 #[derive(Debug)]
 pub(crate) struct Session {
     config: SessionConfig,
-    tally: SharedTally,
-    resume: monitor::Resume,
-    locks: BTreeMap<String, lock::Lock>,
-    next_id: u64,
-    log_end: log::LogEnd,
+    mailbox: mailbox::Mailbox,
+    server: server::Server,
     greeting: greeting::Greeting,
-    turn: turn::Turn,
-    filling: Option<filling::Filling>,
-
-    paused: bool,
-
-    state: State,
+    silence: silence::Silence,
+    log_end: log::LogEnd,
+    monitor: monitor::Monitor,
+    locks: lock::Locks,
     /// Whether the server was found good since the connection was made.
     ready: bool,
-    pending: HashMap<u64, Pending>,
-    transmits: VecDeque<Transmit>,
-    events: VecDeque<SessionEvent>,
-    deferred: Vec<(Payload, Dialect, Option<Uuid>)>,
-    server: Option<server::ServerStatus>,
-    schema: Option<Arc<Schema>>,
-    last_received: Option<Instant>,
-    probed: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Disconnected,
-    /// Waiting for the schema and the server's own state.
-    Greeting,
-    /// Waiting for the turn to ask for contents.
-    Queued,
-    /// Waiting for the contents of the tables.
-    Requested,
-    Monitoring(Dialect),
-    /// Waiting for the end of the updates.
-    Canceling,
-    Paused,
+    tally: SharedTally,
 }
 
 #[derive(Debug)]
@@ -217,30 +116,31 @@ impl Pending {
     }
 }
 
+/// The context of a part of `$session`, which can be borrowed beside it.
+macro_rules! context {
+    ($session:expr) => {
+        &mut Context {
+            config: &$session.config,
+            now: $session.silence.last_received(),
+            mailbox: &mut $session.mailbox,
+        }
+    };
+}
+
 impl Session {
     /// A session that was never connected.
     pub(crate) fn new(config: SessionConfig, tally: SharedTally) -> Self {
         Self {
-            resume: monitor::Resume::new(&config.tables),
+            monitor: monitor::Monitor::new(&config.tables, Arc::clone(&tally)),
             config,
-            tally,
-            locks: BTreeMap::new(),
-            next_id: 0,
-            log_end: log::LogEnd::default(),
+            mailbox: mailbox::Mailbox::default(),
+            server: server::Server::default(),
             greeting: greeting::Greeting::default(),
-            turn: turn::Turn::default(),
-            filling: None,
-            paused: false,
-            state: State::Disconnected,
+            silence: silence::Silence::default(),
+            log_end: log::LogEnd::default(),
+            locks: lock::Locks::default(),
             ready: false,
-            pending: HashMap::new(),
-            transmits: VecDeque::new(),
-            events: VecDeque::new(),
-            deferred: Vec::new(),
-            server: None,
-            schema: None,
-            last_received: None,
-            probed: false,
+            tally,
         }
     }
 
@@ -251,37 +151,27 @@ impl Session {
 
     /// A connection was made.
     pub(crate) fn connected(&mut self, now: Instant) {
-        if self.state != State::Disconnected {
+        if self.monitor.is_connected() {
             self.disconnected();
         }
-        self.state = State::Greeting;
         self.activity(now);
-        self.restart_greeting(now);
-        self.greet();
-        self.want_locks();
+        self.greeting.restart(now);
+        server::Server::ask(&self.config, &mut self.mailbox);
+        self.log_end.ask(&self.config, &mut self.mailbox);
+        self.monitor.connected(context!(self));
+        self.locks.connected(&mut self.mailbox);
     }
 
     /// The connection is gone, or none was made. Requests without an answer fail.
     pub(crate) fn disconnected(&mut self) {
-        self.count_attempt();
-        self.count_greeting();
-        self.state = State::Disconnected;
+        self.log_end.attempt_ended(self.ready);
+        self.greeting.attempt_ended(self.ready);
         self.ready = false;
-        self.turn = turn::Turn::None;
-        self.filling = None;
-        self.resume.disconnected();
-        self.transmits.clear();
-        self.deferred.clear();
-        self.server = None;
-        self.schema = None;
-        self.last_received = None;
-        self.probed = false;
-        for (id, pending) in std::mem::take(&mut self.pending) {
-            if let Pending::User(_) = pending {
-                self.events.push_back(SessionEvent::Reply { id, result: Err(Error::Interrupted) });
-            }
-        }
-        self.lose_locks();
+        self.monitor.disconnected();
+        self.server.disconnected();
+        self.silence.disconnected();
+        self.mailbox.disconnected();
+        self.locks.disconnected(&mut self.mailbox);
     }
 
     /// Whether requests can be made.
@@ -291,12 +181,12 @@ impl Session {
 
     /// The next message to send.
     pub(crate) fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.transmits.pop_front()
+        self.mailbox.next_transmit()
     }
 
     /// The next thing that happened.
     pub(crate) fn poll_event(&mut self) -> Option<SessionEvent> {
-        self.events.pop_front()
+        self.mailbox.next_event()
     }
 
     /// Makes a request of the user's; the answer comes as [`SessionEvent::Reply`].
@@ -304,16 +194,77 @@ impl Session {
         if !self.ready {
             return Err(Error::NotConnected);
         }
-        Ok(self.send(method, params, Pending::User(method.to_owned())))
+        Ok(self.mailbox.ask(method, params, Pending::User(method.to_owned())))
     }
 
-    fn send(&mut self, method: &str, params: &serde_json::Value, pending: Pending) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
-        self.transmits
-            .push_back(Transmit { message: message::request(id, method, params), is_answer: false });
-        self.pending.insert(id, pending);
-        id
+    /// Sets the conditions of all tables, which are of `generation`. [`SessionEvent::ConditionInForce`] tells when the
+    /// server follows them.
+    pub(crate) fn set_conditions(&mut self, generation: u64, conditions: Vec<Conditions>) {
+        self.monitor.set_conditions(generation, conditions, context!(self));
+    }
+
+    /// Forgets the last transaction, so that the next connection begins with a complete dump.
+    pub(crate) fn forget(&mut self) {
+        self.monitor.forget();
+    }
+
+    /// Wants nothing of the database monitored, on this connection and all later ones, or wants it again from where it
+    /// was. [`SessionEvent::Paused`] tells when the first is so, [`SessionEvent::Contents`] when the second is.
+    pub(crate) fn set_paused(&mut self, paused: bool) {
+        self.monitor.set_paused(paused, context!(self));
+    }
+
+    /// Wants a lock, now and after every reconnection, by force if `steal`.
+    pub(crate) fn lock(&mut self, name: &str, steal: bool) {
+        self.locks.want(name, steal, &mut self.mailbox);
+    }
+
+    /// Gives a lock up.
+    pub(crate) fn unlock(&mut self, name: &str) {
+        self.locks.give_up(name, &mut self.mailbox);
+    }
+
+    /// Something was received, a complete message or not: the peer lives.
+    pub(crate) fn activity(&mut self, now: Instant) {
+        self.silence.heard(now);
+    }
+
+    /// A part of a message came that is not complete.
+    pub(crate) fn arriving(&mut self, now: Instant) {
+        self.greeting.arriving(now);
+    }
+
+    /// Nobody listened to the server for `deaf`, until now.
+    pub(crate) fn listening(&mut self, now: Instant, deaf: Duration) {
+        self.activity(now);
+        self.greeting.excuse(deaf);
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub(crate) fn timeout(&self) -> Option<Instant> {
+        let silence = self.silence.due(self.config.probe_interval);
+        let (greeting, turn) =
+            (self.greeting.due(&self.config, self.monitor.awaited()), self.monitor.turn_due(&self.config));
+        [silence, self.log_end.due(), greeting, turn].into_iter().flatten().min()
+    }
+
+    /// Time has passed.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), Hangup> {
+        if self.log_end.due().is_some_and(|due| due <= now) {
+            self.log_end.ask(&self.config, &mut self.mailbox);
+        }
+        self.greeting.check(&self.config, now, self.monitor.awaited(), &mut self.mailbox)?;
+        let beginning = self.monitor.check_turn(now, context!(self))?;
+        self.begin_after_turn(beginning);
+        if self.silence.check(now, self.config.probe_interval)? {
+            self.probe();
+        }
+        Ok(())
+    }
+
+    /// Sends an `echo`, so that the server hears from a client that does not read at the moment.
+    pub(crate) fn probe(&mut self) {
+        self.mailbox.ask("echo", &json!([]), Pending::Probe);
     }
 
     /// Takes a complete message. After an error the connection has to be closed.
@@ -322,7 +273,7 @@ impl Session {
         let envelope: Envelope<'_> = serde_json::from_slice(&message)?;
         let Some(method) = &envelope.method else {
             let Some(id) = envelope.id.and_then(|id| id.get().parse().ok()) else { return Ok(()) };
-            let Some(pending) = self.pending.remove(&id) else { return Ok(()) };
+            let Some(pending) = self.mailbox.take(id) else { return Ok(()) };
             let result = match (envelope.error, envelope.result) {
                 (Some(error), _) => Err(describe(error.get())),
                 (None, Some(result)) => Ok(Payload::range_of(&message, result)),
@@ -332,12 +283,7 @@ impl Session {
             return self.answered(id, pending, result);
         };
         if let Some(id) = envelope.id {
-            // RFC 7047, section 4.1.11: the answer to an echo is what came with it.
-            let message = match method.as_ref() {
-                "echo" => message::reply(id, envelope.params),
-                _ => message::unknown_method(id),
-            };
-            self.transmits.push_back(Transmit { message, is_answer: true });
+            self.mailbox.answer(method, id, envelope.params);
             return Ok(());
         }
         let Some(params) = envelope.params else { return Ok(()) };
@@ -345,14 +291,15 @@ impl Session {
             "update" | "update2" | "update3" => {
                 let update = monitor::Notification::read(method, params.get())?;
                 if update.monitor == SERVER_MONITOR {
-                    return self.server_changed(update.updates.get());
+                    return self.server.changed(&self.config, update.updates.get());
                 }
                 if update.monitor != DATA_MONITOR {
                     return Ok(());
                 }
                 let range = Payload::range_of(&message, update.updates);
                 let (dialect, transaction) = (update.dialect, update.transaction);
-                self.updated(Payload::new(message, range), dialect, transaction)
+                let updates = Payload::new(message, range);
+                self.monitor.updated(updates, dialect, transaction, context!(self))
             }
             "monitor_canceled" => {
                 let (monitor,): (serde_json::Value,) = serde_json::from_str(params.get())?;
@@ -361,10 +308,10 @@ impl Session {
             // RFC 7047, sections 4.1.9 and 4.1.10.
             "locked" | "stolen" => {
                 let (name,): (String,) = serde_json::from_str(params.get())?;
-                if self.is_turn(&name) {
+                if TurnConfig::is_of(&self.config, &name) {
                     return if method == "locked" { self.turn_came() } else { Ok(()) };
                 }
-                self.lock_changed(name, method == "locked");
+                self.locks.changed(name, method == "locked", &mut self.mailbox);
                 Ok(())
             }
             _ => Ok(()),
@@ -372,40 +319,47 @@ impl Session {
     }
 
     fn answered(&mut self, id: u64, pending: Pending, result: Result<Payload, String>) -> Result<(), Hangup> {
+        let last_received = self.silence.last_received();
         if pending.is_step()
-            && let (Some(now), false) = (self.last_received, self.ready)
+            && let (Some(now), false) = (last_received, self.ready)
         {
-            self.restart_greeting(now);
+            self.greeting.restart(now);
         }
         match (pending, result) {
             // Servers before Open vSwitch 2.9 know neither change awareness nor the database _Server.
             (Pending::Probe | Pending::ChangeAware | Pending::Unlock, _) => Ok(()),
             (Pending::Server, Ok(contents)) => {
-                self.server_changed(&String::from_utf8_lossy(contents.as_bytes()))?;
-                if self.server.is_none() {
-                    let database = self.config.database.clone();
-                    return Err(Hangup::NoDatabase {
-                        database,
-                        error: "not in the list of its databases".into(),
-                    });
-                }
+                self.server.answered(&self.config, contents.as_bytes())?;
                 self.greeted()
             }
             (Pending::LogEnd, Ok(result)) => {
-                self.check_log_end(result.as_bytes())?;
+                self.log_end.check(&self.config, result.as_bytes(), last_received)?;
                 self.greeted()
             }
             (Pending::Server | Pending::LogEnd, Err(_)) => self.greeted(),
             (Pending::Schema, Ok(schema)) => {
-                self.schema = Some(Arc::new(serde_json::from_slice(schema.as_bytes())?));
+                self.monitor.set_schema(serde_json::from_slice(schema.as_bytes())?);
                 self.greeted()
             }
             (Pending::Schema, Err(error)) => {
                 Err(Hangup::NoDatabase { database: self.config.database.clone(), error })
             }
-            (Pending::Monitor(dialect), result) => self.monitor_answered(dialect, result),
-            (Pending::Fill, result) => self.filled(result),
-            (Pending::StartOver, result) => self.start_over(result),
+            (Pending::Monitor(dialect), result) => {
+                match self.monitor.answered(dialect, result, context!(self))? {
+                    Some(contents) => self.publish(contents),
+                    None => Ok(()),
+                }
+            }
+            (Pending::Fill, result) => {
+                let Some((contents, last)) = self.monitor.filled(result, context!(self))? else {
+                    return Ok(());
+                };
+                self.publish(contents)?;
+                // What came before those rows is told after them.
+                self.monitor.resume.transaction = last;
+                Ok(())
+            }
+            (Pending::StartOver, result) => self.monitor.start_over(result, context!(self)),
             // What is not locked yet is told of later.
             (Pending::Turn, Ok(result)) => {
                 let result: serde_json::Value = serde_json::from_slice(result.as_bytes())?;
@@ -416,24 +370,81 @@ impl Session {
                 self.turn_came()
             }
             (Pending::ConditionChange, Ok(_)) => {
-                self.conditions_answered();
+                self.monitor.conditions_answered(context!(self));
                 Ok(())
             }
             (Pending::ConditionChange, Err(error)) => {
-                self.conditions_refused(error);
+                self.monitor.conditions_refused(error, context!(self));
                 Ok(())
             }
-            (Pending::Cancel, result) => self.cancel_answered(result),
-            (Pending::Lock(name), Ok(result)) => Ok(self.lock_answered(id, name, &result)?),
+            (Pending::Cancel, result) => self.monitor.cancel_answered(result, context!(self)),
+            (Pending::Lock(name), Ok(result)) => {
+                Ok(self.locks.answered(id, name, &result, &mut self.mailbox)?)
+            }
             (Pending::Lock(name), Err(error)) => {
-                self.lock_refused(id, &name, &error);
+                self.locks.refused(id, &name, &error);
                 Ok(())
             }
             (Pending::User(method), result) => {
                 let result = result.map_err(|error| Error::Refused { method, error });
-                self.events.push_back(SessionEvent::Reply { id, result });
+                self.mailbox.tell(SessionEvent::Reply { id, result });
                 Ok(())
             }
+        }
+    }
+
+    /// The contents are here: the server is of use.
+    fn publish(&mut self, contents: monitor::Contents) -> Result<(), Hangup> {
+        self.be_ready();
+        self.monitor.publish(contents, context!(self))
+    }
+
+    /// Begins to monitor, or to pause, once everything about the server is known.
+    fn greeted(&mut self) -> Result<(), Hangup> {
+        let is_of_greeting =
+            |pending: &Pending| matches!(pending, Pending::Server | Pending::LogEnd | Pending::Schema);
+        if self.mailbox.awaits(is_of_greeting) {
+            return Ok(());
+        }
+        let beginning = self.monitor.begin(context!(self))?;
+        self.begun(beginning);
+        Ok(())
+    }
+
+    /// Goes on as the connection has begun.
+    fn begun(&mut self, beginning: Option<monitor::Beginning>) {
+        match beginning {
+            Some(monitor::Beginning::Paused) => {
+                self.be_ready();
+                self.mailbox.tell(SessionEvent::Paused);
+            }
+            // Others have their turn meanwhile: that is not the server's silence.
+            Some(monitor::Beginning::Queued) => self.greeting.end(),
+            Some(monitor::Beginning::Requested) | None => {}
+        }
+    }
+
+    /// It is this client's turn to ask for contents or conditions.
+    fn turn_came(&mut self) -> Result<(), Hangup> {
+        let beginning = self.monitor.turn_came(context!(self))?;
+        self.begin_after_turn(beginning);
+        Ok(())
+    }
+
+    /// The server has its time from the turn on.
+    fn begin_after_turn(&mut self, beginning: Option<monitor::Beginning>) {
+        if let (Some(monitor::Beginning::Requested), Some(now)) = (beginning, self.silence.last_received()) {
+            self.greeting.restart(now);
+        }
+        self.begun(beginning);
+    }
+
+    /// Tells that requests can be made, once on each connection.
+    fn be_ready(&mut self) {
+        self.greeting.end();
+        if !std::mem::replace(&mut self.ready, true) {
+            self.tally.connections.add(1);
+            self.mailbox.tell(SessionEvent::Ready);
         }
     }
 }

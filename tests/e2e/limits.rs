@@ -2,6 +2,7 @@
 
 use std::{
     net::TcpStream,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -11,6 +12,7 @@ use metadata_tests::{
     agent::Options,
     check::{META_DATA, is_identity_of, own_identity},
     cloud::{Chassis as _, Cloud},
+    command::run,
     guest::Guest,
     http::{self, Connection, Response},
     nova,
@@ -380,6 +382,30 @@ fn everything_is_counted() -> Result<()> {
     Ok(())
 }
 
+/// The log's first line, the metric and `--version` tell of the same build, and the former of no secret.
+#[test]
+fn version_files_and_settings_are_told_at_the_start() -> Result<()> {
+    let (cloud, _) = cloud(&[("metadata_ebpf", "connection_lifetime = 77")])?;
+    let log = cloud.agent.wait_logged(&["starting", "connection_lifetime"])?;
+    let first = log.lines().next().context("the log is empty")?;
+    let told = run(Command::new(cloud.agent.program()).arg("--version"))?;
+    let version = told.trim().strip_prefix("metadata-agent ").with_context(|| told.clone())?;
+    for words in [
+        format!("version=\"{version}\""),
+        "agent.conf\"]".to_owned(),
+        "\"[metadata_ebpf] connection_lifetime = 77\"".to_owned(),
+        "\"[DEFAULT] metadata_proxy_shared_secret = (set)\"".to_owned(),
+    ] {
+        assert!(first.contains(&words), "{words} is not in {first}");
+    }
+    assert!(!log.contains(nova::SECRET), "{log}");
+    let (release, commit) = version.split_once(' ').unwrap_or((version, ""));
+    let commit = commit.trim_matches(['(', ')']);
+    let name = format!("metadata_build_info{{version=\"{release}\",commit=\"{commit}\"}}");
+    assert_eq!(cloud.agent.metric(&name)?, 1.0);
+    Ok(())
+}
+
 /// What the log says of a request, and what it must not say.
 #[test]
 fn requests_are_logged_without_their_secrets() -> Result<()> {
@@ -412,7 +438,8 @@ fn requests_are_logged_without_their_secrets() -> Result<()> {
     ] {
         assert!(lines[0].contains(&word), "no {word} in {}", lines[0]);
     }
-    let log = cloud.agent.log()?.to_lowercase();
+    // An option's name is none.
+    let log = cloud.agent.log()?.to_lowercase().replace("metadata_proxy_shared_secret", "");
     assert!(!log.contains("secret"), "{log}");
     assert!(!log.contains(&nova::signature(instance)), "a signature is in the log");
     Ok(())

@@ -1,4 +1,5 @@
 //! A guest: a namespace whose `eth0` is the other end of a tap, with what a cloud image would run in it.
+#![allow(unsafe_code, reason = "a socket option that no library has")]
 
 use std::{
     fs,

@@ -25,6 +25,8 @@ pub mod capture;
 pub mod check;
 pub mod cloud;
 pub mod command;
+#[cfg(test)]
+mod documents;
 pub mod guest;
 pub mod http;
 pub mod interpreter;

@@ -1,4 +1,5 @@
 //! Network namespaces: named, deleted when dropped, entered by threads and processes of their own.
+#![allow(unsafe_code, reason = "what happens between fork and exec")]
 
 use std::{
     ffi::OsStr,

@@ -1,4 +1,5 @@
 //! Daemons: processes with a log that end when dropped, and with us however we end.
+#![allow(unsafe_code, reason = "what happens between fork and exec")]
 
 use std::{
     fs::{self, File},

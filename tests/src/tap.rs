@@ -9,6 +9,7 @@
 //! hands over TCP in pieces of up to 64 KiB. The header that says so (`virtio_net_hdr`) is carried along.
 //!
 //! Several guests can be behind one tap, in a VLAN each: their frames are tagged on the host's side only.
+#![allow(unsafe_code, reason = "calls to the kernel that no library has")]
 
 use std::{
     fs::File,

@@ -4,6 +4,7 @@
 //! (`leaf.rs`), `TRUSTED CERTIFICATE` in PEM (`pem.rs`) and folders of hashed names (`anchors.rs`). What stays refused is
 //! said in words ([`refusal()`]): certificates with a common name only where names are verified, signatures by SHA-1, RSA with less than
 //! 2048 bits, and curves other than P-256, P-384, P-521 and Ed25519.
+#![forbid(unsafe_code)]
 mod anchors;
 mod der;
 mod files;

@@ -1,4 +1,5 @@
 //! `cargo xtask`: set up a machine, build, run, test and show the metadata service.
+#![forbid(unsafe_code)]
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};

@@ -22,11 +22,13 @@ use crate::{
     reconcile::{self, Reconciler},
     startup::{self, RunLock},
     takeover::{Offering, Predecessor, store},
+    version::VERSION,
 };
 
 /// Serves guests until told to stop. An agent that runs already is replaced, if it may be.
 pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending> {
     let (log, _writer) = LogFilter::install(config.debug)?;
+    info!(version = VERSION, files = ?config.files, differing = ?config.differing, "starting");
     for warning in config.warnings() {
         warn!("{warning}");
     }

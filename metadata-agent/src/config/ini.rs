@@ -69,6 +69,8 @@ pub enum Error {
 /// All options of some files: section → option → the value that was read last.
 #[derive(Debug, Default)]
 pub(super) struct Ini {
+    /// In the order in which they were read.
+    pub files: Vec<PathBuf>,
     sections: BTreeMap<String, BTreeMap<String, Value>>,
 }
 
@@ -92,6 +94,7 @@ impl Ini {
 
     /// Adds the text of a file; `path` is for messages.
     pub(super) fn parse(&mut self, path: &Path, text: &str) -> Result<(), Error> {
+        self.files.push(path.into());
         let file: Arc<Path> = path.into();
         let mut section: Option<String> = None;
         let mut open: Option<Open> = None;

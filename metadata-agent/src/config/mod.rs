@@ -1,4 +1,5 @@
 //! The agent's settings: Neutron's options under their own names, ours in `[metadata_ebpf]`.
+#![forbid(unsafe_code)]
 mod defaults;
 mod ini;
 mod limits;
@@ -33,6 +34,10 @@ const LEAST_LEASE: Duration = Duration::from_secs(10);
 /// Everything an operator can set.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The files that were read, those of folders included, in their order.
+    pub files: Vec<PathBuf>,
+    /// Options that are set to something else than their default, each as the file has it; no secret is in them.
+    pub differing: Vec<String>,
     /// `[DEFAULT] debug`: log more.
     pub debug: bool,
     /// Where requests go.
@@ -214,7 +219,7 @@ const OWN: &[&str] = &[
 impl Config {
     /// Reads files and folders in their order, as oslo.config does.
     pub fn read(places: &[Place]) -> Result<Self, Error> {
-        Self::from_ini(&Options(&read(places)?))
+        Self::from_ini(&Options::new(&read(places)?))
     }
 
     /// What is no error and yet hardly meant.
@@ -232,15 +237,16 @@ impl Config {
             Some(path) => Source::Static(path),
             None => ovn::source(options)?,
         };
-        let run_dir = options.path(SECTION, "run_dir")?.unwrap_or_else(|| "/run/metadata-agent".into());
-        let state_dir = options.path(DEFAULT, "state_path")?.unwrap_or_else(|| defaults::STATE_PATH.into());
-        Ok(Self {
-            state_dir: state_dir.join("metadata-agent"),
+        let state_path = options.path_or(DEFAULT, "state_path", defaults::STATE_PATH)?;
+        let config = Self {
+            files: options.files(),
+            differing: Vec::new(),
+            state_dir: state_path.join("metadata-agent"),
             debug: options.parse(DEFAULT, "debug", false, boolean)?,
             nova: Nova::from_ini(options)?,
             source,
             netns: options.parse(SECTION, "netns", "metadata".to_owned(), netns_name)?,
-            run_dir,
+            run_dir: options.path_or(SECTION, "run_dir", "/run/metadata-agent")?,
             attach: options.parse(SECTION, "attach", AttachMode::Auto, attach_mode)?,
             lease: options.parse(SECTION, "lease", LEASE, |text| match seconds(text) {
                 Ok(lease) if lease >= LEAST_LEASE => Ok(lease),
@@ -258,7 +264,9 @@ impl Config {
                 let address = text.parse().map_err(|_| "expected address:port, or [IPv6 address]:port")?;
                 Ok(Some(address))
             })?,
-        })
+        };
+        // When all options were read.
+        Ok(Self { differing: options.differing(), ..config })
     }
 }
 

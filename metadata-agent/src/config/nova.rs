@@ -69,6 +69,8 @@ impl Nova {
             option: "metadata_proxy_shared_secret",
             remedy: "set it to the value of nova's [neutron] metadata_proxy_shared_secret, which may be empty",
         })?;
+        let secret = Secret(secret.text);
+        options.differs(DEFAULT, "metadata_proxy_shared_secret", format_args!("{secret:?}"));
         let port = options.parse(DEFAULT, "nova_metadata_port", defaults::NOVA_PORT, |text| {
             Ok(number(text, 1, 65535)? as u16)
         })?;
@@ -81,7 +83,7 @@ impl Nova {
         Ok(Self {
             endpoints: options.parse(DEFAULT, "nova_metadata_host", default, |text| endpoints(text, port))?,
             tls: if https { Some(NovaTls::from_ini(options)?) } else { None },
-            secret: Secret(secret.text),
+            secret,
             connect_timeout: options.parse(HAPROXY, "timeout_connect", Duration::from_secs(5), timeout)?,
             response_timeout: options.parse(HAPROXY, "timeout_server", Duration::from_secs(32), timeout)?,
         })

@@ -1,5 +1,8 @@
 //! Typed access to options, with errors that name the place.
 use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    fmt::Display,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -10,21 +13,50 @@ use super::{
     references,
 };
 
-/// The options of all files.
-pub(super) struct Options<'a>(pub(super) &'a Ini);
+/// The options of all files, and a record of those that differ from their defaults.
+pub(super) struct Options<'a> {
+    ini: &'a Ini,
+    differing: RefCell<BTreeSet<String>>,
+}
 
-impl Options<'_> {
+impl<'a> Options<'a> {
+    pub(super) fn new(ini: &'a Ini) -> Self {
+        Self { ini, differing: RefCell::default() }
+    }
+
+    /// The files that they are from.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        self.ini.files.clone()
+    }
+
+    /// Those read so far that differ from their defaults.
+    pub(super) fn differing(&self) -> Vec<String> {
+        self.differing.borrow().iter().cloned().collect()
+    }
+
+    /// Records that an option differs from its default.
+    pub(super) fn differs(&self, section: &str, option: &str, shown: impl Display) {
+        self.differing.borrow_mut().insert(format!("[{section}] {option} = {shown}"));
+    }
+
+    /// The same, as it stands: a reference might lead to a secret.
+    pub(super) fn differs_as_it_stands(&self, section: &str, option: &str) {
+        if let Some(value) = self.ini.raw(section, option) {
+            self.differs(section, option, &value.text);
+        }
+    }
+
     /// The last value, if there is one, references replaced.
     pub(super) fn text(&self, section: &'static str, option: &'static str) -> Result<Option<Value>, Error> {
-        let Some(Value { text, origin }) = self.0.raw(section, option) else { return Ok(None) };
-        match references::resolve(self.0, section, text) {
+        let Some(Value { text, origin }) = self.ini.raw(section, option) else { return Ok(None) };
+        match references::resolve(self.ini, section, text) {
             Ok(text) => Ok(Some(Value { text, origin: origin.clone() })),
             Err(references::Unresolved) => Err(Error::Reference { origin: origin.clone(), section, option }),
         }
     }
 
     /// The value as `parse` understands it.
-    pub(super) fn parse<T>(
+    pub(super) fn parse<T: PartialEq>(
         &self,
         section: &'static str,
         option: &'static str,
@@ -32,11 +64,38 @@ impl Options<'_> {
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<T, Error> {
         let Some(value) = self.text(section, option)? else { return Ok(default) };
-        parse(value.text.trim()).map_err(|problem| Error::new(section, option, value, problem))
+        let parsed =
+            parse(value.text.trim()).map_err(|problem| Error::new(section, option, value, problem))?;
+        if parsed != default {
+            self.differs_as_it_stands(section, option);
+        }
+        Ok(parsed)
     }
 
     /// A path, if one is named.
     pub(super) fn path(&self, section: &'static str, option: &'static str) -> Result<Option<PathBuf>, Error> {
+        let path = self.named_path(section, option)?;
+        if path.is_some() {
+            self.differs_as_it_stands(section, option);
+        }
+        Ok(path)
+    }
+
+    /// A path that has a default.
+    pub(super) fn path_or(
+        &self,
+        section: &'static str,
+        option: &'static str,
+        default: &str,
+    ) -> Result<PathBuf, Error> {
+        let path = self.named_path(section, option)?.unwrap_or_else(|| default.into());
+        if path != Path::new(default) {
+            self.differs_as_it_stands(section, option);
+        }
+        Ok(path)
+    }
+
+    fn named_path(&self, section: &'static str, option: &'static str) -> Result<Option<PathBuf>, Error> {
         let value = self.text(section, option)?.filter(|value| !value.text.is_empty());
         value.map(|value| absolute(section, option, &value)).transpose()
     }
@@ -56,7 +115,7 @@ impl Options<'_> {
 
     /// Other services' sections may hold what they like, ours may not: a misspelt option would silently not count.
     pub(super) fn check_own(&self) -> Result<(), Error> {
-        for (option, origin) in self.0.options(SECTION) {
+        for (option, origin) in self.ini.options(SECTION) {
             if !OWN.contains(&option) {
                 return Err(Error::Unknown {
                     origin: origin.clone(),
@@ -69,7 +128,7 @@ impl Options<'_> {
     }
 }
 
-pub(super) fn absolute(section: &'static str, option: &'static str, value: &Value) -> Result<PathBuf, Error> {
+fn absolute(section: &'static str, option: &'static str, value: &Value) -> Result<PathBuf, Error> {
     let path = Path::new(&value.text);
     if path.is_absolute() {
         return Ok(path.into());

@@ -191,7 +191,7 @@ fn values_mean_what_they_mean_to_oslo_config() {
 
 /// One of ours, as a text: an option that is set nowhere is its default.
 fn value(ini: &Ini, section: &'static str, option: &'static str) -> Reading {
-    match Options(ini).text(section, option) {
+    match Options::new(ini).text(section, option) {
         Ok(Some(value)) => Reading::Text(Some(value.text)),
         Ok(None) => {
             let default = defaults::of(section, option).map(|text| references::resolve(ini, section, &text));

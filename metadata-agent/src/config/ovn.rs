@@ -20,6 +20,9 @@ pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
     let probe = if probe.is_zero() { probe } else { probe.max(LEAST_INTERVAL) };
     let client = |section, option, default: &str, database| {
         let value = options.text(section, option)?.unwrap_or_else(|| Value::default(default));
+        if value.text != default {
+            options.differs_as_it_stands(section, option);
+        }
         let remotes = remotes(&value.text).map_err(|problem| Error::new(section, option, value, problem))?;
         let mut config = ovsdb_client::Config::new(remotes, database);
         config.probe_interval = probe;

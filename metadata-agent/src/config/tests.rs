@@ -6,7 +6,7 @@ use super::*;
 fn read(text: &str) -> Result<Config, Error> {
     let mut ini = Ini::default();
     ini.parse(Path::new("test.ini"), text)?;
-    Config::from_ini(&Options(&ini))
+    Config::from_ini(&Options::new(&ini))
 }
 
 const SECRET: &str = "[DEFAULT]\nmetadata_proxy_shared_secret = s3cret\n";
@@ -35,6 +35,35 @@ fn defaults() {
     assert_eq!(config.netns, "metadata");
     assert_eq!(config.limits.hold, Duration::from_secs(8));
     assert_eq!(config.nova.endpoints[0].authority(), "127.0.0.1:8775");
+}
+
+#[test]
+fn options_that_differ_from_their_defaults_are_told() {
+    let defaults = "debug = off\nnova_metadata_host = 127.0.0.1\nstate_path = /var/lib/neutron\n\
+        [ovn]\novn_sb_connection = tcp:127.0.0.1:6642\n[metadata_haproxy]\ntimeout_connect = 5.0\n\
+        [metadata_ebpf]\nconnections = 8192\nrun_dir = /run/metadata-agent\n[agent]\nroot_helper = sudo\n";
+    let secret = "[DEFAULT] metadata_proxy_shared_secret = (set)";
+    let config = read(&format!("{SECRET}{defaults}")).unwrap();
+    assert_eq!(config.differing, [secret]);
+    assert_eq!(config.files, [Path::new("test.ini")]);
+    let others = "debug = on\nstate_path = /srv\nnova_metadata_host = $my_ip\n\
+        [ovs]\novsdb_connection = unix:/$metadata_proxy_shared_secret\n\
+        [metadata_ebpf]\nconnection_rate = 7\nadmin_listen = 127.0.0.1:9\ninventory = /ports.toml\n";
+    let differing = read(&format!("{SECRET}{others}[ovn]\novsdb_probe_interval = 0\n")).unwrap().differing;
+    let own = [
+        "[DEFAULT] debug = on",
+        secret,
+        "[DEFAULT] nova_metadata_host = $my_ip",
+        "[DEFAULT] state_path = /srv",
+        "[metadata_ebpf] admin_listen = 127.0.0.1:9",
+        "[metadata_ebpf] connection_rate = 7",
+        "[metadata_ebpf] inventory = /ports.toml",
+    ];
+    // Databases are of no use beside an inventory.
+    assert_eq!(differing, own);
+    let differing = read(&format!("{SECRET}{}", others.replace("inventory", "#"))).unwrap().differing;
+    assert!(differing.contains(&"[ovs] ovsdb_connection = unix:/$metadata_proxy_shared_secret".to_owned()));
+    assert!(!differing.concat().contains("s3cret"), "{differing:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! `/sys/fs/bpf` is often not mounted (containers, test machines), and each mount is an instance of its own: one below
 //! the run directory is there whenever the agent is, and two agents cannot meet in it.
+#![forbid(unsafe_code)]
 use std::{fs, path::Path, path::PathBuf};
 
 use nix::{

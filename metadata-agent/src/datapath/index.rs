@@ -1,4 +1,5 @@
 //! Hands out port indexes and their generations. Pure.
+#![forbid(unsafe_code)]
 use std::collections::VecDeque;
 
 use metadata_ebpf::address::MAX_PORTS;

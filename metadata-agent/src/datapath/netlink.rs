@@ -1,4 +1,5 @@
 //! Netlink requests of the datapath, each made to its end by who asks.
+#![forbid(unsafe_code)]
 use std::{fs, io, thread};
 
 use futures_util::TryStreamExt as _;

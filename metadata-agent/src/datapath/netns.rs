@@ -1,9 +1,10 @@
 //! Named network namespaces, and running code inside one.
+#![forbid(unsafe_code)]
 use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd, AsRawFd as _, FromRawFd as _, RawFd},
+        fd::{AsFd, AsRawFd as _, RawFd},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
@@ -11,12 +12,12 @@ use std::{
 };
 
 use nix::{
-    errno::Errno,
-    libc,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
     sys::statfs::statfs,
 };
+
+use crate::descriptors::namespace_of;
 
 /// Where iproute2 keeps the names.
 const FOLDER: &str = "/run/netns";
@@ -104,16 +105,6 @@ impl Netns {
             inside.join().unwrap_or_else(|_| Err(io::Error::other("a thread inside the namespace panicked")))
         })
     }
-}
-
-/// The namespace that a socket is of (`SIOCGSKNS` of linux/sockios.h, since Linux 4.10).
-#[allow(unsafe_code, reason = "nix has no function for this one")]
-fn namespace_of(socket: &impl AsFd) -> io::Result<File> {
-    const SIOCGSKNS: libc::Ioctl = 0x894c;
-    // SAFETY: it takes no argument, and gives a descriptor of this process that nothing else knows of.
-    let raw = Errno::result(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) })?;
-    // SAFETY: as above.
-    Ok(unsafe { File::from_raw_fd(raw) })
 }
 
 fn is_namespace(path: &Path) -> bool {

@@ -1,5 +1,6 @@
 //! The agent's own guest: a device with the program on it and a namespace behind it, from which it asks for the service
 //! as a guest does. What answers it answers everybody.
+#![forbid(unsafe_code)]
 use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream},

@@ -2,6 +2,7 @@
 //!
 //! A private namespace keeps the host's firewall, rp_filter, conntrack, routes and sysctls out of the way, and a guest
 //! can reach nothing but the listener. All of it is idempotent: a restarted agent finds it as it should be.
+#![forbid(unsafe_code)]
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener},

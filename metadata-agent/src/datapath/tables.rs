@@ -1,4 +1,5 @@
 //! What the agent writes into the maps and reads from them: assignments, what it says of itself, counters.
+#![forbid(unsafe_code)]
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use aya::{

@@ -10,6 +10,7 @@
 //! place     one of its connections               gauge     how many there are
 //! rate      how much in time                     sources   what the datapath knows of them
 //! ```
+#![forbid(unsafe_code)]
 mod gauge;
 mod identity;
 mod place;

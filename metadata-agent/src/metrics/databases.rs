@@ -1,4 +1,5 @@
 //! The numbers of the databases' clients, which count for themselves.
+#![forbid(unsafe_code)]
 use std::sync::atomic::Ordering;
 
 use prometheus_client::{

@@ -5,9 +5,7 @@
 //! a reset.
 use std::{
     io,
-    mem::size_of_val,
     net::Shutdown,
-    os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
@@ -22,7 +20,10 @@ use tokio::{
 use tracing::debug;
 
 use super::{receive::receive, seat::Seat};
-use crate::directory::{Limit, Phase, Resource};
+use crate::{
+    directory::{Limit, Phase, Resource},
+    meminfo::Kept,
+};
 
 /// How long a guest may acknowledge nothing of what it was sent, once there is no more to be sent.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
@@ -30,21 +31,6 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
 pub(super) const LOOKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How long, and for how many bytes, a guest is heard out that was answered before it had said everything.
 const HEARING: (Duration, usize) = (Duration::from_secs(1), 1 << 18);
-
-/// Memory that the kernel keeps for a connection.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Kept {
-    /// For what was received, and nobody has read.
-    unread: u32,
-    /// For what was sent; 0 if all of it is acknowledged.
-    unacknowledged: u32,
-}
-
-impl Kept {
-    pub(super) fn sum(self) -> u32 {
-        self.unread.saturating_add(self.unacknowledged)
-    }
-}
 
 /// What a guest's socket can do beyond carrying bytes.
 pub(super) trait GuestSocket {
@@ -58,25 +44,7 @@ pub(super) trait GuestSocket {
 
 impl GuestSocket for TcpStream {
     fn kept(&self) -> Kept {
-        // Of linux/sock_diag.h: where they are in what the option tells (Linux 4.12).
-        const SK_MEMINFO_RMEM_ALLOC: usize = 0;
-        const SK_MEMINFO_WMEM_QUEUED: usize = 5;
-        let mut values = [0_u32; 16];
-        let mut size = size_of_val(&values) as libc::socklen_t;
-        // SAFETY: the descriptor is open, and the kernel writes no more than the size it is given.
-        let result = unsafe {
-            libc::getsockopt(
-                self.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_MEMINFO,
-                values.as_mut_ptr().cast(),
-                &raw mut size,
-            )
-        };
-        if result != 0 {
-            return Kept::default();
-        }
-        Kept { unread: values[SK_MEMINFO_RMEM_ALLOC], unacknowledged: values[SK_MEMINFO_WMEM_QUEUED] }
+        Kept::by(self)
     }
 
     fn try_send_last(&self, bytes: &[u8]) -> io::Result<usize> {

@@ -14,6 +14,7 @@
 //! outcome     what became of a request  access     a line for each
 //! metrics     the numbers               notice     warnings, one a minute
 //! ```
+#![forbid(unsafe_code)]
 mod access;
 mod answer;
 mod closing;

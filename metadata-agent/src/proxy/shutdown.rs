@@ -1,4 +1,5 @@
 //! The end of the guest-facing half, in two steps: nothing new is taken, and then nobody is waited for.
+#![forbid(unsafe_code)]
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},

@@ -1,7 +1,8 @@
 //! The packets between two agents: JSON, with descriptors beside it. What comes is bounded, and waited for with a limit.
+#![forbid(unsafe_code)]
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
     path::Path,
     time::Duration,
 };
@@ -13,6 +14,7 @@ use nix::{
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::Message;
+use crate::descriptors::own;
 
 /// The longest packet.
 const LONGEST: usize = 16 << 10;
@@ -78,12 +80,6 @@ impl Channel {
     pub(super) fn wait_end(&self) {
         while self.receive(None).is_ok() {}
     }
-}
-
-#[allow(unsafe_code, reason = "descriptors come as numbers")]
-fn own(raw: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just made it for this process, and nothing else knows of it.
-    unsafe { OwnedFd::from_raw_fd(raw) }
 }
 
 #[cfg(test)]

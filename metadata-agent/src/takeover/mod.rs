@@ -14,6 +14,7 @@
 //!
 //! Until `Commit` a successor that goes away, or hangs, leaves the running agent to go on as before. Each message is one
 //! packet of JSON; fields that one side does not know are left alone.
+#![forbid(unsafe_code)]
 mod channel;
 mod running;
 pub mod store;

@@ -1,4 +1,5 @@
 //! The running agent's side of a takeover.
+#![forbid(unsafe_code)]
 use std::{
     fs, io,
     os::fd::{AsFd as _, OwnedFd},

@@ -1,12 +1,12 @@
 //! The service manager's store of descriptors: sockets that guests connect to live on there while an agent is stopped to be
 //! started again, so that connections wait for the next one and are not refused (sd_pid_notify_with_fds(3)).
-use std::{
-    net::TcpListener,
-    os::fd::{AsFd as _, FromRawFd as _, OwnedFd, RawFd},
-};
+#![forbid(unsafe_code)]
+use std::{net::TcpListener, os::fd::AsFd as _};
 
 use sd_notify::NotifyState;
 use tracing::warn;
+
+use crate::descriptors::own;
 
 /// The sockets' name in the store.
 const NAME: &str = "guests";
@@ -43,10 +43,4 @@ pub fn keep<'a>(sockets: impl Iterator<Item = &'a TcpListener>) -> bool {
         warn!(%error, "the service manager does not keep the sockets: guests that connect during a restart try again");
     }
     stored.is_ok()
-}
-
-#[allow(unsafe_code, reason = "descriptors come as numbers")]
-fn own(raw: RawFd) -> OwnedFd {
-    // SAFETY: the service manager opened it for this process, which asks once.
-    unsafe { OwnedFd::from_raw_fd(raw) }
 }

@@ -1,4 +1,5 @@
 //! The successor's side of a takeover.
+#![forbid(unsafe_code)]
 use std::{net::TcpListener, os::fd::OwnedFd, path::Path, thread, time::Duration};
 
 use tracing::info;

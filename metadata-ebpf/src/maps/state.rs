@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use metadata_ebpf::{
     address::SOURCES_PER_PORT,
-    map::{Mac, OpenConnections, PortSources, Source},
+    map::{OpenConnections, PortSources, Source},
 };
 
 /// Keeps a number within the arrays, as the verifier sees.
@@ -61,39 +61,44 @@ impl PortState {
         unsafe { (*self.0).sources[number & NUMBERS] }
     }
 
-    /// Whether a source is known, and is this one.
+    /// The number of a source that is known. Notes when it was seen, and the way it came.
     #[inline(always)]
-    pub(crate) fn has(self, number: usize, address: [u32; 4], mac: Mac) -> bool {
-        let [a, b, c, d] = address;
-        let entry = self.entry(number);
-        // SAFETY: within the array; other processors write the same words, hence the volatile accesses, here and below.
-        unsafe {
-            read_volatile(addr_of!((*entry).last_seen)) != 0
-                && read_volatile(addr_of!((*entry).address[3])) == d
-                && read_volatile(addr_of!((*entry).address[2])) == c
-                && read_volatile(addr_of!((*entry).address[1])) == b
-                && read_volatile(addr_of!((*entry).address[0])) == a
-                && read_volatile(addr_of!((*entry).mac)) == mac
+    pub(crate) fn find(self, seen: Source) -> Option<u32> {
+        let [a, b, c, d] = seen.address;
+        for number in 0..SOURCES_PER_PORT {
+            let entry = self.entry(number);
+            // SAFETY: within the array; other processors write the same words, hence the volatile accesses, here and below.
+            unsafe {
+                if read_volatile(addr_of!((*entry).last_seen)) != 0
+                    && read_volatile(addr_of!((*entry).address[3])) == d
+                    && read_volatile(addr_of!((*entry).address[2])) == c
+                    && read_volatile(addr_of!((*entry).address[1])) == b
+                    && read_volatile(addr_of!((*entry).address[0])) == a
+                    && read_volatile(addr_of!((*entry).mac)) == seen.mac
+                {
+                    write_volatile(addr_of_mut!((*entry).via), seen.via);
+                    write_volatile(addr_of_mut!((*entry).last_seen), seen.last_seen);
+                    return Some(number as u32);
+                }
+            }
         }
+        None
     }
 
-    /// Notes when a source was seen, and the way it came.
+    /// When a source was seen, 0 if there is none.
     #[inline(always)]
-    pub(crate) fn note(self, number: usize, via: Mac, now: u64) {
+    pub(crate) fn last_seen(self, number: usize) -> u64 {
         let entry = self.entry(number);
-        // SAFETY: as in `has`.
-        unsafe {
-            write_volatile(addr_of_mut!((*entry).via), via);
-            write_volatile(addr_of_mut!((*entry).last_seen), now);
-        }
+        // SAFETY: as in `find`.
+        unsafe { read_volatile(addr_of!((*entry).last_seen)) }
     }
 
-    /// When a source was seen, 0 if there is none, and the first word of its address.
+    /// The first word of a source's address.
     #[inline(always)]
-    pub(crate) fn last_seen(self, number: usize) -> (u64, u32) {
+    pub(crate) fn first_word(self, number: usize) -> u32 {
         let entry = self.entry(number);
-        // SAFETY: as in `has`.
-        unsafe { (read_volatile(addr_of!((*entry).last_seen)), read_volatile(addr_of!((*entry).address[0]))) }
+        // SAFETY: as in `find`.
+        unsafe { read_volatile(addr_of!((*entry).address[0])) }
     }
 
     #[inline(always)]
@@ -183,9 +188,9 @@ impl Locked {
     /// Puts a source in the place of another. Only the lock's holder writes an entry that nobody can find; one who finds it
     /// half written, on a processor that reorders writes, mistakes a source for another one of the same port.
     #[inline(always)]
-    pub(crate) fn replace(&mut self, number: usize, source: Source) {
+    pub(crate) fn replace(&mut self, number: usize, source: &Source) {
         let entry = self.state.entry(number);
-        // SAFETY: as in `has`.
+        // SAFETY: as in `find`.
         unsafe {
             write_volatile(addr_of_mut!((*entry).last_seen), 0);
             write_volatile(addr_of_mut!((*entry).address), source.address);

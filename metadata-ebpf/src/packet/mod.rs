@@ -3,6 +3,7 @@
 //! Offsets are from the start of the Ethernet header, of a frame without VLAN tag (the kernel has taken it off). Arrays
 //! of a fixed size stand for "the frame has at least this many bytes": the caller proves it once, and no access here can
 //! fail.
+#![forbid(unsafe_code)]
 pub mod arp;
 pub mod ipv4;
 pub mod ipv6;

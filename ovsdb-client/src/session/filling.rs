@@ -13,7 +13,8 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{DATA_MONITOR, Hangup, Pending, Session};
+use super::monitor::{Contents, Monitor};
+use super::{Context, DATA_MONITOR, Hangup, Pending, SessionConfig};
 use crate::condition::Conditions;
 use crate::message::Payload;
 use crate::replica::Dialect;
@@ -28,10 +29,13 @@ pub(super) struct Filling {
 /// Tables of an update, by name.
 type Tables<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
-impl Session {
+impl Monitor {
     /// The tables that are filled by conditions, and these.
-    fn filled_tables(&self) -> impl Iterator<Item = (&'static str, &Conditions)> {
-        let tables = self.config.tables.iter().zip(&self.resume.columns).zip(&self.resume.acknowledged);
+    fn filled_tables<'a>(
+        &'a self,
+        config: &'a SessionConfig,
+    ) -> impl Iterator<Item = (&'static str, &'a Conditions)> {
+        let tables = config.tables.iter().zip(&self.resume.columns).zip(&self.resume.acknowledged);
         tables
             .filter(|((_, columns), conditions)| {
                 columns.is_some() && matches!(conditions, Conditions::AnyOf(_))
@@ -41,43 +45,62 @@ impl Session {
 
     /// Takes an answer that is not the difference to an earlier transaction. Tells whether it is complete; if not, what is
     /// missing has been asked for.
-    pub(super) fn fill(&mut self, contents: Payload, transaction: Uuid) -> Option<Payload> {
-        if self.filled_tables().next().is_none() {
+    pub(super) fn fill(
+        &mut self,
+        contents: Payload,
+        transaction: Uuid,
+        context: &mut Context<'_>,
+    ) -> Option<Payload> {
+        if self.filled_tables(context.config).next().is_none() {
             self.resume.transaction = transaction;
             return Some(contents);
         }
         if !self.resume.transaction.is_nil() {
             // The server has the conditions, and would not send the rows for having them once more.
             self.resume.transaction = Uuid::nil();
-            self.send("monitor_cancel", &json!([DATA_MONITOR]), Pending::StartOver);
+            context.mailbox.ask("monitor_cancel", &json!([DATA_MONITOR]), Pending::StartOver);
             return None;
         }
         let requests: serde_json::Map<_, _> = self
-            .filled_tables()
+            .filled_tables(context.config)
             .map(|(name, conditions)| {
                 (name.to_owned(), json!([{ "where": conditions.json(self.table_schema(name)) }]))
             })
             .collect();
         self.filling = Some(Filling { contents, transaction });
-        self.send("monitor_cond_change", &json!([DATA_MONITOR, DATA_MONITOR, requests]), Pending::Fill);
+        self.tally.condition_changes.add(1);
+        context.mailbox.ask(
+            "monitor_cond_change",
+            &json!([DATA_MONITOR, DATA_MONITOR, requests]),
+            Pending::Fill,
+        );
         None
     }
 
     /// The monitor that could not resume has ended: all that came of it is void.
-    pub(super) fn start_over(&mut self, result: Result<Payload, String>) -> Result<(), Hangup> {
+    pub(super) fn start_over(
+        &mut self,
+        result: Result<Payload, String>,
+        context: &mut Context<'_>,
+    ) -> Result<(), Hangup> {
         result.map_err(|error| Hangup::Refused { method: "monitor_cancel", error })?;
         self.deferred.clear();
         self.resume.begin_anew();
-        self.request_monitor(Dialect::MonitorCondSince);
+        self.request(Dialect::MonitorCondSince, context);
         Ok(())
     }
 
     /// The rows that conditions bring were sent before this answer, in one update; no other one has rows of these tables.
-    pub(super) fn filled(&mut self, result: Result<Payload, String>) -> Result<(), Hangup> {
+    /// Gives the contents, and the transaction that they and all that was deferred lead to.
+    pub(super) fn filled(
+        &mut self,
+        result: Result<Payload, String>,
+        context: &mut Context<'_>,
+    ) -> Result<Option<(Contents, Uuid)>, Hangup> {
         result.map_err(|error| Hangup::Refused { method: "monitor_cond_change", error })?;
-        let Some(Filling { contents, transaction }) = self.filling.take() else { return Ok(()) };
+        let Some(Filling { contents, transaction }) = self.filling.take() else { return Ok(None) };
         let last = self.deferred.last().and_then(|(_, _, transaction)| *transaction).unwrap_or(transaction);
-        let names: Vec<&str> = self.filled_tables().map(|(name, _)| name).collect();
+        let names: Vec<&str> = self.filled_tables(context.config).map(|(name, _)| name).collect();
         let mut merged = None;
         for (index, (updates, ..)) in self.deferred.iter().enumerate() {
             let rows: Tables<'_> = serde_json::from_slice(updates.as_bytes())?;
@@ -97,9 +120,6 @@ impl Session {
             }
             None => contents,
         };
-        self.begin(contents, true, Dialect::MonitorCondSince)?;
-        // What came before those rows is told after them.
-        self.resume.transaction = last;
-        Ok(())
+        Ok(Some((self.arrived(contents, true, Dialect::MonitorCondSince), last)))
     }
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::{Hangup, Session, SessionEvent, State};
+use super::mailbox::Mailbox;
+use super::{Hangup, SessionConfig, SessionEvent};
 
 /// How often the time doubles, once for each round in which no server answered in time: servers that restart are asked by
 /// all clients at once, and to give them up early would only have them begin again.
@@ -43,73 +44,78 @@ pub(super) struct Greeting {
     unanswered: u32,
 }
 
-impl Session {
+impl Greeting {
     /// The server made a step, or begins.
-    pub(super) fn restart_greeting(&mut self, now: Instant) {
-        self.greeting.since = Some(now);
-        self.greeting.told = false;
+    pub(super) fn restart(&mut self, now: Instant) {
+        self.since = Some(now);
+        self.told = false;
     }
 
     /// A part of a message came that is not complete: contents take their time.
-    pub(crate) fn arriving(&mut self, now: Instant) {
-        if self.greeting.since.is_some() {
-            self.greeting.since = Some(now);
+    pub(super) fn arriving(&mut self, now: Instant) {
+        if self.since.is_some() {
+            self.since = Some(now);
         }
     }
 
-    /// Nobody listened to the server for `deaf`, until now: that was not its silence.
-    pub(crate) fn listening(&mut self, now: Instant, deaf: Duration) {
-        self.activity(now);
-        self.greeting.since = self.greeting.since.and_then(|since| since.checked_add(deaf));
+    /// Nobody listened to the server for `deaf`: that was not its silence.
+    pub(super) fn excuse(&mut self, deaf: Duration) {
+        self.since = self.since.and_then(|since| since.checked_add(deaf));
     }
 
-    pub(super) fn end_greeting(&mut self) {
-        self.greeting.since = None;
+    /// The server is of use.
+    pub(super) fn end(&mut self) {
+        self.since = None;
     }
 
-    /// A server of use ends the round.
-    pub(super) fn count_greeting(&mut self) {
-        self.greeting.since = None;
-        if self.ready {
-            self.greeting.unanswered = 0;
+    /// An attempt is over. A server of use ends the round.
+    pub(super) fn attempt_ended(&mut self, was_of_use: bool) {
+        self.since = None;
+        if was_of_use {
+            self.unanswered = 0;
         }
     }
 
-    pub(super) fn greeting_timeout(&self) -> Option<Instant> {
-        let since = self.greeting.since?;
-        let (told, limit) = (self.notice_time().filter(|_| !self.greeting.told), self.greeting_limit());
-        since.checked_add(told.or(limit)?)
+    pub(super) fn due(&self, config: &SessionConfig, awaited: Awaited) -> Option<Instant> {
+        let told = notice_time(config).filter(|_| !self.told);
+        self.since?.checked_add(told.or(self.limit(config, awaited))?)
     }
 
-    pub(super) fn check_greeting(&mut self, now: Instant) -> Result<(), Hangup> {
-        let Some(since) = self.greeting.since else { return Ok(()) };
+    /// Time has passed, in which there was nothing of what is `awaited`.
+    pub(super) fn check(
+        &mut self,
+        config: &SessionConfig,
+        now: Instant,
+        awaited: Awaited,
+        mailbox: &mut Mailbox,
+    ) -> Result<(), Hangup> {
+        let Some(since) = self.since else { return Ok(()) };
         let waited = now.saturating_duration_since(since);
-        let awaited = if self.state == State::Requested { Awaited::Contents } else { Awaited::Greeting };
-        if !self.greeting.told && self.notice_time().is_some_and(|time| waited >= time) {
-            self.greeting.told = true;
-            self.events.push_back(SessionEvent::Waiting(awaited));
+        if !self.told && notice_time(config).is_some_and(|time| waited >= time) {
+            self.told = true;
+            mailbox.tell(SessionEvent::Waiting(awaited));
         }
-        match self.greeting_limit() {
+        match self.limit(config, awaited) {
             Some(limit) if waited >= limit => {
-                self.greeting.unanswered = self.greeting.unanswered.saturating_add(1);
+                self.unanswered = self.unanswered.saturating_add(1);
                 Err(Hangup::Unanswered { awaited, waited: limit })
             }
             _ => Ok(()),
         }
     }
 
-    /// When it is told what is being waited for.
-    fn notice_time(&self) -> Option<Duration> {
-        let time = self.config.greeting_timeout;
-        (!time.is_zero()).then_some(time / 2)
-    }
-
     /// When the server is left for another one.
-    fn greeting_limit(&self) -> Option<Duration> {
-        let servers = u32::try_from(self.config.servers).unwrap_or(u32::MAX);
-        let rounds = self.greeting.unanswered.checked_div(servers).unwrap_or(0);
-        let step = if self.state == State::Requested { CONTENTS } else { 1 };
-        let time = self.config.greeting_timeout.saturating_mul(step << rounds.min(MAX_DOUBLINGS));
-        (servers > 1 && !time.is_zero()).then_some(time)
+    fn limit(&self, config: &SessionConfig, awaited: Awaited) -> Option<Duration> {
+        let servers = u32::try_from(config.servers).unwrap_or(u32::MAX);
+        let rounds = self.unanswered.checked_div(servers).unwrap_or(0);
+        let step = if awaited == Awaited::Contents { CONTENTS } else { 1 };
+        let time = config.greeting_timeout.saturating_mul(step << rounds.min(MAX_DOUBLINGS));
+        (servers > 1 && !config.greeting_timeout.is_zero()).then_some(time)
     }
+}
+
+/// When it is told what is being waited for.
+fn notice_time(config: &SessionConfig) -> Option<Duration> {
+    let time = config.greeting_timeout;
+    (!time.is_zero()).then_some(time / 2)
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Hangup, Pending, Session};
+use super::mailbox::Mailbox;
+use super::{Hangup, Pending, SessionConfig};
 
 /// How often the index is read. It changes with every transaction of the cluster: to monitor it would bring a message for
 /// each to clients that are interested in a few rows.
@@ -39,53 +40,56 @@ impl LogEnd {
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
     }
-}
 
-impl Session {
-    pub(super) fn ask_log_end(&mut self) {
-        self.log_end.due = None;
+    pub(super) fn ask(&mut self, config: &SessionConfig, mailbox: &mut Mailbox) {
+        self.due = None;
         let select = json!({
             "op": "select", "table": "Database", "columns": ["cid", "index"],
-            "where": [["name", "==", self.config.database]],
+            "where": [["name", "==", config.database]],
         });
-        self.send("transact", &json!(["_Server", select]), Pending::LogEnd);
+        mailbox.ask("transact", &json!(["_Server", select]), Pending::LogEnd);
     }
 
-    pub(super) fn check_log_end(&mut self, result: &[u8]) -> Result<(), Hangup> {
+    pub(super) fn check(
+        &mut self,
+        config: &SessionConfig,
+        result: &[u8],
+        now: Option<Instant>,
+    ) -> Result<(), Hangup> {
         let result: serde_json::Value = serde_json::from_slice(result)?;
         let row = &result[0]["rows"][0];
         let cluster = row["cid"][1].as_str().and_then(|cid| cid.parse().ok());
         let (Some(cluster), Some(index)) = (cluster, row["index"].as_u64()) else { return Ok(()) };
-        let Some(now) = self.last_received else { return Ok(()) };
-        if let Some((known, seen)) = self.log_end.seen
+        let Some(now) = now else { return Ok(()) };
+        if let Some((known, seen)) = self.seen
             && known == cluster
             && index < seen
         {
-            let useless = self.log_end.useless.get_or_insert(Useless { since: now, count: 0 });
-            if useless.count < self.config.servers || now.duration_since(useless.since) < PATIENCE {
+            let useless = self.useless.get_or_insert(Useless { since: now, count: 0 });
+            if useless.count < config.servers || now.duration_since(useless.since) < PATIENCE {
                 return Err(Hangup::Behind { index, seen });
             }
             tracing::warn!(
-                database = self.config.database,
+                database = config.database,
                 index,
                 seen,
                 "all servers that can be reached are behind: this one is taken as it is, as after the restoration of a \
                  backup"
             );
-            self.log_end.useless = None;
+            self.useless = None;
         }
-        self.log_end.seen = Some((cluster, index));
-        self.log_end.due = Some(now + INTERVAL);
+        self.seen = Some((cluster, index));
+        self.due = Some(now + INTERVAL);
         Ok(())
     }
 
     /// An attempt is over. One that led to a server of use ends the round.
-    pub(super) fn count_attempt(&mut self) {
-        self.log_end.due = None;
-        if self.ready {
-            self.log_end.useless = None;
+    pub(super) fn attempt_ended(&mut self, was_of_use: bool) {
+        self.due = None;
+        if was_of_use {
+            self.useless = None;
         }
-        if let Some(useless) = &mut self.log_end.useless {
+        if let Some(useless) = &mut self.useless {
             useless.count += 1;
         }
     }

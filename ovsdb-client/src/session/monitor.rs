@@ -1,69 +1,25 @@
-//! Monitoring: which request a server understands, from where to resume, and which conditions it knows.
+//! Monitoring: which request a server understands, from where to resume, which conditions it knows, and pauses, in which
+//! nothing is monitored (RFC 7047, section 4.1.7, `monitor_cancel`).
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{DATA_MONITOR, Hangup, MAX_DEFERRED, Pending, Session, SessionEvent, State, TableSpec};
+use super::filling::Filling;
+use super::greeting::Awaited;
+use super::resume::Resume;
+use super::turn::Turn;
+use super::{Context, DATA_MONITOR, Hangup, MAX_DEFERRED, Pending, SessionConfig, SessionEvent, TableSpec};
 use crate::condition::Conditions;
+use crate::counters::SharedTally;
 use crate::message::Payload;
 use crate::replica::{Composites, Dialect};
 use crate::schema::{Schema, TableSchema};
-
-/// What outlives a connection.
-#[derive(Debug)]
-pub(super) struct Resume {
-    /// The transaction that the replica is at; nil if it cannot be named, as with standalone databases.
-    pub(super) transaction: Uuid,
-    /// The columns requested, by table. The replica can only be resumed with the same ones.
-    pub(super) columns: Vec<Option<Vec<&'static str>>>,
-    wanted: Vec<Conditions>,
-    pub(super) acknowledged: Vec<Conditions>,
-    /// The latest generation of `wanted`.
-    generation: u64,
-    in_force: u64,
-    /// Generation and conditions of the request without an answer.
-    in_flight: Option<(u64, Vec<Conditions>)>,
-    /// A generation that the server refused. It may have taken those of some tables before that.
-    refused: Option<u64>,
-}
-
-impl Resume {
-    pub(super) fn new(tables: &[TableSpec]) -> Self {
-        let conditions: Vec<Conditions> = tables.iter().map(|table| table.conditions.clone()).collect();
-        Self {
-            transaction: Uuid::nil(),
-            columns: Vec::new(),
-            wanted: conditions.clone(),
-            acknowledged: conditions,
-            generation: 0,
-            in_force: 0,
-            in_flight: None,
-            refused: None,
-        }
-    }
-
-    /// Begins with the conditions wanted now; with those before if a server refused these, which are tried again later.
-    pub(super) fn begin_anew(&mut self) {
-        if self.refused != Some(self.generation) {
-            self.refused = None;
-            self.acknowledged = self.wanted.clone();
-            self.in_flight = Some((self.generation, self.wanted.clone()));
-        }
-    }
-
-    /// With a change of conditions half done it is unknown which of them the rows of the replica meet: a row that the
-    /// new conditions brought could be deleted meanwhile, and nobody would say so.
-    pub(super) fn disconnected(&mut self) {
-        if self.in_flight.take().is_some() || self.refused.is_some() {
-            self.transaction = Uuid::nil();
-        }
-    }
-}
 
 /// An `update`, `update2` or `update3`.
 pub(super) struct Notification<'a> {
@@ -113,24 +69,133 @@ impl Dialect {
     }
 }
 
-impl Session {
-    /// Sets the conditions of all tables, which are of `generation`. [`SessionEvent::ConditionInForce`] tells when the
-    /// server follows them.
-    pub(crate) fn set_conditions(&mut self, generation: u64, conditions: Vec<Conditions>) {
+/// How far a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Disconnected,
+    /// Waiting for the schema and the server's own state.
+    Greeting,
+    /// Waiting for the turn to ask for contents.
+    Queued,
+    /// Waiting for the contents of the tables.
+    Requested,
+    Monitoring(Dialect),
+    /// Waiting for the end of the updates.
+    Canceling,
+    Paused,
+}
+
+/// What a connection whose server is known has begun with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// Nothing: a pause is wanted.
+    Paused,
+    /// The wait for the turn to ask for contents.
+    Queued,
+    /// The request for the contents.
+    Requested,
+}
+
+/// The contents of the tables, as a server answered with them.
+#[derive(Debug)]
+pub(super) struct Contents {
+    updates: Payload,
+    complete: bool,
+    dialect: Dialect,
+}
+
+/// The monitor of the tables.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    state: State,
+    pub(super) resume: Resume,
+    /// Whether a pause is wanted.
+    paused: bool,
+    schema: Option<Arc<Schema>>,
+    /// Updates that overtook the answer to the request.
+    pub(super) deferred: Vec<(Payload, Dialect, Option<Uuid>)>,
+    /// Contents of which a part is missing.
+    pub(super) filling: Option<Filling>,
+    turn: Turn,
+    pub(super) tally: SharedTally,
+}
+
+impl Monitor {
+    pub(super) fn new(tables: &[TableSpec], tally: SharedTally) -> Self {
+        let resume = Resume::new(tables);
+        Self {
+            state: State::Disconnected,
+            resume,
+            paused: false,
+            schema: None,
+            deferred: Vec::new(),
+            filling: None,
+            turn: Turn::None,
+            tally,
+        }
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.state != State::Disconnected
+    }
+
+    /// What a connection that does not get on is waiting for.
+    pub(super) fn awaited(&self) -> Awaited {
+        if self.state == State::Requested { Awaited::Contents } else { Awaited::Greeting }
+    }
+
+    pub(super) fn connected(&mut self, context: &mut Context<'_>) {
+        self.state = State::Greeting;
+        context.mailbox.ask("get_schema", &json!([context.config.database]), Pending::Schema);
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        self.state = State::Disconnected;
+        self.resume.disconnected();
+        self.schema = None;
+        self.deferred.clear();
+        self.filling = None;
+        self.turn = Turn::None;
+    }
+
+    pub(super) fn set_schema(&mut self, schema: Schema) {
+        self.schema = Some(Arc::new(schema));
+    }
+
+    /// Sets the conditions of all tables, which are of `generation`.
+    pub(super) fn set_conditions(
+        &mut self,
+        generation: u64,
+        conditions: Vec<Conditions>,
+        context: &mut Context<'_>,
+    ) {
         self.resume.generation = generation;
         self.resume.wanted = conditions;
-        self.send_conditions();
+        self.send_conditions(context);
     }
 
     /// Forgets the last transaction, so that the next connection begins with a complete dump.
-    pub(crate) fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.resume.transaction = Uuid::nil();
     }
 
-    pub(super) fn begin_monitoring(&mut self) -> Result<(), Hangup> {
-        let Some(schema) = &self.schema else { return Ok(()) };
-        let columns =
-            self.config.tables.iter().map(|table| available(table, schema)).collect::<Result<Vec<_>, _>>()?;
+    /// Begins to monitor, or to pause, now that everything about the server is known; nothing if that is not so, or was
+    /// done.
+    pub(super) fn begin(&mut self, context: &mut Context<'_>) -> Result<Option<Beginning>, Hangup> {
+        if self.state != State::Greeting {
+            return Ok(None);
+        }
+        if self.paused {
+            self.state = State::Paused;
+            return Ok(Some(Beginning::Paused));
+        }
+        if !self.turn.take(context) {
+            self.state = State::Queued;
+            return Ok(Some(Beginning::Queued));
+        }
+        let Some(schema) = &self.schema else { return Ok(None) };
+        let tables = context.config.tables.iter();
+        let columns = tables.map(|table| table.available(schema)).collect::<Result<Vec<_>, _>>()?;
         if columns != self.resume.columns {
             self.resume.transaction = Uuid::nil();
             self.resume.columns = columns;
@@ -138,20 +203,62 @@ impl Session {
         if self.resume.transaction.is_nil() {
             self.resume.begin_anew();
         }
-        self.request_monitor(Dialect::MonitorCondSince);
+        self.request(Dialect::MonitorCondSince, context);
         self.state = State::Requested;
-        Ok(())
+        Ok(Some(Beginning::Requested))
     }
 
-    pub(super) fn request_monitor(&mut self, dialect: Dialect) {
+    /// The turn has come, or is not to be waited for any more. Gives what a connection that waited for it begins with.
+    pub(super) fn turn_came(&mut self, context: &mut Context<'_>) -> Result<Option<Beginning>, Hangup> {
+        if !self.turn.came(context) {
+            return Ok(None);
+        }
+        let mut beginning = None;
+        if self.state == State::Queued {
+            self.state = State::Greeting;
+            beginning = self.begin(context)?;
+        } else {
+            self.send_conditions(context);
+        }
+        // What it was wanted for may not be wanted any more.
+        let is_of_use = |pending: &Pending| matches!(pending, Pending::ConditionChange);
+        if beginning != Some(Beginning::Requested) && !context.mailbox.awaits(is_of_use) {
+            self.turn.give_up(context);
+        }
+        Ok(beginning)
+    }
+
+    pub(super) fn turn_due(&self, config: &SessionConfig) -> Option<Instant> {
+        self.turn.due(config)
+    }
+
+    /// Time has passed: goes on without a turn that does not come, or gives up one that is over.
+    pub(super) fn check_turn(
+        &mut self,
+        now: Instant,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Beginning>, Hangup> {
+        if self.turn.due(context.config).is_none_or(|due| due > now) {
+            return Ok(None);
+        }
+        if self.turn.is_awaited() {
+            tracing::debug!(database = context.config.database, "the turn does not come: not waiting for it");
+            return self.turn_came(context);
+        }
+        self.turn.give_up(context);
+        Ok(None)
+    }
+
+    pub(super) fn request(&mut self, dialect: Dialect, context: &mut Context<'_>) {
         let mut requests = serde_json::Map::new();
-        let specs = self.config.tables.iter().zip(&self.resume.columns).zip(&self.resume.acknowledged);
+        let specs = context.config.tables.iter().zip(&self.resume.columns).zip(&self.resume.acknowledged);
         for ((table, columns), conditions) in specs {
             let Some(columns) = columns else { continue };
             let mut request = json!({ "columns": columns });
             if dialect != Dialect::Monitor {
                 request["where"] = conditions.json(self.table_schema(table.name));
             }
+            // Rows of such tables come with their conditions (`filling.rs`).
             if dialect == Dialect::MonitorCondSince && *conditions != Conditions::All {
                 request["select"] = json!({ "initial": false });
                 if self.resume.transaction.is_nil() {
@@ -160,30 +267,31 @@ impl Session {
             }
             requests.insert(table.name.to_owned(), json!([request]));
         }
-        let left_out: Vec<SessionEvent> = (self.config.tables.iter().zip(&self.resume.acknowledged))
-            .filter_map(|(table, conditions)| self.left_out(table.name, conditions))
-            .collect();
-        self.events.extend(left_out);
-        let mut params = vec![json!(self.config.database), json!(DATA_MONITOR), json!(requests)];
+        for (table, conditions) in context.config.tables.iter().zip(&self.resume.acknowledged) {
+            self.tell_left_out(table.name, conditions, context);
+        }
+        let mut params = vec![json!(context.config.database), json!(DATA_MONITOR), json!(requests)];
         if dialect == Dialect::MonitorCondSince {
             params.push(json!(self.resume.transaction.to_string()));
         }
-        self.send(dialect.method(), &params.into(), Pending::Monitor(dialect));
+        context.mailbox.ask(dialect.method(), &params.into(), Pending::Monitor(dialect));
     }
 
-    pub(super) fn monitor_answered(
+    /// Takes the answer to a request; gives the contents, unless the server has to be asked in older words.
+    pub(super) fn answered(
         &mut self,
         dialect: Dialect,
         result: Result<Payload, String>,
-    ) -> Result<(), Hangup> {
+        context: &mut Context<'_>,
+    ) -> Result<Option<Contents>, Hangup> {
         let contents = match (result, dialect.older()) {
             (Ok(contents), _) => contents,
             (Err(error), Some(older)) if error.contains("unknown method") => {
                 // The older methods cannot resume, and so begin with the conditions wanted now.
                 self.resume.transaction = Uuid::nil();
                 self.resume.begin_anew();
-                self.request_monitor(older);
-                return Ok(());
+                self.request(older, context);
+                return Ok(None);
             }
             (Err(error), _) => return Err(Hangup::Refused { method: dialect.method(), error }),
         };
@@ -195,43 +303,46 @@ impl Session {
                 self.resume.transaction = transaction;
                 (contents, false)
             } else {
-                let Some(contents) = self.fill(contents, transaction) else { return Ok(()) };
+                let Some(contents) = self.fill(contents, transaction, context) else { return Ok(None) };
                 (contents, true)
             }
         } else {
             (contents, true)
         };
-        self.begin(updates, complete, dialect)
+        Ok(Some(self.arrived(updates, complete, dialect)))
     }
 
     /// The contents are here, or the changes of them.
-    pub(super) fn begin(&mut self, updates: Payload, complete: bool, dialect: Dialect) -> Result<(), Hangup> {
+    pub(super) fn arrived(&mut self, updates: Payload, complete: bool, dialect: Dialect) -> Contents {
         if complete { &self.tally.complete_contents } else { &self.tally.resumes }.add(1);
         self.state = State::Monitoring(dialect);
-        tracing::debug!(database = self.config.database, complete, "monitoring");
-        let composites = Arc::new(self.composites());
-        self.be_ready();
-        self.events.push_back(SessionEvent::Contents {
+        Contents { updates, complete, dialect }
+    }
+
+    /// Tells of contents, and of all that came before them and belongs behind them.
+    pub(super) fn publish(&mut self, contents: Contents, context: &mut Context<'_>) -> Result<(), Hangup> {
+        let Contents { updates, complete, dialect } = contents;
+        context.mailbox.tell(SessionEvent::Contents {
             updates,
             complete,
             dialect,
-            composites,
+            composites: Arc::new(self.composites(context.config)),
             schema: self.schema.clone(),
         });
         for (updates, dialect, transaction) in std::mem::take(&mut self.deferred) {
-            self.updated(updates, dialect, transaction)?;
+            self.updated(updates, dialect, transaction, context)?;
         }
         self.resume.refused = None;
-        self.follow_pause();
-        self.conditions_answered();
+        self.follow_pause(context);
+        self.conditions_answered(context);
         Ok(())
     }
 
     /// What conditions bring may be a long message, and nothing need follow it.
-    fn has_room(&self, updates: &Payload) -> bool {
+    fn has_room(&self, config: &SessionConfig, updates: &Payload) -> bool {
         let kept: usize = self.deferred.iter().map(|(updates, ..)| updates.weight()).sum();
         let added = if self.filling.is_some() { 0 } else { updates.weight() };
-        kept.saturating_add(added) <= self.config.deferred_limit
+        kept.saturating_add(added) <= config.deferred_limit
     }
 
     pub(super) fn table_schema(&self, table: &str) -> Option<&TableSchema> {
@@ -239,14 +350,15 @@ impl Session {
     }
 
     /// Tells of a clause that the server's schema does not allow.
-    fn left_out(&self, table: &'static str, conditions: &Conditions) -> Option<SessionEvent> {
-        let (column, problem) = conditions.check(self.table_schema(table)).err()?;
-        Some(SessionEvent::ClauseLeftOut { table, column, problem })
+    fn tell_left_out(&self, table: &'static str, conditions: &Conditions, context: &mut Context<'_>) {
+        if let Err((column, problem)) = conditions.check(self.table_schema(table)) {
+            context.mailbox.tell(SessionEvent::ClauseLeftOut { table, column, problem });
+        }
     }
 
-    fn composites(&self) -> Composites {
+    fn composites(&self, config: &SessionConfig) -> Composites {
         let Some(schema) = &self.schema else { return Composites::new() };
-        let tables = self.config.tables.iter().zip(&self.resume.columns);
+        let tables = config.tables.iter().zip(&self.resume.columns);
         tables
             .map(|(table, columns)| {
                 let composite = |name: &&'static str| {
@@ -263,16 +375,19 @@ impl Session {
         updates: Payload,
         dialect: Dialect,
         transaction: Option<Uuid>,
+        context: &mut Context<'_>,
     ) -> Result<(), Hangup> {
         match self.state {
             State::Monitoring(_) | State::Canceling => {
                 if let Some(transaction) = transaction {
                     self.resume.transaction = transaction;
                 }
-                self.events.push_back(SessionEvent::Update { updates, dialect });
+                context.mailbox.tell(SessionEvent::Update { updates, dialect });
             }
             // What the answer says comes before what overtook it.
-            State::Requested if self.deferred.len() < MAX_DEFERRED && self.has_room(&updates) => {
+            State::Requested
+                if self.deferred.len() < MAX_DEFERRED && self.has_room(context.config, &updates) =>
+            {
                 self.deferred.push((updates, dialect, transaction));
             }
             State::Requested => return Err(Hangup::Flooded),
@@ -283,7 +398,7 @@ impl Session {
 
     /// Sends the conditions that the server does not know yet. One request at a time, each with the latest ones: what
     /// changes in between is never sent.
-    pub(super) fn send_conditions(&mut self) {
+    fn send_conditions(&mut self, context: &mut Context<'_>) {
         let State::Monitoring(dialect) = self.state else { return };
         if self.resume.in_flight.is_some()
             || self.resume.generation == self.resume.in_force
@@ -292,13 +407,13 @@ impl Session {
             return;
         }
         let mut requests = serde_json::Map::new();
-        let mut left_out = Vec::new();
-        for (index, table) in self.config.tables.iter().enumerate() {
+        let mut changed = Vec::new();
+        for (index, table) in context.config.tables.iter().enumerate() {
             let (wanted, acknowledged) = (&self.resume.wanted[index], &self.resume.acknowledged[index]);
             if self.resume.columns[index].is_some()
                 && (wanted != acknowledged || self.resume.refused.is_some())
             {
-                left_out.extend(self.left_out(table.name, wanted));
+                changed.push((table.name, wanted));
                 requests.insert(
                     table.name.to_owned(),
                     json!([{ "where": wanted.json(self.table_schema(table.name)) }]),
@@ -306,78 +421,79 @@ impl Session {
             }
         }
         let is_work = !requests.is_empty() && dialect != Dialect::Monitor;
-        if is_work && !self.has_turn() {
+        if is_work && !self.turn.take(context) {
             return;
         }
-        self.events.extend(left_out);
+        for (table, wanted) in changed {
+            self.tell_left_out(table, wanted, context);
+        }
         self.resume.in_flight = Some((self.resume.generation, self.resume.wanted.clone()));
-        if !is_work {
-            self.conditions_answered();
-        } else {
+        if is_work {
             let params = json!([DATA_MONITOR, DATA_MONITOR, requests]);
             self.tally.condition_changes.add(1);
-            self.send("monitor_cond_change", &params, Pending::ConditionChange);
+            context.mailbox.ask("monitor_cond_change", &params, Pending::ConditionChange);
+        } else {
+            self.conditions_answered(context);
         }
     }
 
     /// The rows that a change brings or takes were sent before the answer (ovsdb-server(7), section 4.1.13).
-    pub(super) fn conditions_answered(&mut self) {
-        self.end_turn();
+    pub(super) fn conditions_answered(&mut self, context: &mut Context<'_>) {
+        self.turn.end(context);
         if let Some((generation, conditions)) = self.resume.in_flight.take() {
             self.resume.acknowledged = conditions;
             self.resume.refused = None;
             if self.resume.in_force != generation {
                 self.resume.in_force = generation;
-                self.events.push_back(SessionEvent::ConditionInForce(generation));
+                context.mailbox.tell(SessionEvent::ConditionInForce(generation));
             }
         }
-        self.send_conditions();
+        self.send_conditions(context);
     }
 
     /// A connection is not the worse for conditions that it does not take. The next ones are sent for all tables.
-    pub(super) fn conditions_refused(&mut self, error: String) {
-        self.end_turn();
+    pub(super) fn conditions_refused(&mut self, error: String, context: &mut Context<'_>) {
+        self.turn.end(context);
         if let Some((generation, _)) = self.resume.in_flight.take() {
             self.resume.refused = Some(generation);
-            self.events.push_back(SessionEvent::ConditionRefused { generation, error });
+            context.mailbox.tell(SessionEvent::ConditionRefused { generation, error });
         }
-        self.send_conditions();
+        self.send_conditions(context);
     }
-}
 
-/// The columns of `table` that the server has; `None` if it lacks the whole table and may do so.
-fn available(table: &TableSpec, schema: &Schema) -> Result<Option<Vec<&'static str>>, Hangup> {
-    let (database, version) = (&schema.name, &schema.version);
-    let Some(found) = schema.tables.get(table.name) else {
-        if table.optional {
-            return Ok(None);
-        }
-        let (database, version) = (database.clone(), version.clone());
-        return Err(Hangup::NoTable { database, version, table: table.name });
-    };
-    let mut columns = Vec::new();
-    for column in table.columns {
-        match found.columns.get(column.name) {
-            Some(schema) if (column.accepts)(&schema.kind) => columns.push(column.name),
-            Some(schema) => {
-                return Err(Hangup::ColumnType {
-                    version: version.clone(),
-                    table: table.name,
-                    column: column.name,
-                    found: schema.kind,
-                    expected: (column.describe)(),
-                });
+    /// Wants nothing of the database monitored, on this connection and all later ones, or wants it again from where it
+    /// was.
+    pub(super) fn set_paused(&mut self, paused: bool, context: &mut Context<'_>) {
+        self.paused = paused;
+        self.follow_pause(context);
+    }
+
+    /// Does what is wanted if the state allows it; the answer that is waited for otherwise leads here again.
+    fn follow_pause(&mut self, context: &mut Context<'_>) {
+        match self.state {
+            State::Monitoring(_) if self.paused => {
+                context.mailbox.ask("monitor_cancel", &json!([DATA_MONITOR]), Pending::Cancel);
+                self.state = State::Canceling;
             }
-            None if column.optional => {}
-            None => {
-                return Err(Hangup::NoColumn {
-                    database: database.clone(),
-                    version: version.clone(),
-                    table: table.name,
-                    column: column.name.to_owned(),
-                });
+            // A server tells of a new schema only those that monitor.
+            State::Paused if !self.paused => {
+                context.mailbox.ask("get_schema", &json!([context.config.database]), Pending::Schema);
+                self.state = State::Greeting;
             }
+            _ => {}
         }
     }
-    Ok(Some(columns))
+
+    /// No update comes after the answer.
+    pub(super) fn cancel_answered(
+        &mut self,
+        result: Result<Payload, String>,
+        context: &mut Context<'_>,
+    ) -> Result<(), Hangup> {
+        result.map_err(|error| Hangup::Refused { method: "monitor_cancel", error })?;
+        self.state = State::Paused;
+        context.mailbox.tell(SessionEvent::Paused);
+        self.follow_pause(context);
+        Ok(())
+    }
 }

@@ -2,48 +2,52 @@
 
 use serde_json::json;
 
-use super::{Hangup, Pending, SERVER_MONITOR, Session, State};
+use super::mailbox::Mailbox;
+use super::{Hangup, Pending, SERVER_MONITOR, SessionConfig};
 
 /// The columns of `_Server`'s `Database` that decide whether a server is of use (ovsdb-server(5)).
 #[derive(Debug)]
-pub(super) struct ServerStatus {
+struct Status {
     model: String,
     connected: bool,
     leader: bool,
 }
 
-impl Session {
-    /// Asks for everything that has to be known.
-    pub(super) fn greet(&mut self) {
-        let database = self.config.database.clone();
-        let this_database = json!([["name", "==", database]]);
-        self.send("set_db_change_aware", &json!([true]), Pending::ChangeAware);
+/// What is known of the server.
+#[derive(Debug, Default)]
+pub(super) struct Server {
+    status: Option<Status>,
+}
+
+impl Server {
+    /// Asks for everything that has to be known, but for the schema.
+    pub(super) fn ask(config: &SessionConfig, mailbox: &mut Mailbox) {
+        let this_database = json!([["name", "==", config.database]]);
+        mailbox.ask("set_db_change_aware", &json!([true]), Pending::ChangeAware);
         let columns = json!(["name", "model", "connected", "leader"]);
-        self.send(
+        mailbox.ask(
             "monitor_cond",
             &json!(["_Server", SERVER_MONITOR, { "Database": [{ "columns": columns, "where": this_database }] }]),
             Pending::Server,
         );
-        self.ask_log_end();
-        self.send("get_schema", &json!([database]), Pending::Schema);
     }
 
-    /// Begins to monitor, or to pause, once everything about the server is known.
-    pub(super) fn greeted(&mut self) -> Result<(), Hangup> {
-        let waiting =
-            self.pending.values().any(|p| matches!(p, Pending::Server | Pending::LogEnd | Pending::Schema));
-        if waiting || self.state != State::Greeting {
-            return Ok(());
+    pub(super) fn disconnected(&mut self) {
+        self.status = None;
+    }
+
+    /// Takes the first contents of `_Server`'s table `Database`, which have to have our database.
+    pub(super) fn answered(&mut self, config: &SessionConfig, contents: &[u8]) -> Result<(), Hangup> {
+        self.changed(config, &String::from_utf8_lossy(contents))?;
+        if self.status.is_none() {
+            let database = config.database.clone();
+            return Err(Hangup::NoDatabase { database, error: "not in the list of its databases".into() });
         }
-        if self.paused {
-            self.be_paused();
-            return Ok(());
-        }
-        self.queue()
+        Ok(())
     }
 
     /// Takes an update of `_Server`'s table `Database`, of which only the row of our database is monitored.
-    pub(super) fn server_changed(&mut self, updates: &str) -> Result<(), Hangup> {
+    pub(super) fn changed(&mut self, config: &SessionConfig, updates: &str) -> Result<(), Hangup> {
         let updates: serde_json::Value = serde_json::from_str(updates)?;
         for update in updates["Database"].as_object().into_iter().flat_map(|rows| rows.values()) {
             let Some((kind, row)) = update.as_object().and_then(|update| update.iter().next()) else {
@@ -53,7 +57,7 @@ impl Session {
                 return Err(Hangup::Canceled);
             }
             // Omitted columns of a new row have their default values.
-            let status = self.server.get_or_insert_with(|| ServerStatus {
+            let status = self.status.get_or_insert_with(|| Status {
                 model: String::new(),
                 connected: false,
                 leader: false,
@@ -64,9 +68,9 @@ impl Session {
             status.connected = row["connected"].as_bool().unwrap_or(status.connected);
             status.leader = row["leader"].as_bool().unwrap_or(status.leader);
         }
-        match &self.server {
-            Some(server) if !server.connected => Err(Hangup::CutOff { model: server.model.clone() }),
-            Some(server) if self.config.leader_only && !server.leader => Err(Hangup::NotLeader),
+        match &self.status {
+            Some(status) if !status.connected => Err(Hangup::CutOff { model: status.model.clone() }),
+            Some(status) if config.leader_only && !status.leader => Err(Hangup::NotLeader),
             _ => Ok(()),
         }
     }

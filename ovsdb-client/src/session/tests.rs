@@ -9,6 +9,8 @@ mod pause;
 mod probe;
 mod turn;
 
+use std::collections::VecDeque;
+
 use serde_json::{Value, json};
 
 use super::*;

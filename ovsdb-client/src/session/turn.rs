@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{Hangup, Pending, Session, State};
+use super::{Context, Pending, SessionConfig};
 
 /// How turns are taken.
 #[derive(Debug, Clone)]
@@ -21,7 +21,14 @@ pub(crate) struct TurnConfig {
     pub(crate) patience: Duration,
 }
 
-/// The turn on this connection.
+impl TurnConfig {
+    /// Whether that lock is the one by which `config` takes turns.
+    pub(super) fn is_of(config: &SessionConfig, lock: &str) -> bool {
+        config.turns.as_ref().is_some_and(|turns| turns.lock == lock)
+    }
+}
+
+/// The turn on a connection.
 #[derive(Debug, Default)]
 pub(super) enum Turn {
     /// Not wanted.
@@ -40,95 +47,58 @@ pub(super) enum Turn {
     },
 }
 
-impl Session {
-    /// Whether it is this client's turn; if not, it is waited for. It always is where no turns are taken.
-    pub(super) fn has_turn(&mut self) -> bool {
-        let (Some(config), Some(now)) = (&self.config.turns, self.last_received) else { return true };
-        match self.turn {
-            Turn::Taken { .. } => true,
-            Turn::Over { .. } => {
-                self.turn = Turn::Taken { since: now };
+impl Turn {
+    /// Takes the turn if it is this client's; if not, it is waited for. It always is where no turns are taken.
+    pub(super) fn take(&mut self, context: &mut Context<'_>) -> bool {
+        let (Some(turns), Some(now)) = (&context.config.turns, context.now) else { return true };
+        match self {
+            Self::Taken { .. } => true,
+            Self::Over { .. } => {
+                *self = Self::Taken { since: now };
                 true
             }
-            Turn::Awaited { .. } => false,
-            Turn::None => {
-                let lock = json!([config.lock]);
-                self.turn = Turn::Awaited { since: now };
-                self.send("lock", &lock, Pending::Turn);
+            Self::Awaited { .. } => false,
+            Self::None => {
+                *self = Self::Awaited { since: now };
+                context.mailbox.ask("lock", &json!([turns.lock]), Pending::Turn);
                 false
             }
         }
     }
 
-    /// Asks for contents when the turn has come.
-    pub(super) fn queue(&mut self) -> Result<(), Hangup> {
-        if self.has_turn() {
-            return self.begin_monitoring();
-        }
-        self.state = State::Queued;
-        self.end_greeting();
-        Ok(())
-    }
-
-    /// The server has given the lock, or gives none, which is as good.
-    pub(super) fn turn_came(&mut self) -> Result<(), Hangup> {
-        let (Turn::Awaited { .. }, Some(now)) = (&self.turn, self.last_received) else { return Ok(()) };
-        self.turn = Turn::Taken { since: now };
-        if self.state == State::Queued {
-            self.state = State::Greeting;
-            self.restart_greeting(now);
-            if !self.paused {
-                return self.begin_monitoring();
-            }
-            self.be_paused();
-        } else {
-            self.send_conditions();
-        }
-        // What it was wanted for may not be wanted any more.
-        if !self.pending.values().any(|pending| matches!(pending, Pending::ConditionChange)) {
-            self.give_turn();
-        }
-        Ok(())
-    }
-
-    pub(super) fn is_turn(&self, lock: &str) -> bool {
-        self.config.turns.as_ref().is_some_and(|turns| turns.lock == lock)
+    /// The server has given the lock, or gives none, which is as good. Tells whether that was waited for.
+    pub(super) fn came(&mut self, context: &Context<'_>) -> bool {
+        let (Self::Awaited { .. }, Some(now)) = (&self, context.now) else { return false };
+        *self = Self::Taken { since: now };
+        true
     }
 
     /// What the turn was for is done.
-    pub(super) fn end_turn(&mut self) {
-        if let (Turn::Taken { since }, Some(now)) = (&self.turn, self.last_received) {
-            self.turn = Turn::Over { until: now + now.saturating_duration_since(*since) };
+    pub(super) fn end(&mut self, context: &Context<'_>) {
+        if let (Self::Taken { since }, Some(now)) = (&self, context.now) {
+            *self = Self::Over { until: now + now.saturating_duration_since(*since) };
         }
     }
 
     /// Gives the lock up, or the place in the queue.
-    fn give_turn(&mut self) {
-        if !matches!(std::mem::take(&mut self.turn), Turn::None)
-            && let Some(config) = &self.config.turns
+    pub(super) fn give_up(&mut self, context: &mut Context<'_>) {
+        if !matches!(std::mem::take(self), Self::None)
+            && let Some(turns) = &context.config.turns
         {
-            let lock = json!([config.lock]);
-            self.send("unlock", &lock, Pending::Unlock);
+            context.mailbox.ask("unlock", &json!([turns.lock]), Pending::Unlock);
         }
     }
 
-    pub(super) fn turn_timeout(&self) -> Option<Instant> {
-        match self.turn {
-            Turn::None | Turn::Taken { .. } => None,
-            Turn::Awaited { since } => since.checked_add(self.config.turns.as_ref()?.patience),
-            Turn::Over { until } => Some(until),
+    /// When something has to be done: the lock was waited for long enough, or is to be given up.
+    pub(super) fn due(&self, config: &SessionConfig) -> Option<Instant> {
+        match self {
+            Self::None | Self::Taken { .. } => None,
+            Self::Awaited { since } => since.checked_add(config.turns.as_ref()?.patience),
+            Self::Over { until } => Some(*until),
         }
     }
 
-    pub(super) fn check_turn(&mut self, now: Instant) -> Result<(), Hangup> {
-        if self.turn_timeout().is_none_or(|timeout| timeout > now) {
-            return Ok(());
-        }
-        if let Turn::Awaited { .. } = self.turn {
-            tracing::debug!(database = self.config.database, "the turn does not come: not waiting for it");
-            return self.turn_came();
-        }
-        self.give_turn();
-        Ok(())
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(self, Self::Awaited { .. })
     }
 }

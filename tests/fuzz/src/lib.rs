@@ -3,6 +3,7 @@
 //!
 //! `FUZZ_SECONDS` (20) is for each target. `FUZZ_SEED` begins with that input: a failure tells the seed of its own, and
 //! `FUZZ_SEED=<seed> FUZZ_SECONDS=0` repeats just that one.
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

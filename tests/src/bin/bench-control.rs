@@ -3,6 +3,7 @@
 //!
 //! On a real OVN and Open vSwitch. What counts as the start of a plug is the moment in which a client of the same
 //! database that the agent reads sees the interface's row complete.
+#![forbid(unsafe_code)]
 
 use std::{
     sync::mpsc::{self, Receiver},

@@ -2,6 +2,7 @@
 //!
 //! Every comparison is a ratio of medians over rounds that alternate, in one run: absolute numbers say little about
 //! another machine. A redirect is compared with a plain veth pair into the very same listener.
+#![forbid(unsafe_code)]
 
 use std::{
     io::{Read as _, Write as _},

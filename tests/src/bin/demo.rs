@@ -1,4 +1,5 @@
 //! The demo: two guests with one address in two networks ask one service who they are.
+#![forbid(unsafe_code)]
 
 use std::{
     process::ExitCode,

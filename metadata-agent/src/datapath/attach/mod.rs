@@ -1,4 +1,5 @@
 //! Putting the programs on devices: by TCX links where the kernel has them, else as filters of a clsact qdisc.
+#![forbid(unsafe_code)]
 mod clsact;
 mod tcx;
 

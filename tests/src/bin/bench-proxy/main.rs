@@ -3,6 +3,7 @@
 //! All three are asked by the same load for the same upstream, in short rounds; what is printed are medians over the
 //! rounds, also of the ratios within each: absolute numbers say little about another machine. With `requests` as its
 //! argument it only measures those, with `crowd` one guest beside crowds.
+#![forbid(unsafe_code)]
 
 mod crowd;
 mod haproxy;

@@ -1,0 +1,51 @@
+//! Descriptors that the kernel gives as numbers, owned from then on.
+#![allow(unsafe_code, reason = "whether a number is a descriptor, and whose, is nothing that a type tells")]
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+};
+
+use nix::{errno::Errno, libc};
+
+/// Owns a descriptor that the kernel has just made for this process, or that was made for it before it was started, and
+/// that nothing else knows of.
+pub(crate) fn own(raw: RawFd) -> OwnedFd {
+    // SAFETY: that is what callers say by calling this.
+    unsafe { OwnedFd::from_raw_fd(raw) }
+}
+
+/// The network namespace that a socket is of (`SIOCGSKNS` of linux/sockios.h, since Linux 4.10).
+pub(crate) fn namespace_of(socket: &impl AsFd) -> io::Result<File> {
+    const SIOCGSKNS: libc::Ioctl = 0x894c;
+    // SAFETY: it takes no argument, and gives a new descriptor.
+    let raw = Errno::result(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) })?;
+    Ok(own(raw).into())
+}
+
+/// A process, by a descriptor that can be read when it has ended (pidfd_open(2), since Linux 5.3).
+pub(crate) fn process(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: it takes two numbers, and gives a new descriptor.
+    let raw = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    Ok(own(raw as RawFd))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::UdpSocket, os::unix::fs::MetadataExt as _};
+
+    use super::*;
+
+    #[test]
+    fn a_socket_is_of_the_namespace_that_it_was_made_in() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        match namespace_of(&socket) {
+            Ok(found) => {
+                let own = std::fs::metadata("/proc/self/ns/net").unwrap();
+                assert_eq!(found.metadata().unwrap().ino(), own.ino());
+            }
+            // It takes CAP_NET_ADMIN.
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}"),
+        }
+    }
+}
