@@ -5,9 +5,10 @@ mod preflight;
 mod serve;
 
 use std::{
+    ffi::OsString,
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -19,7 +20,7 @@ use self::{config_files::ConfigFiles, serve::serve};
 use crate::{
     admin,
     config::{self, Config},
-    control::Ending,
+    control::{self, Ending},
     datapath::{Datapath, Netns, ServiceDevice},
     startup, takeover, version,
 };
@@ -42,6 +43,15 @@ enum Command {
         no_takeover: bool,
         #[command(flatten)]
         files: ConfigFiles,
+    },
+    /// Start a program that nobody waits for, and print its process id.
+    #[command(hide = true)]
+    Detach {
+        /// The program.
+        program: PathBuf,
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
     },
     /// Check the configuration and the files it names, and print it as understood.
     CheckConfig(ConfigFiles),
@@ -98,6 +108,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
                 Ending::Left => ExitCode::from(EX_LEFT),
             });
         }
+        Command::Detach { program, arguments } => control::detach(&program, &arguments)?,
         Command::CheckConfig(files) => {
             let config = files.read()?;
             println!("{config:#?}");

@@ -28,8 +28,8 @@ use crate::{
     reconcile::Reconciler,
     takeover::{Offering, Predecessor},
 };
-pub use succession::Farewell;
 use succession::Succession;
+pub use succession::{Farewell, detach};
 
 /// How long after a failure things are tried again.
 const RETRY: Duration = Duration::from_secs(1);

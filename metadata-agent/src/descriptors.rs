@@ -23,6 +23,13 @@ pub(crate) fn namespace_of(socket: &impl AsFd) -> io::Result<File> {
     Ok(own(raw).into())
 }
 
+/// A process, by a descriptor that can be read when it has ended (pidfd_open(2), since Linux 5.3).
+pub(crate) fn process(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: it takes two numbers, and gives a new descriptor.
+    let raw = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    Ok(own(raw as RawFd))
+}
+
 #[cfg(test)]
 mod tests {
     use std::{net::UdpSocket, os::unix::fs::MetadataExt as _};

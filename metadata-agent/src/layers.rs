@@ -34,6 +34,7 @@ const PARTS: &[(&str, &[&str])] = &[
     (
         "control",
         &[
+            "descriptors",
             "logging",
             "takeover",
             "config",

@@ -5,7 +5,8 @@ use std::time::Duration;
 const INITIAL: Duration = Duration::from_secs(1);
 
 /// The delays of Open vSwitch's clients (reconnect.c): 1 s, doubling up to a maximum, and from the start again after a
-/// connection that lasted. Each other server is tried once before, without delay.
+/// connection that lasted. Each other server is tried once before, without delay; but all clients of a server that is gone
+/// lose their connections in the same instant, and come to the others within a second.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     max: Duration,
@@ -23,10 +24,12 @@ impl Backoff {
 
     /// The delay after an attempt that failed, or a connection that was good for `lasted`.
     ///
-    /// To have lasted is to have outlasted the delay before. `jitter`, from 0 to 1, takes up to a quarter off the delay, so
+    /// To have lasted is to have outlasted the delay before. `jitter`, from 0 to 1, takes up to a half off the delay, so
     /// that the clients of a server that restarts do not all come back at once.
     pub(crate) fn after(&mut self, lasted: Duration, jitter: f64) -> Duration {
-        if lasted >= self.delay.max(INITIAL) {
+        let jitter = jitter.clamp(0.0, 1.0);
+        let has_lasted = lasted >= self.delay.max(INITIAL);
+        if has_lasted {
             (self.failures, self.delay) = (0, Duration::ZERO);
         }
         self.failures += 1;
@@ -35,7 +38,10 @@ impl Backoff {
         } else {
             (self.delay * 2).clamp(INITIAL, self.max)
         };
-        self.delay.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 4.0)
+        if has_lasted && self.delay.is_zero() {
+            return INITIAL.mul_f64(jitter);
+        }
+        self.delay.mul_f64(1.0 - jitter / 2.0)
     }
 }
 
@@ -87,8 +93,12 @@ mod tests {
     }
 
     #[test]
-    fn jitter_only_shortens() {
+    fn jitter_shortens_delays_and_spreads_those_who_lost_a_server() {
         let delay = Backoff::new(Duration::from_secs(8), 1).after(FAILED, 1.0);
-        assert_eq!(delay, Duration::from_millis(750));
+        assert_eq!(delay, Duration::from_millis(500));
+        let mut three = Backoff::new(Duration::from_secs(8), 3);
+        assert_eq!(three.after(FAILED, 0.5), Duration::ZERO, "a server that was never good has no crowd");
+        assert_eq!(three.after(Duration::from_secs(9), 0.5), Duration::from_millis(500));
+        assert_eq!(three.after(FAILED, 0.5), Duration::ZERO);
     }
 }

@@ -2,19 +2,24 @@
 
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use tokio::sync::{mpsc, watch};
 
 use crate::client::{Client, Handle};
 use crate::condition::Conditions;
 use crate::config::Config;
-use crate::connection::{Driver, Task, Wanted};
+use crate::connection::{Driver, Task, Wanted, random};
 use crate::counters::SharedTally;
 use crate::replica::Replica;
 use crate::row::Row;
-use crate::session::{Session, SessionConfig, TableSpec};
+use crate::session::{Session, SessionConfig, TableSpec, TurnConfig};
 
 /// Messages between the connection and the consumer. When they are used up the socket is not read any more.
 const BACKLOG: usize = 64;
+
+/// How long a turn may take to come: hundreds of clients of a large database take a minute.
+const TURN_PATIENCE: Duration = Duration::from_secs(180);
 
 /// Collects the tables to replicate, before the first connection.
 #[derive(Debug)]
@@ -80,6 +85,11 @@ impl Builder {
             deferred_limit: config.backlog_limit,
             servers: config.remotes.as_slice().len(),
             leader_only: config.leader_only,
+            turns: config.turn_lock.as_ref().map(|lock| TurnConfig {
+                lock: lock.clone(),
+                // Not all at once, if somebody keeps it.
+                patience: TURN_PATIENCE.mul_f64(0.75 + random() / 2.0),
+            }),
         };
         let tally = SharedTally::default();
         let session = Session::new(session, Arc::clone(&tally));

@@ -27,6 +27,11 @@ pub struct Config {
     /// probes do not count. Zero leaves this to the probes. [`Event::Waiting`](crate::Event::Waiting) comes after half
     /// of the time, also where there is no other server.
     pub greeting_timeout: Duration,
+    /// The name of a lock (RFC 7047, section 4.1.8) with which the clients of a server take turns in asking it for the first
+    /// contents (none). A server does nothing else while it makes these, so hundreds of clients that come back at once
+    /// keep it from its cluster and from everybody else. The lock is given up when the contents are there, after as long
+    /// again, and not waited for for more than some minutes. It must not be used for anything else.
+    pub turn_lock: Option<String>,
     /// Whether to use no server but the leader of a cluster (no). Followers are as good: they forward writes.
     pub leader_only: bool,
     /// The longest message to accept, in bytes (1 GiB). A complete dump is a single message. As much may wait for a
@@ -53,6 +58,7 @@ impl Config {
             backoff_max: Duration::from_secs(8),
             connect_timeout: Duration::from_secs(10),
             greeting_timeout: Duration::from_secs(10),
+            turn_lock: None,
             leader_only: false,
             message_limit: 1 << 30,
             backlog_limit: 64 << 20,

@@ -441,7 +441,7 @@ async fn last_words(reader: &mut (impl AsyncReadExt + Unpin)) -> Option<io::Erro
 }
 
 /// A number from 0 to 1 that is different in each process: the standard library seeds its hash tables with one.
-fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     RandomState::new().hash_one(()) as f64 / u64::MAX as f64
 }
 

@@ -4,6 +4,7 @@
 //! resume from there. It is given messages and the time, and asked for messages and events.
 
 mod event;
+mod filling;
 mod greeting;
 mod hangup;
 mod lock;
@@ -14,6 +15,7 @@ mod resume;
 mod server;
 mod silence;
 mod table;
+mod turn;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +32,7 @@ pub(crate) use event::{SessionEvent, Transmit};
 pub use greeting::Awaited;
 pub use hangup::Hangup;
 pub(crate) use table::TableSpec;
+pub(crate) use turn::TurnConfig;
 
 /// Updates kept while a monitor request is unanswered. A server sends none before its answer unless it is broken.
 const MAX_DEFERRED: usize = 1024;
@@ -56,6 +59,17 @@ pub(crate) struct SessionConfig {
     pub(crate) servers: usize,
     /// Whether to refuse servers of a cluster that are not its leader.
     pub(crate) leader_only: bool,
+    /// Whether, and how, clients take turns in asking for contents.
+    pub(crate) turns: Option<TurnConfig>,
+}
+
+/// What a part of a session needs to do its work: the settings, when the server was last heard of, and the way out.
+#[derive(Debug)]
+struct Context<'a> {
+    config: &'a SessionConfig,
+    /// Nothing without a connection.
+    now: Option<Instant>,
+    mailbox: &'a mut mailbox::Mailbox,
 }
 
 /// The state machine of one client: parts that each own what they know, and what goes between them.
@@ -82,8 +96,11 @@ enum Pending {
     LogEnd,
     Schema,
     Monitor(Dialect),
+    Fill,
+    StartOver,
     ConditionChange,
     Cancel,
+    Turn,
     Lock(String),
     Unlock,
     User(String),
@@ -92,8 +109,22 @@ enum Pending {
 impl Pending {
     /// Whether the answer brings a new connection forward.
     fn is_step(&self) -> bool {
-        matches!(self, Self::Server | Self::LogEnd | Self::Schema | Self::Monitor(_))
+        matches!(
+            self,
+            Self::Server | Self::LogEnd | Self::Schema | Self::Monitor(_) | Self::Fill | Self::StartOver
+        )
     }
+}
+
+/// The context of a part of `$session`, which can be borrowed beside it.
+macro_rules! context {
+    ($session:expr) => {
+        &mut Context {
+            config: &$session.config,
+            now: $session.silence.last_received(),
+            mailbox: &mut $session.mailbox,
+        }
+    };
 }
 
 impl Session {
@@ -127,7 +158,7 @@ impl Session {
         self.greeting.restart(now);
         server::Server::ask(&self.config, &mut self.mailbox);
         self.log_end.ask(&self.config, &mut self.mailbox);
-        self.monitor.connected(&self.config, &mut self.mailbox);
+        self.monitor.connected(context!(self));
         self.locks.connected(&mut self.mailbox);
     }
 
@@ -169,7 +200,7 @@ impl Session {
     /// Sets the conditions of all tables, which are of `generation`. [`SessionEvent::ConditionInForce`] tells when the
     /// server follows them.
     pub(crate) fn set_conditions(&mut self, generation: u64, conditions: Vec<Conditions>) {
-        self.monitor.set_conditions(&self.config, generation, conditions, &mut self.mailbox);
+        self.monitor.set_conditions(generation, conditions, context!(self));
     }
 
     /// Forgets the last transaction, so that the next connection begins with a complete dump.
@@ -180,7 +211,7 @@ impl Session {
     /// Wants nothing of the database monitored, on this connection and all later ones, or wants it again from where it
     /// was. [`SessionEvent::Paused`] tells when the first is so, [`SessionEvent::Contents`] when the second is.
     pub(crate) fn set_paused(&mut self, paused: bool) {
-        self.monitor.set_paused(&self.config, paused, &mut self.mailbox);
+        self.monitor.set_paused(paused, context!(self));
     }
 
     /// Wants a lock, now and after every reconnection, by force if `steal`.
@@ -212,7 +243,8 @@ impl Session {
     /// When [`Self::handle_timeout`] wants to be called.
     pub(crate) fn timeout(&self) -> Option<Instant> {
         let silence = self.silence.due(self.config.probe_interval);
-        [silence, self.log_end.due(), self.greeting.due(&self.config)].into_iter().flatten().min()
+        let (greeting, turn) = (self.greeting.due(&self.config), self.monitor.turn_due(&self.config));
+        [silence, self.log_end.due(), greeting, turn].into_iter().flatten().min()
     }
 
     /// Time has passed.
@@ -221,6 +253,8 @@ impl Session {
             self.log_end.ask(&self.config, &mut self.mailbox);
         }
         self.greeting.check(&self.config, now, self.monitor.awaited(), &mut self.mailbox)?;
+        let beginning = self.monitor.check_turn(now, context!(self))?;
+        self.begin_after_turn(beginning);
         if self.silence.check(now, self.config.probe_interval)? {
             self.probe();
         }
@@ -264,7 +298,7 @@ impl Session {
                 let range = Payload::range_of(&message, update.updates);
                 let (dialect, transaction) = (update.dialect, update.transaction);
                 let updates = Payload::new(message, range);
-                self.monitor.updated(&self.config, updates, dialect, transaction, &mut self.mailbox)
+                self.monitor.updated(updates, dialect, transaction, context!(self))
             }
             "monitor_canceled" => {
                 let (monitor,): (serde_json::Value,) = serde_json::from_str(params.get())?;
@@ -273,6 +307,9 @@ impl Session {
             // RFC 7047, sections 4.1.9 and 4.1.10.
             "locked" | "stolen" => {
                 let (name,): (String,) = serde_json::from_str(params.get())?;
+                if TurnConfig::is_of(&self.config, &name) {
+                    return if method == "locked" { self.turn_came() } else { Ok(()) };
+                }
                 self.locks.changed(name, method == "locked", &mut self.mailbox);
                 Ok(())
             }
@@ -287,16 +324,15 @@ impl Session {
         {
             self.greeting.restart(now);
         }
-        let Self { config, mailbox, .. } = self;
         match (pending, result) {
             // Servers before Open vSwitch 2.9 know neither change awareness nor the database _Server.
             (Pending::Probe | Pending::ChangeAware | Pending::Unlock, _) => Ok(()),
             (Pending::Server, Ok(contents)) => {
-                self.server.answered(config, contents.as_bytes())?;
+                self.server.answered(&self.config, contents.as_bytes())?;
                 self.greeted()
             }
             (Pending::LogEnd, Ok(result)) => {
-                self.log_end.check(config, result.as_bytes(), last_received)?;
+                self.log_end.check(&self.config, result.as_bytes(), last_received)?;
                 self.greeted()
             }
             (Pending::Server | Pending::LogEnd, Err(_)) => self.greeted(),
@@ -305,35 +341,61 @@ impl Session {
                 self.greeted()
             }
             (Pending::Schema, Err(error)) => {
-                Err(Hangup::NoDatabase { database: config.database.clone(), error })
+                Err(Hangup::NoDatabase { database: self.config.database.clone(), error })
             }
             (Pending::Monitor(dialect), result) => {
-                let Some(contents) = self.monitor.answered(config, dialect, result, mailbox)? else {
+                match self.monitor.answered(dialect, result, context!(self))? {
+                    Some(contents) => self.publish(contents),
+                    None => Ok(()),
+                }
+            }
+            (Pending::Fill, result) => {
+                let Some((contents, last)) = self.monitor.filled(result, context!(self))? else {
                     return Ok(());
                 };
-                self.be_ready();
-                self.monitor.publish(&self.config, contents, &mut self.mailbox)
+                self.publish(contents)?;
+                // What came before those rows is told after them.
+                self.monitor.resume.transaction = last;
+                Ok(())
+            }
+            (Pending::StartOver, result) => self.monitor.start_over(result, context!(self)),
+            // What is not locked yet is told of later.
+            (Pending::Turn, Ok(result)) => {
+                let result: serde_json::Value = serde_json::from_slice(result.as_bytes())?;
+                if result["locked"] == true { self.turn_came() } else { Ok(()) }
+            }
+            (Pending::Turn, Err(error)) => {
+                tracing::debug!(error, "the server gives no turns");
+                self.turn_came()
             }
             (Pending::ConditionChange, Ok(_)) => {
-                self.monitor.conditions_answered(config, mailbox);
+                self.monitor.conditions_answered(context!(self));
                 Ok(())
             }
             (Pending::ConditionChange, Err(error)) => {
-                self.monitor.conditions_refused(config, error, mailbox);
+                self.monitor.conditions_refused(error, context!(self));
                 Ok(())
             }
-            (Pending::Cancel, result) => self.monitor.cancel_answered(config, result, mailbox),
-            (Pending::Lock(name), Ok(result)) => Ok(self.locks.answered(id, name, &result, mailbox)?),
+            (Pending::Cancel, result) => self.monitor.cancel_answered(result, context!(self)),
+            (Pending::Lock(name), Ok(result)) => {
+                Ok(self.locks.answered(id, name, &result, &mut self.mailbox)?)
+            }
             (Pending::Lock(name), Err(error)) => {
                 self.locks.refused(id, &name, &error);
                 Ok(())
             }
             (Pending::User(method), result) => {
                 let result = result.map_err(|error| Error::Refused { method, error });
-                mailbox.tell(SessionEvent::Reply { id, result });
+                self.mailbox.tell(SessionEvent::Reply { id, result });
                 Ok(())
             }
         }
+    }
+
+    /// The contents are here: the server is of use.
+    fn publish(&mut self, contents: monitor::Contents) -> Result<(), Hangup> {
+        self.be_ready();
+        self.monitor.publish(contents, context!(self))
     }
 
     /// Begins to monitor, or to pause, once everything about the server is known.
@@ -343,11 +405,37 @@ impl Session {
         if self.mailbox.awaits(is_of_greeting) {
             return Ok(());
         }
-        if self.monitor.begin(&self.config, &mut self.mailbox)? == Some(monitor::Beginning::Paused) {
-            self.be_ready();
-            self.mailbox.tell(SessionEvent::Paused);
-        }
+        let beginning = self.monitor.begin(context!(self))?;
+        self.begun(beginning);
         Ok(())
+    }
+
+    /// Goes on as the connection has begun.
+    fn begun(&mut self, beginning: Option<monitor::Beginning>) {
+        match beginning {
+            Some(monitor::Beginning::Paused) => {
+                self.be_ready();
+                self.mailbox.tell(SessionEvent::Paused);
+            }
+            // Others have their turn meanwhile: that is not the server's silence.
+            Some(monitor::Beginning::Queued) => self.greeting.end(),
+            Some(monitor::Beginning::Requested) | None => {}
+        }
+    }
+
+    /// It is this client's turn to ask for contents or conditions.
+    fn turn_came(&mut self) -> Result<(), Hangup> {
+        let beginning = self.monitor.turn_came(context!(self))?;
+        self.begin_after_turn(beginning);
+        Ok(())
+    }
+
+    /// The server has its time from the turn on.
+    fn begin_after_turn(&mut self, beginning: Option<monitor::Beginning>) {
+        if let (Some(monitor::Beginning::Requested), Some(now)) = (beginning, self.silence.last_received()) {
+            self.greeting.restart(now);
+        }
+        self.begun(beginning);
     }
 
     /// Tells that requests can be made, once on each connection.

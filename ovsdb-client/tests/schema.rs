@@ -87,7 +87,7 @@ async fn a_condition_that_the_schema_refuses_is_told() {
     let mut client = Client::builder(config(&server.unix())).monitor::<Item>(conditions).connect();
     let Event::Disconnected { reason, .. } = next(&mut client).await else { panic!("connected") };
     assert!(
-        reason.to_string().contains("refused monitor_cond_since") && reason.to_string().contains("too long"),
+        reason.to_string().contains("refused monitor_cond_change") && reason.to_string().contains("too long"),
         "{reason}"
     );
 }

@@ -13,6 +13,7 @@ use tokio::runtime;
 static ALONE: Mutex<()> = Mutex::new(());
 
 const SCALE: Scale = Scale {
+    hosts: 50,
     agents: 50,
     ports: 20,
     election_timer: Duration::from_secs(2),
@@ -35,7 +36,7 @@ fn agents_converge_whatever_happens_to_servers() -> Result<()> {
         rack: 10,
         quiet: Duration::from_secs(1),
     };
-    let costs = runtime()?.block_on(phases::run(plan, |cost| println!("{cost:?}")))?;
+    let costs = runtime()?.block_on(phases::run(plan, None, |cost| println!("{cost:?}")))?;
     ensure!(costs.len() == phases::COUNT, "{} phases", costs.len());
     let started = costs[1].events.complete + costs[1].events.resumed;
     ensure!(started >= SCALE.agents, "{started} connections of {} agents", SCALE.agents);
@@ -46,13 +47,16 @@ fn agents_converge_whatever_happens_to_servers() -> Result<()> {
 fn all_rows_are_as_well_had_without_conditions() -> Result<()> {
     let _alone = ALONE.lock();
     runtime()?.block_on(async {
-        let scale = Scale { agents: 5, monitor_all: true, ..SCALE };
+        let scale = Scale { hosts: 20, agents: 5, monitor_all: true, ..SCALE };
         let mut simulation = Simulation::start(scale).await?;
         simulation.boot(0..scale.agents)?;
         simulation.converge().await?;
         simulation.check_rows().await?;
-        let vif = simulation.next_vif(3);
-        simulation.live(vif, Duration::from_millis(100)).await?;
+        for host in [3, 13] {
+            let vif = simulation.next_vif(host);
+            let served = simulation.live(vif, Duration::from_millis(100)).await?;
+            ensure!(served.is_some() == (host < scale.agents), "{served:?}");
+        }
         simulation.check_rows().await?;
         simulation.stop()
     })
@@ -63,7 +67,7 @@ fn all_rows_are_as_well_had_without_conditions() -> Result<()> {
 fn a_wrong_row_is_noticed() -> Result<()> {
     let _alone = ALONE.lock();
     runtime()?.block_on(async {
-        let scale = Scale { agents: 2, ports: 3, patience: Duration::from_secs(3), ..SCALE };
+        let scale = Scale { hosts: 2, agents: 2, ports: 3, patience: Duration::from_secs(3), ..SCALE };
         let mut simulation = Simulation::start(scale).await?;
         simulation.boot(0..scale.agents)?;
         simulation.converge().await?;

@@ -38,8 +38,10 @@ const CHUNK: usize = 5000;
 pub struct Region {
     /// Ports of each host.
     pub per_host: usize,
-    networks: Vec<Uuid>,
-    chassis: Vec<Uuid>,
+    pub networks: Vec<Uuid>,
+    pub chassis: Vec<Uuid>,
+    /// The rows of Chassis_Private.
+    private: Vec<Uuid>,
     /// The rows of the ports that the region began with, those of each host next to each other.
     pub rows: Vec<Uuid>,
     global: Uuid,
@@ -53,9 +55,9 @@ impl Region {
         // Each chassis is inserted behind its encapsulation.
         let chassis: Vec<Uuid> = chassis.into_iter().skip(1).step_by(2).collect();
         let private = (0..hosts).map(|host| chassis_private(host, chassis[host])).collect();
-        writer.write(private).await?;
+        let private = inserted(writer.write(private).await?)?;
         let global = inserted(writer.write(vec![insert("SB_Global", [("nb_cfg", 0.into())])]).await?)?[0];
-        let mut region = Self { per_host, networks, chassis, rows: Vec::new(), global };
+        let mut region = Self { per_host, networks, chassis, private, rows: Vec::new(), global };
         let numbers: Vec<usize> = (0..hosts * per_host).collect();
         for numbers in numbers.chunks(CHUNK) {
             let rows = numbers.iter().map(|number| region.bound(region.vif(*number))).collect();
@@ -112,6 +114,20 @@ impl Region {
     /// Another number for all chassis to answer.
     pub fn raised(&self, nb_cfg: i64) -> Operation {
         update("SB_Global", self.global, [("nb_cfg", nb_cfg.into())])
+    }
+
+    /// What a chassis' agent answers to it.
+    pub fn answered(&self, host: usize, nb_cfg: i64) -> Operation {
+        let answer = map([("neutron:ovn-metadata-sb-cfg", nb_cfg.to_string())]);
+        let mutations = vec![
+            Mutation::new("external_ids", Mutator::Delete, vec!["neutron:ovn-metadata-sb-cfg"]),
+            Mutation::new("external_ids", Mutator::Insert, answer),
+        ];
+        Operation::Mutate {
+            table: "Chassis_Private".to_owned(),
+            condition: of(self.private[host]),
+            mutations,
+        }
     }
 
     /// A row that no agent asks for, for a bystander to write to.

@@ -23,9 +23,9 @@ enum What {
     Proxy,
     /// What the agents of all hosts cost the Southbound of a region, by how they ask for their ports.
     Southbound {
-        /// Ports in the Southbound.
-        #[arg(long, default_value_t = 100_000)]
-        rows: u32,
+        /// Options of the measurement; `--help` tells them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
     },
     /// ovsdb-client against Open vSwitch's clients in C and Python, on a Southbound of a region's size.
     Ovsdb {
@@ -47,15 +47,12 @@ pub(crate) struct SimulateOptions {
 
 /// Has agents' control planes meet a Southbound, without a kernel.
 pub(crate) fn simulate(options: &SimulateOptions) -> anyhow::Result<()> {
-    setup::for_ovsdb_bench()?;
-    let mut command = cargo();
-    command.args(["run", "--locked", "--release", "--package", "metadata-tests", "--bin", "simulate", "--"]);
-    run(command.args(&options.options))
+    southbound("simulate", &options.options)
 }
 
 /// Measures and prints a table.
 pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
-    match options.what {
+    match &options.what {
         What::Datapath => {
             setup::for_tests()?;
             of_agent("bench-datapath")
@@ -68,8 +65,13 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
             setup::for_proxy_bench()?;
             of_agent("bench-proxy")
         }
-        What::Southbound { rows } => ovsdb(&["southbound", "--rows", &rows.to_string()]),
-        What::Ovsdb { rows, runs } => ovsdb(&["--rows", &rows.to_string(), "--runs", &runs.to_string()]),
+        What::Southbound { options } => {
+            southbound("bench-ovsdb", &[&["southbound".to_owned()], options.as_slice()].concat())
+        }
+        What::Ovsdb { rows, runs } => southbound(
+            "bench-ovsdb",
+            &["clients".to_owned(), format!("--rows={rows}"), format!("--runs={runs}")],
+        ),
     }
 }
 
@@ -81,9 +83,10 @@ fn of_agent(program: &str) -> anyhow::Result<()> {
     run(command.env("METADATA_AGENT_BIN", agent))
 }
 
-fn ovsdb(arguments: &[&str]) -> anyhow::Result<()> {
+/// Runs a program that needs nothing but a Southbound.
+fn southbound(program: &str, arguments: &[String]) -> anyhow::Result<()> {
     setup::for_ovsdb_bench()?;
     let mut command = cargo();
-    command.args(["run", "--locked", "--release", "--package", "ovsdb-client", "--example", "bench", "--"]);
+    command.args(["run", "--locked", "--release", "--package", "metadata-tests", "--bin", program, "--"]);
     run(command.args(arguments))
 }

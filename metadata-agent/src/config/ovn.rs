@@ -10,6 +10,9 @@ use super::{
 /// Neither probes nor attempts to connect follow each other faster.
 const LEAST_INTERVAL: Duration = Duration::from_secs(1);
 
+/// By this the agents of a region ask a server of the Southbound for their ports one after another.
+const TURN_LOCK: &str = "metadata_agent_turn";
+
 /// `[ovs]` and `[ovn]`.
 pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
     let probe = options.parse("ovn", "ovsdb_probe_interval", Duration::from_secs(60), milliseconds)?;
@@ -34,6 +37,7 @@ pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
     }
     let mut southbound = client("ovn", "ovn_sb_connection", defaults::SOUTHBOUND, "OVN_Southbound")?;
     let longest = options.parse("ovn", "ovsdb_retry_max_interval", southbound.backoff_max, seconds)?;
+    southbound.turn_lock = Some(TURN_LOCK.to_owned());
     southbound.backoff_max = longest.max(LEAST_INTERVAL);
     if has_tls(&southbound) {
         let file = |option| {

@@ -1,9 +1,11 @@
 //! One agent after another: becoming the successor of a running one, starting one's own, and handing over to it.
 #![forbid(unsafe_code)]
 use std::{
+    ffi::OsString,
     fmt,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,12 +15,16 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::{Control, Ending};
-use crate::takeover::{Offering, Predecessor, Step, Takeovers};
+use crate::{
+    descriptors,
+    takeover::{Offering, Predecessor, Step, Takeovers},
+};
 
 /// How long a successor tries to become able to serve. The running agent waits a little longer.
 const PATIENCE: Duration = Duration::from_secs(12);
@@ -110,19 +116,24 @@ impl Succession {
 
     fn try_start_successor(&self) -> anyhow::Result<()> {
         let program = self.program.as_ref().context("where this program is could not be found out")?;
-        let mut command = Command::new(program);
+        // By a process that ends at once, so that the successor is no child of this one but of the first process: systemd
+        // kills a main process that is not its own child without waiting for it to end.
+        let mut starter = Command::new("/proc/self/exe");
+        starter.arg("detach").arg(program).args(std::env::args_os().skip(1));
         // The sockets that the service manager keeps are handed over like all others.
         for variable in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
-            command.env_remove(variable);
+            starter.env_remove(variable);
         }
-        let spawned = command.args(std::env::args_os().skip(1)).spawn();
-        let mut successor = spawned.with_context(|| program.display().to_string())?;
-        info!(pid = successor.id(), program = %program.display(), "starting a successor");
+        let output = starter.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+        let pid = String::from_utf8_lossy(&output.stdout).trim().parse();
+        let pid: u32 = pid.with_context(|| format!("{} was not started", program.display()))?;
+        info!(pid, program = %program.display(), "starting a successor");
+        let successor = descriptors::process(pid)?;
         let is_succeeded = self.is_succeeded.clone();
         // It ends before this agent only if there is no takeover, and says why itself.
         let wait = move || {
-            match successor.wait() {
-                Ok(status) => warn!(%status, "the successor ended, this agent goes on"),
+            match poll(&mut [PollFd::new(successor.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Ok(_) => warn!(pid, "the successor ended, this agent goes on"),
                 Err(error) => warn!(%error, "the successor cannot be waited for"),
             }
             is_succeeded.store(false, Ordering::Relaxed);
@@ -130,6 +141,15 @@ impl Succession {
         thread::Builder::new().name("metadata-heir".to_owned()).spawn(wait)?;
         Ok(())
     }
+}
+
+/// Starts the program, tells its process on standard output, and does not wait for it.
+pub fn detach(program: &Path, arguments: &[OsString]) -> anyhow::Result<()> {
+    // Who reads standard output waits for its end.
+    let output = std::io::stderr().as_fd().try_clone_to_owned()?;
+    let spawned = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(output).spawn();
+    println!("{}", spawned.with_context(|| program.display().to_string())?.id());
+    Ok(())
 }
 
 impl Control {

@@ -1,10 +1,11 @@
 //! Join of Open vSwitch's interfaces with rows of the Southbound: the identity behind each tap. Pure.
-use std::{collections::HashMap, net::IpAddr};
+use std::net::IpAddr;
 
 use metadata_ebpf::map::PortKey;
 
 use super::{
     Desired, DesiredPort, Unserved, UnservedPort, Who,
+    bindings::Bindings,
     remembered::Remembered,
     rows::{Interface, PortBinding},
     untagged,
@@ -25,7 +26,7 @@ use crate::directory::Identity;
 pub(super) fn join<'a, 'b>(
     switch: &Switch<'a>,
     interfaces: impl Iterator<Item = &'a Interface>,
-    bindings: &Bindings<'_>,
+    bindings: &Bindings,
     served: impl Fn(PortKey) -> Option<&'b str>,
     without_row: &WithoutRow<'_>,
 ) -> (Desired, Unserved) {
@@ -33,7 +34,7 @@ pub(super) fn join<'a, 'b>(
     for interface in interfaces {
         let Some(port) = interface.external_ids.get("iface-id") else { continue };
         let is_served = |ifindex| served(untagged(ifindex)) == Some(port.as_str());
-        let binding = bindings.ports.get(port.as_str()).copied();
+        let binding = bindings.port(port);
         let found = match binding.map_or("", |binding| binding.kind.as_str()) {
             "" => switch.tap(interface, is_served),
             // Of another metadata agent, and no guest.
@@ -63,12 +64,12 @@ pub(super) fn join<'a, 'b>(
                 insert(vlan, &identity.port, Who::Known(identity.clone()), None, false);
             }
         }
-        for subport in bindings.subports.get(port.as_str()).into_iter().flatten() {
+        for subport in bindings.subports(port) {
             let Some(vlan) = vlan(subport) else { continue };
             // Neutron does not let a subport have a device_id, so that it is the parent's instance that asks. Instance
             // and project are of one row: Nova compares them.
             let has_own = subport.external_ids.get("neutron:device_id").is_some_and(|id| !id.is_empty());
-            let who = match if has_own { Some(*subport) } else { binding } {
+            let who = match if has_own { Some(subport) } else { binding } {
                 Some(owner) => identify(interface, subport, owner),
                 None => Who::Pending("its trunk's parent port has no row in the Southbound".to_owned()),
             };
@@ -145,28 +146,6 @@ const NO_ROW: &str = "it has no row in the Southbound";
 /// Whether the hypervisor says that the instance is there that was.
 fn is_confirmed(interface: &Interface, identity: &Identity) -> bool {
     local_instance(interface) == Some(&identity.instance)
-}
-
-/// Rows of the Southbound, by how they are looked up.
-#[derive(Debug, Default)]
-pub(super) struct Bindings<'a> {
-    /// By logical port.
-    ports: HashMap<&'a str, &'a PortBinding>,
-    /// A trunk's subports by their parent's logical port.
-    subports: HashMap<&'a str, Vec<&'a PortBinding>>,
-}
-
-impl<'a> FromIterator<&'a PortBinding> for Bindings<'a> {
-    fn from_iter<T: IntoIterator<Item = &'a PortBinding>>(rows: T) -> Self {
-        let mut bindings = Self::default();
-        for row in rows {
-            if let Some(parent) = &row.parent_port {
-                bindings.subports.entry(parent).or_default().push(row);
-            }
-            bindings.ports.insert(&row.logical_port, row);
-        }
-        bindings
-    }
 }
 
 /// VLAN id of a subport's frames.
@@ -255,7 +234,7 @@ mod tests {
 
     fn joined(
         interface: &Interface,
-        bindings: &Bindings<'_>,
+        bindings: &Bindings,
         served: &str,
         without_row: &WithoutRow<'_>,
     ) -> (Desired, Unserved) {
@@ -267,7 +246,7 @@ mod tests {
     }
 
     /// The Southbound has the last word.
-    fn joined_by_all(interface: &Interface, bindings: &Bindings<'_>, served: &str) -> (Desired, Unserved) {
+    fn joined_by_all(interface: &Interface, bindings: &Bindings, served: &str) -> (Desired, Unserved) {
         let remembered = &nothing();
         joined(interface, bindings, served, &WithoutRow { remembered, away: None, asks_for: &|_| true })
     }

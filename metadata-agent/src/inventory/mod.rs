@@ -3,6 +3,7 @@
 //! Each input is kept as it stands now, events only update it; the ports are derived from the whole by a pure function.
 //! So it does not matter whether events are lost, merged or reordered.
 #![forbid(unsafe_code)]
+mod bindings;
 mod fixed;
 mod join;
 mod links;

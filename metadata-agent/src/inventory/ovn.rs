@@ -3,20 +3,27 @@
 //! Only the rows of this chassis are subscribed to (`subscription.rs`), so memory and traffic follow the host, not the
 //! region.
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use metadata_ebpf::map::PortKey;
-use ovsdb_client::{Clause, Client, Conditions, Config, Counters, Event, Generation, Operation, Uuid};
-use tokio::time::{Instant, sleep_until, timeout};
+use ovsdb_client::{
+    Clause, Client, Conditions, Config, Counters, Event, Generation, Handle, Operation, Uuid,
+};
+use tokio::{
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, sleep_until, timeout},
+};
 use tracing::{debug, error, info, warn};
 
 use super::{
     Desired, LinkTable, Unserved, Who,
-    join::{Bindings, WithoutRow, join},
+    bindings::Bindings,
+    join::{WithoutRow, join},
     liveness::{Chassis, Liveness, Step, is_hidden, spread},
     remembered::Remembered,
     rows::{Bridge, ChassisPrivate, ChassisRow, Interface, OpenVSwitch, Port, PortBinding, SbGlobal},
@@ -28,6 +35,12 @@ use crate::health::{Problem, Reachability};
 
 /// Timeout of a write to the Southbound, and of a check that Nova is there.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
+/// By this lock of a server the agents that are connected to it write one after another. A follower has the leader decide on
+/// each write, and the leader refuses all that did not know of the last one, to be tried again: with hundreds of writes
+/// under way a cluster does nothing else (raft_handle_execute_command_request() in Open vSwitch's ovsdb/raft.c).
+const HEARTBEAT_LOCK: &str = "metadata_agent_heartbeat";
+/// After how long it is written all the same.
+const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The two databases, and what is derived from them.
 #[derive(Debug)]
@@ -39,8 +52,14 @@ pub struct Ovn {
     subscribed: Option<Generation>,
     /// The chassis whose row is subscribed to.
     chassis: Option<Chassis>,
+    /// The logical ports that interfaces are plugged for.
+    plugged: BTreeSet<String>,
+    bindings: Bindings,
     remembered: Remembered,
     liveness: Liveness,
+    /// The write that is under way, and what tells it that it has the lock.
+    beat: Option<JoinHandle<()>>,
+    locked: Arc<Notify>,
     /// Whether it was logged that Neutron lists another agent in this one's place.
     told_hidden: bool,
     /// Whether the node is ready; if not, Neutron must not believe that.
@@ -108,8 +127,12 @@ impl Ovn {
             subscription,
             subscribed: None,
             chassis: None,
+            plugged: BTreeSet::new(),
+            bindings: Bindings::default(),
             remembered: Remembered::read(state),
             liveness: Liveness::new(spread(down_time)),
+            beat: None,
+            locked: Arc::default(),
             told_hidden: false,
             able: false,
             nova,
@@ -123,8 +146,18 @@ impl Ovn {
             let heartbeat = self.heartbeat();
             let subscribe = self.subscribe(Instant::now());
             let changed = tokio::select! {
-                event = self.ovs.client.recv() => self.ovs.take(&event),
-                event = self.southbound.client.recv() => self.southbound.take(&event),
+                event = self.ovs.client.recv() => {
+                    let changed = self.ovs.take(&event);
+                    self.note_plugged(&event);
+                    changed
+                }
+                event = self.southbound.client.recv() => {
+                    if matches!(&event, Event::Lock { held: true, .. }) {
+                        self.locked.notify_one();
+                    }
+                    let changed = self.southbound.take(&event);
+                    self.note_bindings(&event).unwrap_or(changed)
+                }
                 () = sleep_until(subscribe.unwrap_or_else(Instant::now)), if subscribe.is_some() => false,
                 () = sleep_until(remember.unwrap_or_else(Instant::now)), if remember.is_some() => {
                     self.remembered.write(Instant::now());
@@ -136,6 +169,24 @@ impl Ovn {
                 return;
             }
         }
+    }
+
+    /// Follows the interfaces of the local Open vSwitch.
+    fn note_plugged(&mut self, event: &Event) {
+        if let Event::Batch(batch) = event
+            && !batch.of::<Interface>().is_empty()
+        {
+            let interfaces = self.ovs.client.table::<Interface>();
+            let plugged = interfaces.iter().filter_map(|(_, row)| row.external_ids.get("iface-id").cloned());
+            self.plugged = plugged.collect();
+        }
+    }
+
+    /// Follows the Southbound's ports; of a batch, tells whether anything in it can matter here.
+    fn note_bindings(&mut self, event: &Event) -> Option<bool> {
+        let Event::Batch(batch) = event else { return None };
+        let concerns = self.bindings.apply(batch, |port| self.plugged.contains(port));
+        Some(concerns || batch.len() > batch.of::<PortBinding>().len())
     }
 
     /// To be called at the end: what would be written soon is written now.
@@ -186,8 +237,6 @@ impl Ovn {
         links: &LinkTable,
         served: impl Fn(PortKey) -> Option<&'a str>,
     ) -> (Desired, Unserved) {
-        let table = self.southbound.client.table::<PortBinding>();
-        let bindings: Bindings<'_> = table.iter().map(|(_, row)| row.as_ref()).collect();
         let ovs = &self.ovs.client;
         let interfaces: Vec<_> =
             ovs.table::<Interface>().iter().map(|(uuid, row)| (*uuid, row.as_ref())).collect();
@@ -207,7 +256,7 @@ impl Ovn {
             away,
             asks_for: &|port| self.subscription.asks_for(port),
         };
-        let (desired, unserved) = join(&switch, interfaces, &bindings, served, &without_row);
+        let (desired, unserved) = join(&switch, interfaces, &self.bindings, served, &without_row);
         if is_there {
             let known = desired.iter().filter_map(|(key, port)| match &port.who {
                 Who::Known(identity) => {
@@ -228,15 +277,11 @@ impl Ovn {
         if !self.ovs.synced || self.southbound.down.is_some() || !self.southbound.has(self.subscribed) {
             return None;
         }
-        let interfaces = self.ovs.client.table::<Interface>();
-        let plugged: BTreeSet<String> =
-            interfaces.iter().filter_map(|(_, row)| row.external_ids.get("iface-id").cloned()).collect();
-        let rows = self.southbound.client.table::<PortBinding>();
-        let here: HashSet<&str> = rows.iter().map(|(_, row)| row.logical_port.as_str()).collect();
         let name = self.chassis.as_ref().map(|chassis| chassis.name.as_str());
         let chassis = self.southbound.client.table::<ChassisRow>();
         let chassis = chassis.iter().find(|(_, row)| Some(row.name.as_str()) == name).map(|(uuid, _)| *uuid);
-        let (changed, again) = self.subscription.update(now, &plugged, |port| here.contains(port), chassis);
+        let (changed, again) =
+            self.subscription.update(now, &self.plugged, |port| self.bindings.port(port).is_some(), chassis);
         if !changed {
             return again;
         }
@@ -292,24 +337,45 @@ impl Ovn {
         match self.liveness.step(Instant::now(), chassis, &row.external_ids, nb_cfg) {
             Step::Rest => None,
             Step::Wait(at) => Some(at),
+            // It is repeated if nothing comes of the one that is under way.
+            Step::Write(_) if self.beat.as_ref().is_some_and(|beat| !beat.is_finished()) => self.heartbeat(),
             Step::Write(keys) => {
-                let handle = self.southbound.client.handle();
+                // Another one than the last write's: what came too late for that is nothing to this one.
+                self.locked = Arc::default();
+                let (handle, locked) = (self.southbound.client.handle(), self.locked.clone());
                 let (operation, nova) = (set_keys(*uuid, keys), self.nova.clone());
-                tokio::spawn(async move {
-                    let beat = async {
-                        // An agent that cannot reach Nova is up, but of no use to anybody.
-                        nova.check().await?;
-                        handle.transact(vec![operation]).await.map_err(|error| error.to_string())
-                    };
-                    match timeout(HEARTBEAT_TIMEOUT, beat).await {
-                        Ok(Ok(_)) => debug!(nb_cfg, "told Neutron that the agent is alive"),
-                        Ok(Err(error)) => warn!(error, "Neutron is not told that the agent is alive"),
-                        Err(_) => warn!("Neutron is not told that the agent is alive: no answer in time"),
+                self.beat = Some(tokio::spawn(async move {
+                    match beat(&handle, &locked, &nova, operation).await {
+                        Ok(()) => debug!(nb_cfg, "told Neutron that the agent is alive"),
+                        Err(error) => warn!(error, "Neutron is not told that the agent is alive"),
                     }
-                });
+                }));
                 self.heartbeat()
             }
         }
+    }
+}
+
+/// Writes when it is this agent's turn; why that failed, if so.
+async fn beat(
+    handle: &Handle,
+    locked: &Notify,
+    nova: &Reachability,
+    operation: Operation,
+) -> Result<(), String> {
+    // An agent that cannot reach Nova is up, but of no use to anybody.
+    timeout(HEARTBEAT_TIMEOUT, nova.check())
+        .await
+        .unwrap_or_else(|_| Err("nova does not answer in time".into()))?;
+    handle.lock(HEARTBEAT_LOCK).await.map_err(|error| error.to_string())?;
+    // Whoever holds it for ever keeps nobody from writing.
+    let _late = timeout(HEARTBEAT_PATIENCE, locked.notified()).await;
+    let written = timeout(HEARTBEAT_TIMEOUT, handle.transact(vec![operation])).await;
+    let unlocked = handle.unlock(HEARTBEAT_LOCK).await;
+    match written {
+        Ok(Ok(_)) => unlocked.map_err(|error| error.to_string()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no answer in time".to_owned()),
     }
 }
 

@@ -129,6 +129,7 @@ fn converse(messages: Vec<Vec<u8>>) -> bool {
         deferred_limit: 1 << 20,
         servers: 1,
         leader_only: false,
+        turns: None,
     };
     let mut session = Session::new(config, SharedTally::default());
     let now = Instant::now();

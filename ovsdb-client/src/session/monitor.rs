@@ -3,16 +3,18 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::filling::Filling;
 use super::greeting::Awaited;
-use super::mailbox::Mailbox;
 use super::resume::Resume;
-use super::{DATA_MONITOR, Hangup, MAX_DEFERRED, Pending, SessionConfig, SessionEvent, TableSpec};
+use super::turn::Turn;
+use super::{Context, DATA_MONITOR, Hangup, MAX_DEFERRED, Pending, SessionConfig, SessionEvent, TableSpec};
 use crate::condition::Conditions;
 use crate::counters::SharedTally;
 use crate::message::Payload;
@@ -73,6 +75,8 @@ enum State {
     Disconnected,
     /// Waiting for the schema and the server's own state.
     Greeting,
+    /// Waiting for the turn to ask for contents.
+    Queued,
     /// Waiting for the contents of the tables.
     Requested,
     Monitoring(Dialect),
@@ -86,6 +90,8 @@ enum State {
 pub(super) enum Beginning {
     /// Nothing: a pause is wanted.
     Paused,
+    /// The wait for the turn to ask for contents.
+    Queued,
     /// The request for the contents.
     Requested,
 }
@@ -102,19 +108,31 @@ pub(super) struct Contents {
 #[derive(Debug)]
 pub(super) struct Monitor {
     state: State,
-    resume: Resume,
+    pub(super) resume: Resume,
     /// Whether a pause is wanted.
     paused: bool,
     schema: Option<Arc<Schema>>,
     /// Updates that overtook the answer to the request.
-    deferred: Vec<(Payload, Dialect, Option<Uuid>)>,
-    tally: SharedTally,
+    pub(super) deferred: Vec<(Payload, Dialect, Option<Uuid>)>,
+    /// Contents of which a part is missing.
+    pub(super) filling: Option<Filling>,
+    turn: Turn,
+    pub(super) tally: SharedTally,
 }
 
 impl Monitor {
     pub(super) fn new(tables: &[TableSpec], tally: SharedTally) -> Self {
         let resume = Resume::new(tables);
-        Self { state: State::Disconnected, resume, paused: false, schema: None, deferred: Vec::new(), tally }
+        Self {
+            state: State::Disconnected,
+            resume,
+            paused: false,
+            schema: None,
+            deferred: Vec::new(),
+            filling: None,
+            turn: Turn::None,
+            tally,
+        }
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -126,9 +144,9 @@ impl Monitor {
         if self.state == State::Requested { Awaited::Contents } else { Awaited::Greeting }
     }
 
-    pub(super) fn connected(&mut self, config: &SessionConfig, mailbox: &mut Mailbox) {
+    pub(super) fn connected(&mut self, context: &mut Context<'_>) {
         self.state = State::Greeting;
-        mailbox.ask("get_schema", &json!([config.database]), Pending::Schema);
+        context.mailbox.ask("get_schema", &json!([context.config.database]), Pending::Schema);
     }
 
     pub(super) fn disconnected(&mut self) {
@@ -136,6 +154,8 @@ impl Monitor {
         self.resume.disconnected();
         self.schema = None;
         self.deferred.clear();
+        self.filling = None;
+        self.turn = Turn::None;
     }
 
     pub(super) fn set_schema(&mut self, schema: Schema) {
@@ -145,14 +165,13 @@ impl Monitor {
     /// Sets the conditions of all tables, which are of `generation`.
     pub(super) fn set_conditions(
         &mut self,
-        config: &SessionConfig,
         generation: u64,
         conditions: Vec<Conditions>,
-        mailbox: &mut Mailbox,
+        context: &mut Context<'_>,
     ) {
         self.resume.generation = generation;
         self.resume.wanted = conditions;
-        self.send_conditions(config, mailbox);
+        self.send_conditions(context);
     }
 
     /// Forgets the last transaction, so that the next connection begins with a complete dump.
@@ -162,11 +181,7 @@ impl Monitor {
 
     /// Begins to monitor, or to pause, now that everything about the server is known; nothing if that is not so, or was
     /// done.
-    pub(super) fn begin(
-        &mut self,
-        config: &SessionConfig,
-        mailbox: &mut Mailbox,
-    ) -> Result<Option<Beginning>, Hangup> {
+    pub(super) fn begin(&mut self, context: &mut Context<'_>) -> Result<Option<Beginning>, Hangup> {
         if self.state != State::Greeting {
             return Ok(None);
         }
@@ -174,9 +189,13 @@ impl Monitor {
             self.state = State::Paused;
             return Ok(Some(Beginning::Paused));
         }
+        if !self.turn.take(context) {
+            self.state = State::Queued;
+            return Ok(Some(Beginning::Queued));
+        }
         let Some(schema) = &self.schema else { return Ok(None) };
-        let columns =
-            config.tables.iter().map(|table| table.available(schema)).collect::<Result<Vec<_>, _>>()?;
+        let tables = context.config.tables.iter();
+        let columns = tables.map(|table| table.available(schema)).collect::<Result<Vec<_>, _>>()?;
         if columns != self.resume.columns {
             self.resume.transaction = Uuid::nil();
             self.resume.columns = columns;
@@ -184,39 +203,86 @@ impl Monitor {
         if self.resume.transaction.is_nil() {
             self.resume.begin_anew();
         }
-        self.request(config, Dialect::MonitorCondSince, mailbox);
+        self.request(Dialect::MonitorCondSince, context);
         self.state = State::Requested;
         Ok(Some(Beginning::Requested))
     }
 
-    fn request(&mut self, config: &SessionConfig, dialect: Dialect, mailbox: &mut Mailbox) {
+    /// The turn has come, or is not to be waited for any more. Gives what a connection that waited for it begins with.
+    pub(super) fn turn_came(&mut self, context: &mut Context<'_>) -> Result<Option<Beginning>, Hangup> {
+        if !self.turn.came(context) {
+            return Ok(None);
+        }
+        let mut beginning = None;
+        if self.state == State::Queued {
+            self.state = State::Greeting;
+            beginning = self.begin(context)?;
+        } else {
+            self.send_conditions(context);
+        }
+        // What it was wanted for may not be wanted any more.
+        let is_of_use = |pending: &Pending| matches!(pending, Pending::ConditionChange);
+        if beginning != Some(Beginning::Requested) && !context.mailbox.awaits(is_of_use) {
+            self.turn.give_up(context);
+        }
+        Ok(beginning)
+    }
+
+    pub(super) fn turn_due(&self, config: &SessionConfig) -> Option<Instant> {
+        self.turn.due(config)
+    }
+
+    /// Time has passed: goes on without a turn that does not come, or gives up one that is over.
+    pub(super) fn check_turn(
+        &mut self,
+        now: Instant,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Beginning>, Hangup> {
+        if self.turn.due(context.config).is_none_or(|due| due > now) {
+            return Ok(None);
+        }
+        if self.turn.is_awaited() {
+            tracing::debug!(database = context.config.database, "the turn does not come: not waiting for it");
+            return self.turn_came(context);
+        }
+        self.turn.give_up(context);
+        Ok(None)
+    }
+
+    pub(super) fn request(&mut self, dialect: Dialect, context: &mut Context<'_>) {
         let mut requests = serde_json::Map::new();
-        let specs = config.tables.iter().zip(&self.resume.columns).zip(&self.resume.acknowledged);
+        let specs = context.config.tables.iter().zip(&self.resume.columns).zip(&self.resume.acknowledged);
         for ((table, columns), conditions) in specs {
             let Some(columns) = columns else { continue };
             let mut request = json!({ "columns": columns });
             if dialect != Dialect::Monitor {
                 request["where"] = conditions.json(self.table_schema(table.name));
             }
+            // Rows of such tables come with their conditions (`filling.rs`).
+            if dialect == Dialect::MonitorCondSince && *conditions != Conditions::All {
+                request["select"] = json!({ "initial": false });
+                if self.resume.transaction.is_nil() {
+                    request["where"] = json!([false]);
+                }
+            }
             requests.insert(table.name.to_owned(), json!([request]));
         }
-        for (table, conditions) in config.tables.iter().zip(&self.resume.acknowledged) {
-            self.tell_left_out(table.name, conditions, mailbox);
+        for (table, conditions) in context.config.tables.iter().zip(&self.resume.acknowledged) {
+            self.tell_left_out(table.name, conditions, context);
         }
-        let mut params = vec![json!(config.database), json!(DATA_MONITOR), json!(requests)];
+        let mut params = vec![json!(context.config.database), json!(DATA_MONITOR), json!(requests)];
         if dialect == Dialect::MonitorCondSince {
             params.push(json!(self.resume.transaction.to_string()));
         }
-        mailbox.ask(dialect.method(), &params.into(), Pending::Monitor(dialect));
+        context.mailbox.ask(dialect.method(), &params.into(), Pending::Monitor(dialect));
     }
 
     /// Takes the answer to a request; gives the contents, unless the server has to be asked in older words.
     pub(super) fn answered(
         &mut self,
-        config: &SessionConfig,
         dialect: Dialect,
         result: Result<Payload, String>,
-        mailbox: &mut Mailbox,
+        context: &mut Context<'_>,
     ) -> Result<Option<Contents>, Hangup> {
         let contents = match (result, dialect.older()) {
             (Ok(contents), _) => contents,
@@ -224,61 +290,69 @@ impl Monitor {
                 // The older methods cannot resume, and so begin with the conditions wanted now.
                 self.resume.transaction = Uuid::nil();
                 self.resume.begin_anew();
-                self.request(config, older, mailbox);
+                self.request(older, context);
                 return Ok(None);
             }
             (Err(error), _) => return Err(Hangup::Refused { method: dialect.method(), error }),
         };
         let (updates, complete) = if dialect == Dialect::MonitorCondSince {
             let Since(found, transaction, updates) = serde_json::from_slice(contents.as_bytes())?;
-            self.resume.transaction = transaction;
             let range = contents.subrange_of(updates);
-            (contents.narrow(range), !found)
+            let contents = contents.narrow(range);
+            if found {
+                self.resume.transaction = transaction;
+                (contents, false)
+            } else {
+                let Some(contents) = self.fill(contents, transaction, context) else { return Ok(None) };
+                (contents, true)
+            }
         } else {
             (contents, true)
         };
+        Ok(Some(self.arrived(updates, complete, dialect)))
+    }
+
+    /// The contents are here, or the changes of them.
+    pub(super) fn arrived(&mut self, updates: Payload, complete: bool, dialect: Dialect) -> Contents {
         if complete { &self.tally.complete_contents } else { &self.tally.resumes }.add(1);
         self.state = State::Monitoring(dialect);
-        Ok(Some(Contents { updates, complete, dialect }))
+        Contents { updates, complete, dialect }
     }
 
     /// Tells of contents, and of all that came before them and belongs behind them.
-    pub(super) fn publish(
-        &mut self,
-        config: &SessionConfig,
-        contents: Contents,
-        mailbox: &mut Mailbox,
-    ) -> Result<(), Hangup> {
+    pub(super) fn publish(&mut self, contents: Contents, context: &mut Context<'_>) -> Result<(), Hangup> {
         let Contents { updates, complete, dialect } = contents;
-        mailbox.tell(SessionEvent::Contents {
+        context.mailbox.tell(SessionEvent::Contents {
             updates,
             complete,
             dialect,
-            composites: Arc::new(self.composites(config)),
+            composites: Arc::new(self.composites(context.config)),
             schema: self.schema.clone(),
         });
         for (updates, dialect, transaction) in std::mem::take(&mut self.deferred) {
-            self.updated(config, updates, dialect, transaction, mailbox)?;
+            self.updated(updates, dialect, transaction, context)?;
         }
         self.resume.refused = None;
-        self.follow_pause(config, mailbox);
-        self.conditions_answered(config, mailbox);
+        self.follow_pause(context);
+        self.conditions_answered(context);
         Ok(())
     }
 
+    /// What conditions bring may be a long message, and nothing need follow it.
     fn has_room(&self, config: &SessionConfig, updates: &Payload) -> bool {
         let kept: usize = self.deferred.iter().map(|(updates, ..)| updates.weight()).sum();
-        kept.saturating_add(updates.weight()) <= config.deferred_limit
+        let added = if self.filling.is_some() { 0 } else { updates.weight() };
+        kept.saturating_add(added) <= config.deferred_limit
     }
 
-    fn table_schema(&self, table: &str) -> Option<&TableSchema> {
+    pub(super) fn table_schema(&self, table: &str) -> Option<&TableSchema> {
         self.schema.as_ref()?.tables.get(table)
     }
 
     /// Tells of a clause that the server's schema does not allow.
-    fn tell_left_out(&self, table: &'static str, conditions: &Conditions, mailbox: &mut Mailbox) {
+    fn tell_left_out(&self, table: &'static str, conditions: &Conditions, context: &mut Context<'_>) {
         if let Err((column, problem)) = conditions.check(self.table_schema(table)) {
-            mailbox.tell(SessionEvent::ClauseLeftOut { table, column, problem });
+            context.mailbox.tell(SessionEvent::ClauseLeftOut { table, column, problem });
         }
     }
 
@@ -298,32 +372,33 @@ impl Monitor {
 
     pub(super) fn updated(
         &mut self,
-        config: &SessionConfig,
         updates: Payload,
         dialect: Dialect,
         transaction: Option<Uuid>,
-        mailbox: &mut Mailbox,
+        context: &mut Context<'_>,
     ) -> Result<(), Hangup> {
         match self.state {
             State::Monitoring(_) | State::Canceling => {
                 if let Some(transaction) = transaction {
                     self.resume.transaction = transaction;
                 }
-                mailbox.tell(SessionEvent::Update { updates, dialect });
+                context.mailbox.tell(SessionEvent::Update { updates, dialect });
             }
             // What the answer says comes before what overtook it.
-            State::Requested if self.deferred.len() < MAX_DEFERRED && self.has_room(config, &updates) => {
+            State::Requested
+                if self.deferred.len() < MAX_DEFERRED && self.has_room(context.config, &updates) =>
+            {
                 self.deferred.push((updates, dialect, transaction));
             }
             State::Requested => return Err(Hangup::Flooded),
-            State::Disconnected | State::Greeting | State::Paused => {}
+            State::Disconnected | State::Greeting | State::Queued | State::Paused => {}
         }
         Ok(())
     }
 
     /// Sends the conditions that the server does not know yet. One request at a time, each with the latest ones: what
     /// changes in between is never sent.
-    fn send_conditions(&mut self, config: &SessionConfig, mailbox: &mut Mailbox) {
+    fn send_conditions(&mut self, context: &mut Context<'_>) {
         let State::Monitoring(dialect) = self.state else { return };
         if self.resume.in_flight.is_some()
             || self.resume.generation == self.resume.in_force
@@ -332,72 +407,77 @@ impl Monitor {
             return;
         }
         let mut requests = serde_json::Map::new();
-        for (index, table) in config.tables.iter().enumerate() {
+        let mut changed = Vec::new();
+        for (index, table) in context.config.tables.iter().enumerate() {
             let (wanted, acknowledged) = (&self.resume.wanted[index], &self.resume.acknowledged[index]);
             if self.resume.columns[index].is_some()
                 && (wanted != acknowledged || self.resume.refused.is_some())
             {
-                self.tell_left_out(table.name, wanted, mailbox);
+                changed.push((table.name, wanted));
                 requests.insert(
                     table.name.to_owned(),
                     json!([{ "where": wanted.json(self.table_schema(table.name)) }]),
                 );
             }
         }
+        let is_work = !requests.is_empty() && dialect != Dialect::Monitor;
+        if is_work && !self.turn.take(context) {
+            return;
+        }
+        for (table, wanted) in changed {
+            self.tell_left_out(table, wanted, context);
+        }
         self.resume.in_flight = Some((self.resume.generation, self.resume.wanted.clone()));
-        if requests.is_empty() || dialect == Dialect::Monitor {
-            self.conditions_answered(config, mailbox);
-        } else {
+        if is_work {
             let params = json!([DATA_MONITOR, DATA_MONITOR, requests]);
             self.tally.condition_changes.add(1);
-            mailbox.ask("monitor_cond_change", &params, Pending::ConditionChange);
+            context.mailbox.ask("monitor_cond_change", &params, Pending::ConditionChange);
+        } else {
+            self.conditions_answered(context);
         }
     }
 
     /// The rows that a change brings or takes were sent before the answer (ovsdb-server(7), section 4.1.13).
-    pub(super) fn conditions_answered(&mut self, config: &SessionConfig, mailbox: &mut Mailbox) {
+    pub(super) fn conditions_answered(&mut self, context: &mut Context<'_>) {
+        self.turn.end(context);
         if let Some((generation, conditions)) = self.resume.in_flight.take() {
             self.resume.acknowledged = conditions;
             self.resume.refused = None;
             if self.resume.in_force != generation {
                 self.resume.in_force = generation;
-                mailbox.tell(SessionEvent::ConditionInForce(generation));
+                context.mailbox.tell(SessionEvent::ConditionInForce(generation));
             }
         }
-        self.send_conditions(config, mailbox);
+        self.send_conditions(context);
     }
 
     /// A connection is not the worse for conditions that it does not take. The next ones are sent for all tables.
-    pub(super) fn conditions_refused(
-        &mut self,
-        config: &SessionConfig,
-        error: String,
-        mailbox: &mut Mailbox,
-    ) {
+    pub(super) fn conditions_refused(&mut self, error: String, context: &mut Context<'_>) {
+        self.turn.end(context);
         if let Some((generation, _)) = self.resume.in_flight.take() {
             self.resume.refused = Some(generation);
-            mailbox.tell(SessionEvent::ConditionRefused { generation, error });
+            context.mailbox.tell(SessionEvent::ConditionRefused { generation, error });
         }
-        self.send_conditions(config, mailbox);
+        self.send_conditions(context);
     }
 
     /// Wants nothing of the database monitored, on this connection and all later ones, or wants it again from where it
     /// was.
-    pub(super) fn set_paused(&mut self, config: &SessionConfig, paused: bool, mailbox: &mut Mailbox) {
+    pub(super) fn set_paused(&mut self, paused: bool, context: &mut Context<'_>) {
         self.paused = paused;
-        self.follow_pause(config, mailbox);
+        self.follow_pause(context);
     }
 
     /// Does what is wanted if the state allows it; the answer that is waited for otherwise leads here again.
-    fn follow_pause(&mut self, config: &SessionConfig, mailbox: &mut Mailbox) {
+    fn follow_pause(&mut self, context: &mut Context<'_>) {
         match self.state {
             State::Monitoring(_) if self.paused => {
-                mailbox.ask("monitor_cancel", &json!([DATA_MONITOR]), Pending::Cancel);
+                context.mailbox.ask("monitor_cancel", &json!([DATA_MONITOR]), Pending::Cancel);
                 self.state = State::Canceling;
             }
             // A server tells of a new schema only those that monitor.
             State::Paused if !self.paused => {
-                mailbox.ask("get_schema", &json!([config.database]), Pending::Schema);
+                context.mailbox.ask("get_schema", &json!([context.config.database]), Pending::Schema);
                 self.state = State::Greeting;
             }
             _ => {}
@@ -407,14 +487,13 @@ impl Monitor {
     /// No update comes after the answer.
     pub(super) fn cancel_answered(
         &mut self,
-        config: &SessionConfig,
         result: Result<Payload, String>,
-        mailbox: &mut Mailbox,
+        context: &mut Context<'_>,
     ) -> Result<(), Hangup> {
         result.map_err(|error| Hangup::Refused { method: "monitor_cancel", error })?;
         self.state = State::Paused;
-        mailbox.tell(SessionEvent::Paused);
-        self.follow_pause(config, mailbox);
+        context.mailbox.tell(SessionEvent::Paused);
+        self.follow_pause(context);
         Ok(())
     }
 }

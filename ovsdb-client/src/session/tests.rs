@@ -1,11 +1,13 @@
 //! Conversations with a server, message by message.
 
 mod conditions;
+mod filling;
 mod greeting;
 mod lock;
 mod log;
 mod pause;
 mod probe;
+mod turn;
 
 use std::collections::VecDeque;
 
@@ -46,6 +48,7 @@ impl Peer {
             deferred_limit: 1000,
             servers: 3,
             leader_only: false,
+            turns: None,
         };
         Self {
             session: Session::new(config, SharedTally::default()),
@@ -107,6 +110,17 @@ impl Peer {
 
     fn greet_well(&mut self) {
         self.greet(healthy(), schema()).unwrap();
+    }
+
+    /// Answers the request for contents without rows, and the conditions that bring those named `name`.
+    fn fill(&mut self, monitor: &Value, name: &str, transaction: &str) {
+        let table = &monitor["params"][2]["Port"][0];
+        assert_eq!((&table["where"], &table["select"]), (&json!([false]), &json!({ "initial": false })));
+        self.answer(monitor, json!([false, transaction, {}])).unwrap();
+        let change = self.asked("monitor_cond_change");
+        let conditions = json!({ "Port": [{ "where": [["name", "==", name]] }] });
+        assert_eq!(change["params"], json!(["data", "data", conditions]));
+        self.answer(&change, json!({})).unwrap();
     }
 
     fn generations(&self) -> Vec<u64> {

@@ -1,7 +1,7 @@
 //! The Southbound under a region of agents: what each thing that happens costs it and them. `cargo xtask simulate` runs
 //! it.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::Parser;
@@ -16,6 +16,9 @@ struct Options {
     /// Agents, each of a chassis of its own.
     #[arg(long, default_value_t = 300)]
     agents: usize,
+    /// Chassis, if there are to be more than agents.
+    #[arg(long, default_value_t = 0)]
+    hosts: usize,
     /// Ports of each chassis.
     #[arg(long, default_value_t = 100)]
     ports: usize,
@@ -37,12 +40,16 @@ struct Options {
     /// With southbound_monitor_all: every agent has all rows.
     #[arg(long)]
     monitor_all: bool,
+    /// A folder for what the servers log.
+    #[arg(long)]
+    logs: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
     let plan = Plan {
         scale: Scale {
+            hosts: options.hosts.max(options.agents),
             agents: options.agents,
             ports: options.ports,
             election_timer: Duration::from_millis(options.election_timer),
@@ -57,7 +64,7 @@ fn main() -> Result<()> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let told = |cost: &Cost| eprintln!("simulate: {}: {:.1} s", cost.name, cost.took.as_secs_f64());
-    let costs = runtime.block_on(phases::run(plan, told))?;
+    let costs = runtime.block_on(phases::run(plan, options.logs.as_deref(), told))?;
     report(&options, &costs);
     Ok(())
 }
@@ -67,7 +74,7 @@ fn report(options: &Options, costs: &[Cost]) {
         "\n{} agents, {} ports each, {} ports in all\n",
         options.agents,
         options.ports,
-        options.agents * options.ports
+        options.hosts.max(options.agents) * options.ports
     );
     println!(
         "| phase | s | server CPU, ms | server MB | clients | bystander median, longest, ms | CPU per agent, ms | with all rows | resumed | failed |"
@@ -105,6 +112,12 @@ fn report(options: &Options, costs: &[Cost]) {
                 ms(longest)
             );
         }
+    }
+    if let Some(churn) = costs.iter().find(|cost| cost.plugs.is_some()) {
+        // It is written, claimed, released and removed.
+        let changes = 4.0 * f64::from(options.churn) * options.churn_for as f64;
+        let each = ms(churn.agents) * 1e3 / changes;
+        println!("CPU of all agents together for each change of a port: {each:.0} µs");
     }
     if let (Some(before), Some(after)) = (costs.first(), costs.get(1)) {
         let memory = after.memory.saturating_sub(before.memory) as f64;

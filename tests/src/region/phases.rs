@@ -1,6 +1,7 @@
 //! What happens to a region, one thing after another, and what each cost.
 
 use std::{
+    path::Path,
     pin::Pin,
     time::{Duration, Instant},
 };
@@ -55,17 +56,19 @@ pub const COUNT: usize = 11;
 type Step<'a> = Pin<Box<dyn Future<Output = Result<Option<(Duration, Duration)>>> + 'a>>;
 
 /// Goes through all phases; an error if agents do not converge, or a row is wrong.
-pub async fn run(plan: Plan, told: impl Fn(&Cost)) -> Result<Vec<Cost>> {
+///
+/// What the servers log is kept in the folder `logs`, if there is one.
+pub async fn run(plan: Plan, logs: Option<&Path>, told: impl Fn(&Cost)) -> Result<Vec<Cost>> {
     eprintln!(
         "simulate: writing a region of {} hosts with {} ports each",
-        plan.scale.agents, plan.scale.ports
+        plan.scale.hosts, plan.scale.ports
     );
     let mut simulation = Simulation::start(plan.scale).await?;
     let mut costs = Vec::new();
     let result = all(&mut simulation, plan, &mut costs, told).await;
-    let logs = if result.is_err() { simulation.logs() } else { String::new() };
+    let kept = logs.map_or(Ok(()), |folder| simulation.keep_logs(folder));
     let stopped = simulation.stop();
-    result.map_err(|error| error.context(format!("the last words of the servers:\n{logs}")))?;
+    result.and(kept)?;
     stopped?;
     Ok(costs)
 }
@@ -181,14 +184,15 @@ async fn all(
 async fn churn(simulation: &mut Simulation, plan: Plan) -> Result<Option<(Duration, Duration)>> {
     let mut random = Random::new(1);
     let count = plan.churn * plan.churn_for.as_secs() as u32;
-    let agents = plan.scale.agents as u64;
-    let vifs: Vec<_> = (0..count).map(|_| simulation.next_vif(random.below(agents) as usize)).collect();
+    let hosts = plan.scale.hosts as u64;
+    let vifs: Vec<_> = (0..count).map(|_| simulation.next_vif(random.below(hosts) as usize)).collect();
     let simulation = &*simulation;
     let lives = (0..).zip(vifs).map(|(number, vif)| async move {
         sleep(Duration::from_secs(1) * number / plan.churn).await;
         simulation.live(vif, plan.life).await
     });
-    let mut times = futures_util::future::try_join_all(lives).await?;
+    let times = futures_util::future::try_join_all(lives).await?;
+    let mut times: Vec<Duration> = times.into_iter().flatten().collect();
     simulation.converge().await?;
     times.sort_unstable();
     Ok(times.get(times.len() / 2).copied().zip(times.last().copied()))

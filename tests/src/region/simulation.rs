@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -48,6 +48,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How large a region, and how its servers are set up.
 #[derive(Debug, Clone, Copy)]
 pub struct Scale {
+    pub hosts: usize,
+    /// How many of the hosts have an agent here.
     pub agents: usize,
     /// Ports of each host.
     pub ports: usize,
@@ -120,13 +122,13 @@ impl Simulation {
         let servers = Servers::standalone(&sandbox)?;
         let region = {
             let writer = Writer::connect(Config::new(servers.remotes().parse()?, DATABASE)).await?;
-            Region::fill(&writer, scale.agents, scale.ports).await?
+            Region::fill(&writer, scale.hosts, scale.ports).await?
         };
         let servers = servers.into_cluster(&sandbox, 3, scale.election_timer)?;
         let vifs = |host| (host * scale.ports..(host + 1) * scale.ports).map(|number| region.vif(number));
         let hosts = Hosts::start(&sandbox, scale.agents, |host| vifs(host).collect()).await?;
         let plugged =
-            (0..scale.agents).map(|host| vifs(host).map(|vif| (vif.ifindex(), vif)).collect()).collect();
+            (0..scale.hosts).map(|host| vifs(host).map(|vif| (vif.ifindex(), vif)).collect()).collect();
         let southbound = || Ok::<_, anyhow::Error>(Config::new(servers.remotes().parse()?, DATABASE));
         let events = Events::subscribe();
         Ok(Self {
@@ -155,9 +157,14 @@ impl Simulation {
         self.bystander.stop()
     }
 
-    /// The last words of all servers.
-    pub fn logs(&self) -> String {
-        self.sandbox.log_tails()
+    /// Copies the logs of all servers into a folder.
+    pub fn keep_logs(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder)?;
+        for log in fs::read_dir(self.sandbox.path("log"))? {
+            let log = log?;
+            fs::copy(log.path(), folder.join(log.file_name()))?;
+        }
+        Ok(())
     }
 
     /// Starts the agents of these hosts, all at once.
@@ -283,9 +290,17 @@ impl Simulation {
 
     /// An instance that comes and goes: how long its port took to be served once both databases said so. It is plugged for
     /// `life`.
-    pub async fn live(&self, vif: Vif, life: Duration) -> Result<Duration> {
-        let agent = self.agents.get(&vif.host).context("no agent")?;
+    ///
+    /// Where there is no agent, all others only see the rows come and go, and there is nothing to tell.
+    pub async fn live(&self, vif: Vif, life: Duration) -> Result<Option<Duration>> {
         let row = inserted(self.writer.write(vec![self.region.wanted(vif)]).await?)?[0];
+        let Some(agent) = self.agents.get(&vif.host) else {
+            self.writer.write(vec![self.region.claimed(vif, row)]).await?;
+            sleep(life).await;
+            self.writer.write(vec![released(row)]).await?;
+            self.writer.write(vec![removed(row)]).await?;
+            return Ok(None);
+        };
         agent.add_link(vif);
         self.hosts.plug(vif).await?;
         let plugged = Instant::now();
@@ -302,7 +317,7 @@ impl Simulation {
         timeout(PATIENCE, agent.await_gone(vif))
             .await
             .with_context(|| format!("port {} is still served", vif.name()))??;
-        Ok(took)
+        Ok(Some(took))
     }
 }
 

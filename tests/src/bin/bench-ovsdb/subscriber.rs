@@ -1,14 +1,15 @@
-//! The clients that a chassis can have, as the server sees them: three ways to ask for a host's ports.
+//! The clients that a chassis can have, as the server sees them: four ways to ask for a host's ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use metadata_tests::region;
 use ovsdb_client::{
     Clause, Client, Conditions, Config, Event, Function, Generation, Row as _, Splitter, Uuid,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -57,15 +58,26 @@ pub(crate) enum Kind {
     Chassis,
     /// Those that have the names of the plugged ports.
     Names,
+    /// What ovn-controller asks for: by chassis, by name, and all ports of the networks that the host has ports of
+    /// (update_sb_monitors() in OVN's controller/ovn-controller.c), of which this is the table of ports only.
+    Controller,
     /// All rows and columns of four tables, as neutron-ovn-metadata-agent does.
     Everything,
 }
 
 impl Kind {
+    pub(crate) const ALL: [Self; 4] = [Self::Chassis, Self::Names, Self::Controller, Self::Everything];
+
+    /// Whether such a client has a large part of the region.
+    pub(crate) fn is_large(self) -> bool {
+        matches!(self, Self::Controller | Self::Everything)
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Chassis => "by chassis (this agent)",
             Self::Names => "by name of each port",
+            Self::Controller => "ovn-controller's conditions",
             Self::Everything => "everything (neutron-ovn-metadata-agent)",
         }
     }
@@ -75,37 +87,46 @@ impl Kind {
 pub(crate) struct Subscriber {
     kind: Kind,
     ports: BTreeSet<String>,
-    changes: mpsc::Sender<(Conditions, oneshot::Sender<()>)>,
+    datapaths: BTreeSet<Uuid>,
+    changes: mpsc::Sender<(Vec<Clause>, oneshot::Sender<()>)>,
     task: JoinHandle<Result<()>>,
 }
 
 impl Subscriber {
-    /// The client of the chassis `name`, once it has all that it asks for.
-    pub(crate) async fn connect(kind: Kind, remote: &str, name: String, ports: &[String]) -> Result<Self> {
+    /// The client of the chassis `name`, once it has all that it asks for. Its host has `ports` of `datapaths`.
+    pub(crate) async fn connect(
+        kind: Kind,
+        remotes: &str,
+        name: String,
+        ports: &[String],
+        datapaths: BTreeSet<Uuid>,
+    ) -> Result<Self> {
         let (changes, requests) = mpsc::channel(1);
         let (ready, is_ready) = oneshot::channel();
         let ports: BTreeSet<String> = ports.iter().cloned().collect();
         let task = if kind == Kind::Everything {
-            let path = remote.strip_prefix("unix:").context("a Unix socket")?.to_owned();
-            tokio::spawn(everything(path, name, ready))
+            tokio::spawn(everything(remotes.to_owned(), name, ready))
         } else {
-            let conditions = if kind == Kind::Names { by_names(&ports) } else { Conditions::None };
+            let conditions = if kind == Kind::Names { by_names(&ports) } else { Vec::new() };
             let own = || Conditions::any_of([Clause::equal("name", name.as_str())]);
-            let client = Client::builder(Config::new(remote.parse()?, "OVN_Southbound"))
-                .monitor::<PortBinding>(conditions)
+            let mut config = Config::new(remotes.parse()?, region::DATABASE);
+            config.turn_lock = (kind == Kind::Chassis).then(|| "turn".to_owned());
+            let client = Client::builder(config)
+                .monitor::<PortBinding>(Conditions::any_of(conditions))
                 .monitor::<Chassis>(own())
                 .monitor_optional::<ChassisPrivate>(own())
                 .monitor::<SbGlobal>(Conditions::All)
                 .connect();
-            tokio::spawn(conditional(client, kind, requests, ready))
+            let more = if kind == Kind::Controller { controllers(&ports, &datapaths) } else { Vec::new() };
+            tokio::spawn(conditional(client, kind, more, requests, ready))
         };
         is_ready.await.context("a client could not connect")?;
-        Ok(Self { kind, ports, changes, task })
+        Ok(Self { kind, ports, datapaths, changes, task })
     }
 
     /// Does what the client does when a port is plugged or unplugged: by name, the server has to be asked.
     pub(crate) async fn plug(&mut self, port: &str, plugged: bool) -> Result<()> {
-        if self.kind != Kind::Names {
+        if !matches!(self.kind, Kind::Names | Kind::Controller) {
             return Ok(());
         }
         if plugged {
@@ -114,7 +135,11 @@ impl Subscriber {
             self.ports.remove(port);
         }
         let (done, is_done) = oneshot::channel();
-        self.changes.send((by_names(&self.ports), done)).await?;
+        let clauses = match self.kind {
+            Kind::Controller => controllers(&self.ports, &self.datapaths),
+            _ => by_names(&self.ports),
+        };
+        self.changes.send((clauses, done)).await?;
         is_done.await.context("a client is gone")
     }
 }
@@ -125,60 +150,73 @@ impl Drop for Subscriber {
     }
 }
 
-fn by_names(ports: &BTreeSet<String>) -> Conditions {
+fn by_names(ports: &BTreeSet<String>) -> Vec<Clause> {
     let clauses = ports
         .iter()
         .flat_map(|port| ["logical_port", "parent_port"].map(|column| Clause::equal(column, port.as_str())));
-    Conditions::any_of(clauses)
+    clauses.collect()
 }
 
-fn by_chassis(chassis: Uuid) -> Conditions {
+fn by_chassis(chassis: Uuid) -> Vec<Clause> {
     let columns = ["chassis", "requested_chassis", "additional_chassis", "requested_additional_chassis"];
-    Conditions::any_of(columns.map(|column| Clause::new(column, Function::Includes, chassis)))
+    columns.map(|column| Clause::new(column, Function::Includes, chassis)).to_vec()
 }
 
-/// A client of this crate. By chassis it first needs the row of the chassis.
+/// ovn-controller's clauses, without those by chassis.
+fn controllers(ports: &BTreeSet<String>, datapaths: &BTreeSet<Uuid>) -> Vec<Clause> {
+    let kinds = ["patch", "chassisredirect", "external"].map(|kind| Clause::equal("type", kind));
+    let datapaths = datapaths.iter().map(|datapath| Clause::equal("datapath", *datapath));
+    kinds.into_iter().chain(datapaths).chain(by_names(ports)).collect()
+}
+
+/// A client of this crate. By chassis it first needs the row of the chassis; `more` goes with that.
 async fn conditional(
     mut client: Client,
     kind: Kind,
-    mut requests: mpsc::Receiver<(Conditions, oneshot::Sender<()>)>,
+    more: Vec<Clause>,
+    mut requests: mpsc::Receiver<(Vec<Clause>, oneshot::Sender<()>)>,
     ready: oneshot::Sender<()>,
 ) -> Result<()> {
     let mut waiting: BTreeMap<Generation, oneshot::Sender<()>> = BTreeMap::new();
-    let mut ready = Some(ready);
+    let (mut ready, mut always) = (Some(ready), Vec::new());
     loop {
         tokio::select! {
-                    event = client.recv() => match event {
-                        Event::Synced if kind == Kind::Chassis => {
-                            let (chassis, _) = client.table::<Chassis>().iter().next().context(Chassis::TABLE)?;
-                            let conditions = by_chassis(*chassis);
-                            waiting.insert(client.set_condition::<PortBinding>(conditions)?, ready.take().context("twice")?);
-                        }
-                        Event::Synced => {
-         let _gone = ready.take().context("twice")?.send(());
-        }
-                        Event::ConditionInForce(generation) => {
-                            let later = waiting.split_off(&generation);
-                            let in_force = std::mem::replace(&mut waiting, later);
-                            for done in in_force.into_values().chain(waiting.remove(&generation)) {
-                                // Who waited for it may be gone.
-                                let _gone = done.send(());
-                            }
-                        }
-                        Event::Disconnected { reason, .. } => bail!("{reason}"),
-                        _ => {}
-                    },
-                    Some((conditions, done)) = requests.recv() => {
-                        waiting.insert(client.set_condition::<PortBinding>(conditions)?, done);
+            event = client.recv() => match event {
+                Event::Synced if kind == Kind::Names => {
+                    // Who waited for it may be gone.
+                    let _gone = ready.take().context("twice")?.send(());
+                }
+                Event::Synced => {
+                    let (chassis, _) = client.table::<Chassis>().iter().next().context(Chassis::TABLE)?;
+                    always = by_chassis(*chassis);
+                    let conditions = Conditions::any_of(always.iter().chain(&more).cloned());
+                    let generation = client.set_condition::<PortBinding>(conditions)?;
+                    waiting.insert(generation, ready.take().context("twice")?);
+                }
+                Event::ConditionInForce(generation) => {
+                    let later = waiting.split_off(&generation);
+                    let in_force = std::mem::replace(&mut waiting, later);
+                    for done in in_force.into_values().chain(waiting.remove(&generation)) {
+                        let _gone = done.send(());
                     }
                 }
+                Event::Disconnected { reason, .. } => bail!("{reason}"),
+                _ => {}
+            },
+            Some((clauses, done)) = requests.recv() => {
+                let conditions = Conditions::any_of(always.iter().cloned().chain(clauses));
+                waiting.insert(client.set_condition::<PortBinding>(conditions)?, done);
+            }
+        }
     }
 }
 
 /// The monitor of neutron-ovn-metadata-agent, whose rows are thrown away: this is about the server.
-async fn everything(path: String, name: String, ready: oneshot::Sender<()>) -> Result<()> {
-    let schema: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(super::region::SCHEMA)?)?;
-    let mut stream = UnixStream::connect(path).await?;
+async fn everything(remotes: String, name: String, ready: oneshot::Sender<()>) -> Result<()> {
+    let schema: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(region::SCHEMA)?)?;
+    let remote =
+        remotes.split(',').next().and_then(|remote| remote.strip_prefix("tcp:")).context("no TCP remote")?;
+    let mut stream = TcpStream::connect(remote).await?;
     let mut tables = serde_json::Map::new();
     for table in ["Port_Binding", "Datapath_Binding", "Encap", "SB_Global", "Chassis", "Chassis_Private"] {
         let columns = schema["tables"][table]["columns"].as_object().context("no such table")?;
@@ -189,7 +227,7 @@ async fn everything(path: String, name: String, ready: oneshot::Sender<()>) -> R
     }
     let nil = Uuid::nil().to_string();
     let request =
-        json!({ "id": 0, "method": "monitor_cond_since", "params": ["OVN_Southbound", "data", tables, nil] });
+        json!({ "id": 0, "method": "monitor_cond_since", "params": [region::DATABASE, "data", tables, nil] });
     stream.write_all(request.to_string().as_bytes()).await?;
     let mut splitter = Splitter::new(1 << 30);
     let mut buffer = vec![0; 1 << 16];

@@ -1,9 +1,10 @@
-//! The client that is measured: `client <remote> [<file of logical ports>]`.
+//! The client that is measured: `bench-ovsdb client <remote> [<file of logical ports>]`.
 //!
 //! Prints the number of rows when it holds them all, and waits to be killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use ovsdb_client::{Clause, Client, Conditions, Config, Event, Uuid};
@@ -32,11 +33,11 @@ ovsdb_client::row! {
     }
 }
 
-pub(crate) fn run(remote: &str, ports: Option<&str>) -> Result<()> {
+pub(crate) fn run(remote: &str, ports: Option<&Path>) -> Result<()> {
     let conditions = match ports {
         None => Conditions::All,
         Some(file) => {
-            let ports = fs::read_to_string(file).with_context(|| file.to_owned())?;
+            let ports = fs::read_to_string(file).with_context(|| file.display().to_string())?;
             Conditions::any_of(ports.lines().map(|port| Clause::equal("logical_port", port)))
         }
     };

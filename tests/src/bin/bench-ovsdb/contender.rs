@@ -12,12 +12,13 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 
-use super::{client, region};
-use super::{client::COLUMNS, region::Region};
+use metadata_tests::region;
+
+use super::{Setting, client, client::COLUMNS};
 
 /// Debian's Python, for which its packages are.
 const PYTHON: &str = "/usr/bin/python3";
-const IDL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/bench/idl.py");
+const IDL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bin/bench-ovsdb/idl.py");
 /// Whoever takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(300);
 /// How often the memory of a process is looked at that ends by itself.
@@ -69,8 +70,8 @@ impl Usage {
 }
 
 /// Clients that get everything. Ours comes first, then the one that the goals name.
-pub(crate) fn full(region: &Region) -> Result<Vec<Contender>> {
-    let (rows, remote) = (region.ports.len(), region.remote());
+pub(crate) fn full(setting: &Setting, rows: usize) -> Result<Vec<Contender>> {
+    let remote = setting.servers.remotes();
     let find = [
         "--no-leader-only",
         &format!("--db={remote}"),
@@ -92,13 +93,13 @@ pub(crate) fn full(region: &Region) -> Result<Vec<Contender>> {
 }
 
 /// Clients that get the rows of one host.
-pub(crate) fn conditional(region: &Region) -> Result<Vec<Contender>> {
-    let ports = &region.ports[..super::HOST];
-    let file = region.path("ports");
+pub(crate) fn conditional(setting: &Setting) -> Result<Vec<Contender>> {
+    let (ports, remote) = (setting.ports(0), setting.servers.remotes());
+    let file = setting.sandbox.path("ports");
     fs::write(&file, ports.join("\n") + "\n")?;
     let clauses: Vec<_> = ports.iter().map(|port| format!(r#"["logical_port","==","{port}"]"#)).collect();
     let condition = format!("[{}]", clauses.join(","));
-    let (rows, remote, file) = (ports.len(), region.remote(), file.display().to_string());
+    let (rows, file) = (ports.len(), file.display().to_string());
     Ok(vec![
         ours(rows, &[&remote, &file])?,
         Contender {
