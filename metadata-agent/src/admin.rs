@@ -41,7 +41,7 @@ pub const SOCKET: &str = "admin.sock";
 /// Connections to the socket, and to the port: guests have the descriptors.
 const MOST_CONNECTIONS: usize = 32;
 
-/// What an operator asks of the control plane.
+/// A question of an operator's to the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
     /// What is missing.
@@ -60,12 +60,12 @@ pub enum Question {
     Leave,
 }
 
-/// What it gets.
+/// The control plane's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// Status of the response.
     pub status: StatusCode,
-    /// What the body is.
+    /// Media type of the body.
     pub content_type: &'static str,
     /// Body of the response.
     pub text: String,
@@ -174,7 +174,7 @@ fn bind(address: SocketAddr, port: u16) -> anyhow::Result<StdTcpListener> {
         .with_context(|| format!("cannot listen at admin_listen = {address}"))
 }
 
-/// Whether `admin_listen` names an address of this host. The port may be in use by a running agent.
+/// Checks that `admin_listen` names an address of this host. The port may be in use by a running agent.
 pub fn check_address(address: SocketAddr) -> anyhow::Result<()> {
     bind(address, 0).map(drop)
 }
@@ -189,7 +189,7 @@ fn private_socket(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(socket.into())
 }
 
-/// What may be asked.
+/// Authorization of a listener: the questions that it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
     Monitoring,

@@ -79,19 +79,19 @@ enum What {
     Metrics,
 }
 
-/// How long a running agent may take to answer: it does nothing that lasts.
+/// Timeout of a running agent's answer: it does nothing that lasts.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Grace period of an agent that leaves: what is under way is served for some seconds.
 const LEAVING: Duration = Duration::from_secs(30);
 
-/// What a process ends with whose configuration is at fault (`EX_CONFIG` of sysexits.h): trying again would not help.
+/// Exit status for a configuration at fault (`EX_CONFIG` of sysexits.h): trying again would not help.
 const EX_CONFIG: u8 = 78;
 
 /// Exit status of an agent that was told to leave: it is not to be started again.
 const EX_LEFT: u8 = 79;
 
-/// What the process ends with after that error.
+/// Exit status of the process after that error.
 pub fn status(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<config::Error>() {
         Some(error) if error.is_lasting() => ExitCode::from(EX_CONFIG),

@@ -17,7 +17,7 @@ use nix::{
     unistd::{UnlinkatFlags, unlinkat},
 };
 
-/// What no file of ours comes near.
+/// Size limit of a file that is read: none of ours comes near it.
 pub(crate) const MOST_BYTES: u64 = 16 << 20;
 
 /// Neither waits for somebody at the other end of a fifo, nor goes where a link leads.

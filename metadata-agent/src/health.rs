@@ -1,4 +1,4 @@
-//! What of a node's troubles makes it not ready, for operators and for Neutron alike: one rule, in one place.
+//! Readiness: the troubles of a node that make it not ready, for operators and for Neutron alike; one rule, in one place.
 //!
 //! What is wrong with one port is said for that port, and the node stays ready: nobody else is better off with an agent
 //! that is taken for dead. What concerns every guest makes the node not ready, and most guests count as all: the
@@ -15,9 +15,9 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::datapath::Family;
 
-/// How long a look whether Nova is there may take.
+/// Timeout of a check that Nova is there.
 const REACH: Duration = Duration::from_secs(5);
-/// How often Nova is looked for where no request does, while it is there and while it is not. A connection is all it
+/// Intervals between checks of Nova where no request does it, while it is there and while it is not. A connection is all it
 /// costs.
 const NOVA_EVERY: Duration = Duration::from_secs(15);
 const NOVA_AGAIN: Duration = Duration::from_secs(2);
@@ -29,7 +29,7 @@ const BROKEN: u32 = 2;
 pub struct Problem {
     /// Of what it is a problem. This lasts, while what is said of it may be another thing with each attempt.
     pub subject: &'static str,
-    /// What an operator is told.
+    /// Message to the operator.
     pub text: String,
 }
 
@@ -45,7 +45,7 @@ impl Problem {
     }
 }
 
-/// What came of applying what should be served.
+/// Result of a reconciliation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Applied {
     /// Taps that nothing is wrong with and whose turn has not come: to be called again as soon as events have had theirs.
@@ -107,7 +107,7 @@ impl Health {
         note(&mut self.unwatched, problem)
     }
 
-    /// What an operator should know, though the node is ready.
+    /// A warning for operators, though the node is ready.
     pub fn note(&self) -> Option<String> {
         self.unwatched
             .as_ref()
@@ -119,7 +119,7 @@ impl Health {
         note(&mut self.datapath, problem)
     }
 
-    /// What makes the node not ready.
+    /// Problems that make the node not ready.
     pub fn problems(&self) -> Vec<Problem> {
         let broken = self.paths.iter().filter(|(failures, _)| *failures >= BROKEN);
         let paths = broken.map(|(_, problem)| {
@@ -143,7 +143,7 @@ fn note(state: &mut Option<String>, problem: Option<String>) -> Option<&str> {
     state.as_deref().filter(|_| is_news)
 }
 
-/// What the control plane asks of the guest-facing half, which it does not know.
+/// The data plane as the control plane asks it, without knowing it.
 pub trait DataPlane: fmt::Debug + Send + Sync {
     /// Makes a connection to any endpoint of Nova, only to see that it can be made; if not, why.
     fn reach_nova(&self) -> BoxFuture<'_, Result<(), String>>;
@@ -151,11 +151,11 @@ pub trait DataPlane: fmt::Debug + Send + Sync {
     /// When the last connection to Nova was made for a request.
     fn reached_nova(&self) -> Option<Instant>;
 
-    /// What an operator should know, though nothing is missing.
+    /// Warnings for operators, though nothing is missing.
     fn notes(&self) -> Vec<String>;
 }
 
-/// Whether a connection to Nova can be made, and when that was last asked.
+/// Health check of Nova: the result of the last one, and when it was made.
 #[derive(Debug)]
 pub struct Reachability {
     guests: Arc<dyn DataPlane>,

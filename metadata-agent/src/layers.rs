@@ -1,4 +1,4 @@
-//! What may import what, held against the sources: the two planes do not know each other, the settings know nobody, and
+//! Layering, held against the sources: the two planes do not know each other, the settings know nobody, and
 //! no imports go round in a circle.
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -13,11 +13,11 @@ use std::{
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How long lines are gathered.
+/// Time for which lines are gathered into a batch.
 const GATHER: Duration = Duration::from_millis(10);
 /// Bytes that wait to be written; what comes beyond is lost, and that is said.
 const MOST: usize = 1 << 20;
-/// How long the last lines may take when the agent ends.
+/// Timeout of the last lines when the agent ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Where lines go in.

@@ -1,4 +1,4 @@
-//! What is logged, changeable while the agent runs, and the eBPF programs' log records.
+//! Set-up of logging: a filter, changeable while the agent runs, and the eBPF programs' log records.
 use std::panic;
 
 use anyhow::Context as _;

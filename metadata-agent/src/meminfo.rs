@@ -1,4 +1,4 @@
-//! What memory the kernel has in use for a socket, as `SO_MEMINFO` tells it (Linux 4.12).
+//! Memory that the kernel has in use for a socket, as `SO_MEMINFO` tells it (Linux 4.12).
 #![allow(unsafe_code, reason = "an option of sockets that no library has")]
 use std::{mem::size_of_val, os::fd::AsRawFd};
 

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 
 /// Period of the look whether there was a burst, and the longest it becomes while what is in use is in use.
 const LOOK: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-/// How much more memory than there once was is worth the walk through all heaps, during which their threads wait.
+/// Threshold of growth beyond which the walk through all heaps, during which their threads wait, is worth its cost.
 const WORTH: u64 = 16 << 20;
 
 /// Looks after it for as long as it runs.

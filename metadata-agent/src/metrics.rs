@@ -25,7 +25,7 @@ pub struct Metrics {
     databases: Databases,
 }
 
-/// What the control plane knows of the whole node.
+/// State of the whole node, as the control plane knows it.
 #[derive(Debug, Clone)]
 pub struct Overview {
     /// Whether nothing is missing that concerns all guests.

@@ -24,14 +24,14 @@ use crate::{
 pub use served::Limits;
 use served::{NOT_YET, Served, owner};
 
-/// How long attaching may keep the control plane from its other work: a TCX link waits for the kernel's RCU grace period,
+/// Time slice of attaching, for which the control plane does no other work: a TCX link waits for the kernel's RCU grace period,
 /// which is some ten milliseconds for each tap and cannot be had in parallel (the kernel holds its RTNL lock meanwhile).
 const ATTACHING: Duration = Duration::from_millis(100);
 
-/// How long resets still find their way out of an assignment that has ended.
+/// Time for which resets still find their way out of an assignment that has ended.
 const ENDING: Duration = Duration::from_secs(1);
 
-/// How many taps the kernel is asked about at a time: each is a moment in which the control plane does nothing else.
+/// Batch size of asking the kernel about taps: each is a moment in which the control plane does nothing else.
 const AT_A_TIME: usize = 512;
 
 /// The one owner of the datapath and the directory's only writer.
@@ -252,7 +252,7 @@ impl Reconciler {
         self.served.get(&key).map(|served| served.wanted.port.as_str())
     }
 
-    /// What is served, and what there was no room for, for the admin interface.
+    /// Ports that are served, and those there was no room for, for the admin interface.
     pub fn describe(&self) -> Vec<Value> {
         let served = self.served.iter().map(|(key, served)| served.describe(*key));
         let full = Error::Full.to_string();
@@ -260,7 +260,7 @@ impl Reconciler {
         served.chain(refused).collect()
     }
 
-    /// How many ports there are of each state that `describe` tells.
+    /// Number of ports of each state that `describe` tells.
     pub fn identities(&self) -> [(&'static str, i64); 3] {
         ["known", "unknown", "conflict"].map(|state| {
             let count = self.served.values().filter(|served| served.state().0 == state).count();
@@ -268,12 +268,12 @@ impl Reconciler {
         })
     }
 
-    /// How many ports have no program on their tap, or no room.
+    /// Number of ports without a program on their tap, or without room.
     pub fn unattached(&self) -> usize {
         self.served.values().filter(|served| served.attached.is_err()).count() + self.refused.len()
     }
 
-    /// What the datapath counted.
+    /// The datapath, to read its counters.
     pub fn datapath(&self) -> &Datapath {
         &self.datapath
     }

@@ -1,4 +1,4 @@
-//! What must hold before anything is touched, checked at once, with what to do about it.
+//! Preconditions, checked before anything is touched, each with what to do about it.
 #![forbid(unsafe_code)]
 use std::{
     fs::{DirBuilder, File},
@@ -53,7 +53,7 @@ const CAPABILITIES: [(u32, &str, &str); 4] = [
     (39, "CAP_BPF", "to load programs"),
 ];
 
-/// What the programs need of the kernel that not every one has: the helper, its name, and the version that brought it.
+/// Helpers that the programs need and not every kernel has: the helper, its name, and the version that brought it.
 const HELPERS: [(BpfHelper, &str, &str); 2] = [
     (BpfHelper::BPF_FUNC_spin_lock, "bpf_spin_lock", "5.1"),
     (BpfHelper::BPF_FUNC_redirect_peer, "bpf_redirect_peer", "5.10"),

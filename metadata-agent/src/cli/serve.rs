@@ -118,7 +118,7 @@ fn prepare_takeover(config: &Config) -> anyhow::Result<(RunLock, Predecessor)> {
     Ok((RunLock::Inherited(lock), predecessor))
 }
 
-/// What this agent's successor gets.
+/// Sockets and lock for this agent's successor.
 fn offering(config: &Config, lock: &RunLock, listeners: &[Vec<TcpListener>]) -> anyhow::Result<Offering> {
     let twin = |socket: &TcpListener| socket.as_fd().try_clone_to_owned();
     let listeners: io::Result<Vec<_>> = listeners.iter().flatten().map(twin).collect();

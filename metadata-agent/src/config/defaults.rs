@@ -1,4 +1,4 @@
-//! What options are that no file sets, for references to them: Neutron's defaults of what its metadata agent registers.
+//! Defaults of options that no file sets, for references to them: Neutron's, as far as its metadata agent registers them.
 use std::net::UdpSocket;
 
 use super::ini::DEFAULT;

@@ -44,7 +44,7 @@ impl Value {
     }
 }
 
-/// What keeps a file from being read.
+/// An error in reading a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file system refused.
@@ -61,7 +61,7 @@ pub enum Error {
     Syntax {
         /// Where.
         origin: Origin,
-        /// What is wrong and what would be right.
+        /// Explanation: what is wrong, and what would be right.
         problem: &'static str,
     },
 }
@@ -175,7 +175,7 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What Python's `strip` takes off: Unicode's space, and the separators of ASCII.
+/// White space as Python's `strip` takes it off: Unicode's, and the separators of ASCII.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }

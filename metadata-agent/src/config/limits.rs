@@ -1,4 +1,4 @@
-//! What guests may take, by Neutron's options and ours.
+//! Limits on guests, by Neutron's options and ours.
 use std::time::Duration;
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
 const HAPROXY: &str = "metadata_haproxy";
 const RATE_LIMITING: &str = "metadata_rate_limiting";
 
-/// What guests may take: each tap for itself, and all of them together.
+/// Limits on guests: on each tap for itself, and on all of them together.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections of all guests together.
@@ -30,15 +30,15 @@ pub struct Limits {
     pub rates: RequestLimits,
     /// Answered to a request beyond a limit: 503, or 429 for those who want it.
     pub limit_status: u16,
-    /// How long a request waits for its guest to become known.
+    /// Time for which a request waits for its guest to become known.
     pub hold: Duration,
-    /// How long a guest may take to send a request's head.
+    /// Timeout of a request's head.
     pub head: Duration,
-    /// How long a guest may pause within a request's body, or while it takes the response.
+    /// Timeout of a pause within a request's body, or while the guest takes the response.
     pub pause: Duration,
-    /// How long a connection may wait for a next request.
+    /// Keep-alive timeout: a connection's wait for a next request.
     pub idle: Duration,
-    /// How long a connection may last.
+    /// Maximum age of a connection.
     pub lifetime: Duration,
     /// Bytes of a request's head.
     pub head_bytes: usize,
@@ -68,7 +68,7 @@ impl Default for Limits {
     }
 }
 
-/// How many requests a tap may make in time.
+/// Rate limits on the requests of a tap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
     /// Ours.

@@ -60,13 +60,13 @@ pub struct Config {
     pub answers: Rate,
     /// `[metadata_ebpf] workers`: threads that serve guests.
     pub workers: usize,
-    /// What guests may take.
+    /// Limits on guests.
     pub limits: Limits,
     /// `[metadata_ebpf] admin_listen`: where else than on its socket the admin interface may be read.
     pub admin_listen: Option<SocketAddr>,
 }
 
-/// What the command line names.
+/// A configuration file or folder that the command line names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// `--config-file`.
@@ -75,7 +75,7 @@ pub enum Place {
     Folder(PathBuf),
 }
 
-/// How the eBPF programs are put on devices.
+/// Kind of attachment of the eBPF programs to devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachMode {
     /// TCX where the kernel has it, else clsact.
@@ -113,7 +113,7 @@ pub enum Source {
     Static(PathBuf),
 }
 
-/// What is wrong with the settings.
+/// An error in the settings.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read or parsed.
@@ -136,9 +136,9 @@ pub enum Error {
         section: &'static str,
         /// Its name.
         option: &'static str,
-        /// What it says; empty for secrets.
+        /// Its text; empty for secrets.
         value: String,
-        /// What is wrong and what would be right.
+        /// Explanation: what is wrong, and what would be right.
         problem: String,
     },
     /// A reference in an option's value leads nowhere. The value is not shown: it may be the secret.
@@ -171,7 +171,7 @@ pub enum Error {
         section: &'static str,
         /// Its name.
         option: &'static str,
-        /// What to do.
+        /// Remedy.
         remedy: &'static str,
     },
 }
@@ -222,7 +222,7 @@ impl Config {
         Self::from_ini(&Options::new(&read(places)?))
     }
 
-    /// What is no error and yet hardly meant.
+    /// Warnings: settings that are no error and yet hardly meant.
     pub fn warnings(&self) -> Vec<&'static str> {
         let empty = self.nova.secret.is_empty().then_some(
             "[DEFAULT] metadata_proxy_shared_secret is empty: whoever reaches Nova's metadata port can ask for any \

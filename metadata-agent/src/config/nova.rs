@@ -1,4 +1,4 @@
-//! How to reach nova-metadata, by Neutron's options.
+//! Settings of the upstream, nova-metadata, by Neutron's options.
 use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use super::{
@@ -53,7 +53,7 @@ pub struct NovaTls {
     pub insecure: bool,
 }
 
-/// What we show to Nova.
+/// Client certificate for Nova (mutual TLS).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// The certificate, and those up to the authority.

@@ -204,7 +204,7 @@ fn value(ini: &Ini, section: &'static str, option: &'static str) -> Reading {
     }
 }
 
-/// What `oslo.py` answers for a configuration.
+/// The answer of `oslo.py` for a configuration.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Theirs {

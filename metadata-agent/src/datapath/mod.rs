@@ -53,7 +53,7 @@ impl std::fmt::Display for MapsId {
     }
 }
 
-/// What the kernel refused, and what that means.
+/// An operation that the kernel refused, and what that means.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The BPF file system cannot be mounted or used.
@@ -121,7 +121,7 @@ pub enum Error {
     Service {
         /// Name of the namespace.
         netns: String,
-        /// What was being done.
+        /// The operation.
         what: &'static str,
         /// Why it failed.
         error: io::Error,
@@ -129,7 +129,7 @@ pub enum Error {
     /// The agent's own guest cannot be made.
     #[error("the probe of the datapath: {what}: {error}")]
     Probe {
-        /// What was being done.
+        /// The operation.
         what: &'static str,
         /// Why it failed.
         error: io::Error,

@@ -41,7 +41,7 @@ const NEXT_HOP_MAC: [u8; 6] = [0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfd];
 /// Connections that may wait to be accepted: a burst of boots.
 const BACKLOG: i32 = 4096;
 
-/// How long what was sent may go unacknowledged.
+/// Timeout of data that is sent and not acknowledged (`TCP_USER_TIMEOUT`).
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Settings of the service namespace.
@@ -85,7 +85,7 @@ pub struct ServiceDevice {
     /// Interface index of the inner end.
     inner: u32,
     has_ipv6: bool,
-    /// What its addresses have their meaning from.
+    /// Maps that give its addresses their meaning.
     maps: Option<MapsId>,
 }
 

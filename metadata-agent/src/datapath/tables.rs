@@ -1,4 +1,4 @@
-//! What the agent writes into the maps and reads from them: assignments, what it says of itself, counters.
+//! Access to the maps: assignments, the agent's own state (`CONTROL`), counters.
 #![forbid(unsafe_code)]
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -35,7 +35,7 @@ pub(super) struct Tables {
 pub struct Adopted {
     /// The assignment.
     pub assignment: Assignment,
-    /// Who it was for.
+    /// Port, instance and project that it was for.
     pub owner: Owner,
 }
 
@@ -66,7 +66,7 @@ impl Tables {
         Ok(any)
     }
 
-    /// What the maps hold: the assignments of a former agent, and the generation each index had last.
+    /// Contents of the maps: the assignments of a former agent, and the generation each index had last.
     ///
     /// An agent that died between the two writes of an assignment left half of one, which nothing could use: removed.
     pub(super) fn assignments(&mut self) -> Result<(BTreeMap<PortKey, Adopted>, Indexes), Error> {
@@ -125,7 +125,7 @@ impl Tables {
         self.sources.set(assignment.index, state, 0).map_err(|error| failed("SOURCES", error))
     }
 
-    /// How many new sources of that index were refused.
+    /// Number of new sources of that index that were refused.
     pub(super) fn exhausted(&self, assignment: Assignment) -> Result<u64, Error> {
         let state = self.sources.get(&assignment.index, 0).map_err(|error| failed("SOURCES", error))?;
         Ok(if state.generation as u8 == assignment.generation { state.exhausted } else { 0 })

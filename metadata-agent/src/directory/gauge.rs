@@ -1,10 +1,10 @@
-//! How many there are of something that each holds for a while.
+//! A gauge: counts holders, each of which has a permit for a while.
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering},
 };
 
-/// How many there are of something; each holds a permit while it lasts.
+/// A gauge: the number of permits that are held.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Gauge(Arc<AtomicU32>);
 

@@ -1,11 +1,11 @@
-//! Who a guest is, and the signature by which Nova believes it. Whoever serves guests is given it ready-made, and has no
+//! Identity of a guest, and the signature by which Nova believes it. Whoever serves guests is given it ready-made, and has no
 //! secret.
 use std::net::IpAddr;
 
 use aws_lc_rs::hmac;
 use serde::{Deserialize, Serialize};
 
-/// Who a guest is, to Nova and in the log. Everything a request needs is computed once, here.
+/// Identity of a guest, to Nova and in the log. Everything a request needs is computed once, here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Neutron's port, which is OVN's logical port.

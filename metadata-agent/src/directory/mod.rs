@@ -1,4 +1,4 @@
-//! What is behind a tag: the ports that this host serves, with their identities and signatures, as the control plane last
+//! The directory of tags: the ports that this host serves, with their identities and signatures, as the control plane last
 //! published them, and what each tap takes of those who serve it.
 //!
 //! The two planes meet here and nowhere else. The control plane writes, by [`Directory::publish`] and [`Port::resolve`];

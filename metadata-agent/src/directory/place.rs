@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use super::usage::{Holds, Limit, Resource};
 
-/// What a connection is doing, the most dispensable first.
+/// Phase of a connection, the most dispensable first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// The guest has ended its side, and may have gone.
@@ -64,8 +64,8 @@ impl Place {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How dispensable it is, if it holds something of that: the least first, by what it is doing and since when. If
-    /// `departed`, only one that may have gone counts.
+    /// Rank for eviction, lowest first, by what the connection is doing and since when; none if it holds nothing of that
+    /// resource. If `departed`, only a connection whose guest may have gone has a rank.
     pub(crate) fn rank(&self, resource: Resource, departed: bool) -> Option<(u8, Instant)> {
         let state = self.state();
         let eligible = state.holds[resource as usize] > 0 && (!departed || state.phase == Phase::HalfClosed);

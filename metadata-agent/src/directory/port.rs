@@ -7,10 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{identity::SignedIdentity, tap::Tap};
 
-/// What is answered to whoever is behind a port that is a probe.
+/// Response to the probe.
 pub const PROBE_ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
 
-/// What is known about who is behind a port.
+/// Identity behind a port, as far as it is known.
 #[derive(Debug, Clone)]
 pub enum Resolution {
     /// Not yet; the text says what is missing.
@@ -30,7 +30,7 @@ pub struct Port {
     pub tap: Arc<Tap>,
     /// Generation of the assignment.
     pub generation: u8,
-    /// Who is behind it; changes from pending to known and back, never from one instance to another.
+    /// Identity behind the port; changes from pending to known and back, never from one instance to another.
     resolution: ArcSwap<Resolution>,
     resolved: Notify,
     /// Whether nobody but the agent itself is behind it, who finds out by it whether the datapath works.
@@ -65,12 +65,12 @@ impl Port {
         self.resolved.notify_waiters();
     }
 
-    /// Who is behind it now. Never waits.
+    /// Identity behind the port now. Never waits.
     pub fn resolution(&self) -> Resolution {
         Resolution::clone(&self.resolution.load())
     }
 
-    /// Who is behind it, as soon as that can be said.
+    /// Identity behind the port, as soon as it is resolved.
     pub async fn resolved(&self) -> Resolution {
         loop {
             // It hears of what happens from here on, before it is awaited.

@@ -1,4 +1,4 @@
-//! How many requests in how much time: two ways to count, with the time passed in.
+//! Rate limits: a token bucket and a sliding window, with the time passed in.
 use std::time::{Duration, Instant};
 
 use crate::config::{Rate, WindowLimit};
@@ -10,7 +10,7 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// How long an event has to wait, if it has to.
+    /// Time that an event has to wait, if it has to.
     pub(super) fn wait(&self, limit: Rate, now: Instant) -> Option<Duration> {
         let interval = interval(limit)?;
         let earliest = self.empty?.checked_sub(interval.saturating_mul(limit.burst.saturating_sub(1)))?;
@@ -39,7 +39,7 @@ pub(super) struct SlidingWindow {
 }
 
 impl SlidingWindow {
-    /// How long an event has to wait, if it has to.
+    /// Time that an event has to wait, if it has to.
     pub(super) fn wait(&mut self, limit: WindowLimit, now: Instant) -> Option<Duration> {
         let began = self.advance(limit.window, now);
         let passed = now.saturating_duration_since(began);
@@ -74,7 +74,7 @@ impl SlidingWindow {
 mod tests {
     use super::*;
 
-    /// How many of the events offered each millisecond pass.
+    /// Number of the events offered each millisecond that pass.
     fn passed(from: u64, to: u64, mut take: impl FnMut(Instant) -> bool) -> usize {
         let start = Instant::now();
         (from..to).filter(|millisecond| take(start + Duration::from_millis(*millisecond))).count()

@@ -1,4 +1,4 @@
-//! What one tap takes of us, all its ports together: an instance has no more with a trunk of many VLANs than without.
+//! Usage by one tap, all its ports together: an instance has no more with a trunk of many VLANs than without.
 use std::{
     collections::HashMap,
     fmt,
@@ -18,7 +18,7 @@ use crate::config::RequestLimits;
 #[derive(Debug)]
 pub struct Tap {
     name: Arc<str>,
-    /// What its connections hold.
+    /// Resources that its connections hold.
     pub(crate) used: Amounts,
     /// Connections beyond a limit that are still heard out.
     pub(crate) turned_away: Gauge,

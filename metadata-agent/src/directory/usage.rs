@@ -1,7 +1,7 @@
-//! How much of each resource is held, and the limits that it can meet.
+//! Accounting: how much of each resource is held, and the limits that it can meet.
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What is limited for a tap, or for all of them together, or both.
+/// A limited resource: for a tap, for all of them together, or both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resource {
     Connections,
@@ -14,15 +14,15 @@ pub(crate) enum Resource {
 }
 
 impl Resource {
-    /// How many there are.
+    /// Number of resources.
     pub(crate) const COUNT: usize = 4;
     pub(crate) const ALL: [Self; Self::COUNT] = [Self::Connections, Self::Requests, Self::Held, Self::Bytes];
 }
 
-/// How much one holds of each resource.
+/// One holder's amount of each resource.
 pub(crate) type Holds = [u32; Resource::COUNT];
 
-/// How much is held of each resource.
+/// Total held of each resource.
 #[derive(Debug, Default)]
 pub(crate) struct Amounts([AtomicU32; Resource::COUNT]);
 
@@ -31,7 +31,7 @@ impl Amounts {
         self.0[resource as usize].load(Ordering::Relaxed)
     }
 
-    /// How much it is then.
+    /// Adds, and returns the new total.
     pub(crate) fn add(&self, resource: Resource, amount: u32) -> u32 {
         self.0[resource as usize].fetch_add(amount, Ordering::Relaxed).saturating_add(amount)
     }

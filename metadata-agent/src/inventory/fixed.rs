@@ -20,7 +20,7 @@ pub struct Inventory {
     entries: Vec<Entry>,
 }
 
-/// What is wrong with the file.
+/// An error in the file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be read.

@@ -1,4 +1,4 @@
-//! Who is behind which tap: interfaces of Open vSwitch joined with rows of the Southbound. Pure.
+//! Join of Open vSwitch's interfaces with rows of the Southbound: the identity behind each tap. Pure.
 use std::net::IpAddr;
 
 use metadata_ebpf::map::PortKey;
@@ -101,7 +101,7 @@ fn own_addresses(who: &Who, row: Option<&PortBinding>) -> Vec<IpAddr> {
     own
 }
 
-/// What counts for ports that have no row in the Southbound: its word where it has been asked for the very port, and else
+/// Evidence for ports that have no row in the Southbound: its word where it has been asked for the very port, and else
 /// what it said before, where the hypervisor still says the same.
 pub(super) struct WithoutRow<'a> {
     pub(super) remembered: &'a Remembered,
@@ -148,7 +148,7 @@ fn is_confirmed(interface: &Interface, identity: &Identity) -> bool {
     local_instance(interface) == Some(&identity.instance)
 }
 
-/// What a subport's frames are tagged with.
+/// VLAN id of a subport's frames.
 fn vlan(subport: &PortBinding) -> Option<u32> {
     subport.tag.and_then(|tag| u32::try_from(tag).ok()).filter(|tag| (1..=4094).contains(tag))
 }

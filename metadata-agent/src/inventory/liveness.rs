@@ -22,7 +22,7 @@ const NAMESPACE: Uuid = uuid!("d34bf9f6-da32-4871-9af8-15a4626b41ab");
 /// (`ChassisOVNAgentWriteEvent` of neutron/plugins/ml2/drivers/ovn/mech_driver/ovsdb/ovsdb_monitor.py).
 const OVN_AGENT_ID: &str = "neutron:ovn-neutron-agent-id";
 
-/// What the local Open vSwitch says about this chassis.
+/// This chassis, as the local Open vSwitch describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chassis {
     /// `external_ids:system-id`, the chassis' name.
@@ -52,7 +52,7 @@ impl Chassis {
         wanted
     }
 
-    /// How long this chassis waits before it answers to a number: differently for each, and spread evenly.
+    /// Delay of this chassis' answer to a number: different for each, and spread evenly.
     fn delay(&self, nb_cfg: i64, spread: Duration) -> Duration {
         let mut hasher = DefaultHasher::new();
         (&self.name, nb_cfg).hash(&mut hasher);
@@ -61,9 +61,8 @@ impl Chassis {
     }
 }
 
-/// How long answers to a new number may take, for Neutron to take an agent for dead after `down_time` without one. All
-/// chassis answer, each by a write to one database, so they spread their answers over this long
-/// (`ChassisAgentEvent` of neutron/agent/ovn/metadata/agent.py).
+/// Time over which answers to a new number are spread: all chassis answer, each by a write to one database. Neutron takes an
+/// agent for dead after `down_time` without an answer (`ChassisAgentEvent` of neutron/agent/ovn/metadata/agent.py).
 pub(super) fn spread(down_time: Duration) -> Duration {
     (down_time / 3).clamp(Duration::from_secs(3), Duration::from_secs(10))
 }
@@ -86,7 +85,7 @@ pub(super) struct Liveness {
     registered: bool,
 }
 
-/// What is to be done now.
+/// The next action.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Nothing, until something changes.

@@ -1,4 +1,4 @@
-//! What should be served: taps of this host, and who is behind each, from links and a source of identities.
+//! Desired state: the taps of this host that should be served, and who is behind each, from links and a source of identities.
 //!
 //! Each input is kept as it stands now, events only update it; the ports are derived from the whole by a pure function.
 //! So it does not matter whether events are lost, merged or reordered.
@@ -39,7 +39,7 @@ pub struct DesiredPort {
     pub policed: bool,
 }
 
-/// What the sources say about who is behind a port.
+/// Identity behind a port, as the sources have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Who {
     /// Something is missing; the text says what.

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::health::{Problem, Reachability};
 
-/// How long a write to the Southbound, or a look whether Nova is there, may take.
+/// Timeout of a write to the Southbound, and of a check that Nova is there.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
 /// By this lock of a server the agents that are connected to it write one after another. A follower has the leader decide on
 /// each write, and the leader refuses all that did not know of the last one, to be tried again: with hundreds of writes
@@ -47,7 +47,7 @@ const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(20);
 pub struct Ovn {
     ovs: Database,
     southbound: Database,
-    /// What of Port_Binding is asked for, and the state of the conditions that brings it.
+    /// Subscription to rows of Port_Binding, and the state of the conditions that brings them.
     subscription: Subscription,
     subscribed: Option<Generation>,
     /// The chassis whose row is subscribed to.
@@ -79,7 +79,7 @@ struct Database {
     in_force: Option<Generation>,
     /// Why there is no connection.
     down: Option<String>,
-    /// What was logged about each remote since there was one.
+    /// Messages logged about each remote since there was one.
     told: BTreeSet<String>,
 }
 
@@ -92,7 +92,7 @@ pub struct DatabaseStatus {
     pub connected: bool,
     /// The rows that are kept, of all tables.
     pub rows: usize,
-    /// What was counted.
+    /// Counters of the client.
     pub counters: Counters,
 }
 
@@ -206,7 +206,7 @@ impl Ovn {
         })
     }
 
-    /// What is missing. Without the Southbound only identities are.
+    /// Problems: what is missing. Without the Southbound only identities are.
     pub fn pending(&self) -> Vec<Problem> {
         [&self.ovs, &self.southbound].into_iter().filter_map(Database::pending).collect()
     }

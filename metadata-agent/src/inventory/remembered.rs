@@ -21,11 +21,11 @@ use crate::{directory::Identity, files::Folder};
 
 /// Version of the file; another one is not read.
 const VERSION: u32 = 1;
-/// How long changes are collected before they are written.
+/// Time for which changes are collected before they are written.
 const COLLECT: Duration = Duration::from_secs(1);
 const FILE: &str = "identities.json";
 
-/// Who was behind each tap.
+/// Cache of the identities behind taps, on disk.
 #[derive(Debug)]
 pub(super) struct Remembered {
     folder: PathBuf,

@@ -72,7 +72,7 @@ ovsdb_client::row! {
 }
 
 ovsdb_client::row! {
-    /// What a chassis says of itself, in a table that other chassis do not follow.
+    /// A chassis' own row, in a table that other chassis do not follow.
     pub(super) struct ChassisPrivate in "Chassis_Private" {
         /// The chassis' name, its system-id.
         name: String,

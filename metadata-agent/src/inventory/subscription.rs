@@ -16,14 +16,14 @@ use tokio::time::Instant;
 /// The columns that name a chassis. Servers that lack one of them find nothing by it.
 const CHASSIS_COLUMNS: [&str; 4] =
     ["chassis", "requested_chassis", "additional_chassis", "requested_additional_chassis"];
-/// How long a plugged port's row may take to come by its chassis: the time in which ovn-controller claims it, with some to
+/// Timeout of a plugged port's row to come by its chassis: the time in which ovn-controller claims it, with some to
 /// spare.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How many names that are of no use any more are kept until something else changes: a condition with them costs the
+/// Number of names of no use any more that are kept until something else changes: a condition with them costs the
 /// server nothing, and changing it does.
 const MOST_STALE: usize = 64;
 
-/// What is asked for, and what may have to be.
+/// Conditions of the monitor: those in force, and the ports that may have to be asked for by name.
 #[derive(Debug, Default)]
 pub(super) struct Subscription {
     chassis: Option<Uuid>,

@@ -1,4 +1,4 @@
-//! What is told of each request: one line in the log, and the numbers.
+//! Access log: one line for each request, and the numbers.
 use std::{
     net::IpAddr,
     sync::Arc,
@@ -11,7 +11,7 @@ use tracing::info;
 use super::{forward, metrics::Metrics, outcome::Outcome};
 use crate::directory::{Identity, OpenConnection, Port, Resolution};
 
-/// Who a connection belongs to, decided once, when it is accepted.
+/// The guest behind a connection, decided once, when it is accepted.
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) port: Arc<Port>,

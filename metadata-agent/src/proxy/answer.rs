@@ -63,7 +63,7 @@ impl Refusal {
         }
     }
 
-    /// What an operator wants to know beyond what the guest is told.
+    /// Reason for the operator, beyond what the guest is told.
     pub(super) fn reason(&self) -> Option<String> {
         match self {
             Self::Unknown(reason) | Self::Conflict(reason) => Some(reason.clone()),
@@ -90,7 +90,7 @@ impl Refusal {
         }
     }
 
-    /// What happened, in words that end up in the guest's console log.
+    /// Explanation in words that end up in the guest's console log.
     fn text(&self) -> String {
         match self {
             Self::Unknown(_) => "the metadata service does not know this port yet, try again".to_owned(),
@@ -140,7 +140,7 @@ impl Refusal {
     }
 }
 
-/// What a guest is told that meets it.
+/// Explanation of a limit to the guest that meets it.
 fn describe(limit: Limit) -> &'static str {
     match limit {
         Limit::Connections => "the metadata service has too many connections",
@@ -153,7 +153,7 @@ fn describe(limit: Limit) -> &'static str {
     }
 }
 
-/// Who is refused: as much as is known.
+/// Subject of a refusal: as much of it as is known.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Whom<'a> {
     /// Neutron's port.
@@ -171,7 +171,7 @@ impl std::fmt::Display for Whom<'_> {
     }
 }
 
-/// What the request lets its response look like.
+/// Form of the response that the request allows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Form {
     pub(super) version: Version,

@@ -25,14 +25,14 @@ use crate::{
     meminfo::Kept,
 };
 
-/// How long a guest may acknowledge nothing of what it was sent, once there is no more to be sent.
+/// Timeout of a guest that acknowledges nothing, once there is no more to be sent to it.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
-/// How soon it is looked whether something was acknowledged; twice as long each time, and never longer than that.
+/// First and longest delay between looks at what was acknowledged; doubled each time.
 pub(super) const LOOKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// How long, and for how many bytes, a guest is heard out that was answered before it had said everything.
+/// Lingering close: time and bytes for which a guest is heard out that was answered before it had said everything.
 const HEARING: (Duration, usize) = (Duration::from_secs(1), 1 << 18);
 
-/// What a guest's socket can do beyond carrying bytes.
+/// A guest's socket, beyond carrying bytes.
 pub(super) trait GuestSocket {
     /// The memory that the kernel keeps for it.
     fn kept(&self) -> Kept;
@@ -73,7 +73,7 @@ impl GuestSocket for tokio::io::DuplexStream {
     }
 }
 
-/// How acknowledging goes on. Pure logic, with the time passed in.
+/// Progress of acknowledgements. Pure logic, with the time passed in.
 #[derive(Debug)]
 pub(super) struct Acknowledging {
     left: u32,

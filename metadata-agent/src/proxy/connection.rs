@@ -39,10 +39,10 @@ const MOST_EMPTY_LINES: u32 = 8;
 /// Names under which a guest may address us in a target.
 const HOSTS: [&str; 2] = ["169.254.169.254", "[fe80::a9fe:a9fe]"];
 
-/// How long the first request of a connection may take when the agent stops.
+/// Timeout of a connection's first request when the agent stops.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
-/// How a connection ends.
+/// Kind of end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     /// Everything was said.
@@ -68,9 +68,9 @@ pub(super) struct Connection<'a, S> {
     /// Ends the connection when what is under way is done.
     shutdown: &'a Shutdown,
     received: BytesMut,
-    /// How many bytes it counts for.
+    /// Bytes that it is charged with.
     charged: u32,
-    /// How many more may wait behind those that are being sent, in the connection to Nova.
+    /// Bytes that may wait besides, behind those that are being sent, in the connection to Nova.
     behind: u32,
 }
 

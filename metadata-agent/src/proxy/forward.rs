@@ -1,4 +1,4 @@
-//! What of a guest's request goes to Nova. Pure functions.
+//! Translation of a guest's request into the one that goes to Nova. Pure functions.
 //!
 //! The request is built from an allow-list, not by removing things: whatever a guest thinks of next does not travel.
 use http1::{Framing, Request, write_field};
@@ -50,7 +50,7 @@ pub(super) fn to_nova(
     out
 }
 
-/// What of a target may stand in a log: metadata paths are public knowledge, query strings and odd ones may not be.
+/// Class of a target, which may stand in a log: metadata paths are public knowledge, query strings and odd ones may not be.
 pub(super) fn path_class(target: &[u8]) -> &'static str {
     let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
     let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).peekable();

@@ -28,7 +28,7 @@ use crate::{
     directory::{Directory, Identity, Port, Resolution, Signer},
 };
 
-/// What clients send, and what attackers do.
+/// Seeds: requests of clients, and of attackers.
 const REQUESTS: &[&str] = &[
     "GET /latest/meta-data/ HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: Cloud-Init/23\r\n\r\n",
     "HEAD /openstack HTTP/1.1\r\nHost: x\r\nX-Instance-ID: victim\r\n\r\n",
@@ -44,7 +44,7 @@ const REQUESTS: &[&str] = &[
 /// By what Nova's answers are known.
 const MARK: &[u8] = b"X-Nova: said so\r\n";
 
-/// What means something where it is read.
+/// Dictionary of words that mean something where they are read.
 const WORDS: &[&str] = &[
     "\r\n",
     "\n",

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 use nix::libc;
 use socket2::{SockFilter, SockRef};
 
-/// How long a guest on this host may take for the last third of a handshake.
+/// Timeout of the last third of a handshake, with a guest on this host.
 pub(super) const HANDSHAKE: Duration = Duration::from_millis(200);
 
 /// Offset of the flags in a TCP header, and SYN among them (RFC 9293, section 3.1).

@@ -1,4 +1,4 @@
-//! What the guest-facing half counts, in Prometheus' terms.
+//! Metrics of the data plane, in Prometheus' terms.
 use std::time::Duration;
 
 use prometheus_client::{

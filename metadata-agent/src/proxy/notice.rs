@@ -6,7 +6,7 @@ use std::{
 
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often something happened that was not told yet.
+/// A rate-limited message: counts the events that were not told yet.
 #[derive(Debug, Default)]
 pub(super) struct Notice(Mutex<State>);
 

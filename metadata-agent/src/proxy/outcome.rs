@@ -1,14 +1,14 @@
-//! What became of a request.
+//! Outcome of a request.
 use std::{io, sync::Arc, time::Duration};
 
 use super::answer::Refusal;
 use crate::directory::SignedIdentity;
 
-/// What became of a request.
+/// Outcome of a request.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) who: Option<Arc<SignedIdentity>>,
-    /// What the guest was answered, if it was.
+    /// Status that the guest was answered, if it was.
     pub(super) status: Option<u16>,
     /// Bytes of the body that the guest got.
     pub(super) bytes: u64,
@@ -19,7 +19,7 @@ pub(super) struct Outcome {
     pub(super) end: Completion,
 }
 
-/// Whether an answer was given to its end.
+/// Completion of an answer, or the reason why it did not come to its end.
 #[derive(Debug, Default)]
 pub(super) enum Completion {
     /// The port or the agent went away, the connection lasted too long, or it gave way to others.

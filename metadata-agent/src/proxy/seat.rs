@@ -1,4 +1,4 @@
-//! What one connection holds of what is limited, and gives back when it ends.
+//! A seat: the limited resources that one connection holds, and gives back when it ends.
 use std::{sync::Arc, time::Instant};
 
 use super::shares::Shares;

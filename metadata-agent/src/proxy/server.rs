@@ -36,15 +36,15 @@ use crate::{
     directory::{Directory, Limit, OpenConnection, PROBE_ANSWER, Phase, Sources},
 };
 
-/// How long requests under way may take to end when the agent stops.
+/// Grace period of requests under way when the agent stops.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How long the last request of a connection that has lasted its time may take.
+/// Timeout of the last request of a connection that has lasted its time.
 const OVERTIME: Duration = Duration::from_secs(60);
-/// How often a worker looks after its idle connections to Nova.
+/// Interval at which a worker looks after its idle connections to Nova.
 const SWEEP: Duration = Duration::from_secs(1);
-/// How many connections of a tap, of those beyond its limit, are heard out at a time.
+/// Number of connections of a tap, beyond its limit, that are heard out at a time.
 const TURNED_AWAY: u32 = 8;
-/// What the kernel may keep for a connection: received and not read, sent and not acknowledged. It counts twice as much, to
+/// Buffers of the kernel's for a connection: received and not read, sent and not acknowledged. It counts twice as much, to
 /// have room for what is around the bytes (socket(7)).
 const BUFFERS: (usize, usize) = (16 << 10, 32 << 10);
 
@@ -70,7 +70,7 @@ impl Proxy {
         Self { directory, sources, limits, metrics, shares }
     }
 
-    /// What an operator should know, though nothing is missing.
+    /// Warnings for operators, though nothing is missing.
     pub fn notes(&self) -> Vec<String> {
         self.shares.notes(std::time::Instant::now())
     }

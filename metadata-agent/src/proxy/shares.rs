@@ -15,7 +15,7 @@ use crate::{
 /// For how long it is told that a total was exhausted.
 const TOLD: Duration = Duration::from_secs(60);
 
-/// What a tap may have of that, and all of them.
+/// Limits of a resource: of one tap, and of all of them.
 fn bounds(resource: Resource, limits: &Limits) -> [Bound; 2] {
     let bound = |most, limit| Some((most, limit)).filter(|(most, _)| *most > 0);
     match resource {
@@ -34,7 +34,7 @@ fn bounds(resource: Resource, limits: &Limits) -> [Bound; 2] {
 /// So much and no more, if there is a limit.
 type Bound = Option<(u32, Limit)>;
 
-/// What all taps together hold, and who gets more of it.
+/// Fair shares: what all taps together hold, and who gets more of it.
 #[derive(Debug)]
 pub(super) struct Shares {
     directory: Arc<Directory>,

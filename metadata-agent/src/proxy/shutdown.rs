@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio_util::sync::CancellationToken;
 
-/// How all workers are told to end.
+/// Graceful shutdown of all workers.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     /// Each answer is the last of its connection.

@@ -18,7 +18,7 @@ pub(super) const NOT_YET: &str = "not yet";
 /// Namespace of the fingerprints.
 const FINGERPRINTS: Uuid = uuid!("6f1f1f0e-3c0c-4d57-8f0b-0d6a4a7d8b11");
 
-/// What one tap may ask of the datapath.
+/// Limits on one tap in the datapath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// New connections.
@@ -32,10 +32,10 @@ pub struct Limits {
 pub(super) struct Served {
     pub(super) assignment: Assignment,
     pub(super) wanted: DesiredPort,
-    /// Who it is for: which port, and instance and project as they were last known, which it stays for also while the
+    /// Owner: which port, and instance and project as they were last known, which it stays for also while the
     /// source has lost them.
     owner: Owner,
-    /// What is in the map.
+    /// Value in the map.
     pub(super) entered: Option<Entered>,
     /// Whether the program is on the tap, and if not, why.
     pub(super) attached: Result<(), String>,
@@ -88,7 +88,7 @@ impl Served {
             .is_some_and(|wanted| self.wanted.device == wanted.device && succeeds(self.owner, owner(wanted)))
     }
 
-    /// What the map should hold; `meter` is the index whose limits count.
+    /// Desired value in the map; `meter` is the index whose limits count.
     pub(super) fn value(&self, limits: Limits, meter: u32) -> Entered {
         let mut own = [[0; 4]; OWN_ADDRESSES];
         for (place, address) in own.iter_mut().zip(&self.wanted.own) {
@@ -106,7 +106,7 @@ impl Served {
         }
     }
 
-    /// What is known of the identity, and what is wrong with it.
+    /// State of the identity, and what is wrong with it.
     pub(super) fn state(&self) -> (&'static str, String) {
         match self.entry.resolution() {
             Resolution::Known(_) => ("known", String::new()),
@@ -154,7 +154,7 @@ pub(super) fn describe_refused(key: PortKey, port: &DesiredPort, reason: &str) -
     })
 }
 
-/// Who a port is for, by fingerprints that fit into the map.
+/// Owner of a port, by fingerprints that fit into the map.
 pub(super) fn owner(wanted: &DesiredPort) -> Owner {
     // Ids are of a tenant's choice where Neutron lets them be: a separator that none can hold keeps two of them apart.
     let fingerprint = |text: &str| {
@@ -175,7 +175,7 @@ pub(super) fn succeeds(before: Owner, now: Owner) -> bool {
     before.port == now.port && same_identity
 }
 
-/// What is known of the owner after something else was.
+/// Owner as it is known now, with what was known of it before.
 fn latest(before: Owner, now: Owner) -> Owner {
     if now.identity == [0; 2] { Owner { identity: before.identity, ..now } } else { now }
 }

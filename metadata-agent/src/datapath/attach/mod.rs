@@ -12,7 +12,7 @@ use tracing::info;
 use super::{Device, Error};
 use crate::{config::AttachMode, error_chain::chain};
 
-/// How programs are put on devices.
+/// Attachment of programs to devices, by TCX links or by filters.
 #[derive(Debug)]
 pub(super) struct Attachment {
     kind: Kind,

@@ -12,9 +12,9 @@ use tracing::warn;
 use super::FILE;
 use crate::files::Folder;
 
-/// How long after a failure it is tried again.
+/// Delay after a failed write before the next attempt.
 pub(super) const AGAIN: Duration = Duration::from_secs(60);
-/// How long an agent that ends waits for what is being written.
+/// Timeout of a write under way when the agent ends.
 const AT_THE_END: Duration = Duration::from_secs(2);
 
 /// Writes the latest contents it was given. Dropped, it waits a little for that.
@@ -29,7 +29,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What is to be written.
+    /// Contents that wait to be written.
     contents: Option<Vec<u8>>,
     /// Somebody is writing.
     writing: bool,

@@ -15,7 +15,7 @@ use super::{
 /// Sent before the body to who waits for it.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// How many bytes of sizes, extensions and trailers may be around a body's chunks, at least: a body in chunks of one
+/// Least allowance for bytes of sizes, extensions and trailers around a body's chunks: a body in chunks of one
 /// byte each has five times as many as it has itself.
 const LEAST_AROUND: usize = 16 * 1024;
 

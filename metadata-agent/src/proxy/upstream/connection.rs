@@ -67,8 +67,8 @@ impl Broken {
         matches!(self, Self::Malformed(_) | Self::Closed | Self::Unanswered)
     }
 
-    /// What an error means before anything of the answer is there. TLS calls it unexpected when a connection ends without
-    /// a farewell.
+    /// Classification of an error before anything of the answer is there. TLS calls it unexpected when a connection ends
+    /// without a farewell.
     fn before_answer(error: io::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         match error.kind() {
@@ -92,7 +92,7 @@ pub(super) struct Connection {
     owner: Option<Arc<SignedIdentity>>,
     /// When it was begun.
     pub(super) begun: Instant,
-    /// How long an answer's body may pause.
+    /// Timeout of a pause in an answer's body.
     pause: Duration,
 }
 
@@ -184,7 +184,7 @@ pub(in crate::proxy) struct Answer {
     plain: bool,
 }
 
-/// What of the body is still to come.
+/// Rest of the body that is still to come.
 #[derive(Debug)]
 enum Left {
     Length(u64),
@@ -202,7 +202,7 @@ impl Answer {
         Ok(self)
     }
 
-    /// What is there already of the body, and whether there is more.
+    /// Beginning of the body that is there already, and whether there is more.
     pub(in crate::proxy) fn first(&mut self) -> (Vec<u8>, bool) {
         (std::mem::take(&mut self.first), self.more)
     }

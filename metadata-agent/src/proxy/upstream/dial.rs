@@ -21,8 +21,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Probes begin after half of the time for silence, within these bounds.
 const PROBES_BEGIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// What the kernel may keep of an answer that is not read, since a guest is slow to take it. Left to itself it grows to
-/// megabytes (tcp(7)).
+/// Receive buffer: what the kernel may keep of an answer that is not read, since a guest is slow to take it. Left to itself
+/// it grows to megabytes (tcp(7)).
 pub(in crate::proxy) const RECEIVE_BUFFER: u32 = 64 << 10;
 
 /// An address, and why there is no connection to it.

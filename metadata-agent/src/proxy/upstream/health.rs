@@ -1,4 +1,4 @@
-//! What failures and answers say about an endpoint. Pure logic, with the time passed in.
+//! Circuit breaker of an endpoint, with one for each tap whose requests fail. Pure logic, with the time passed in.
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -9,10 +9,10 @@ const BACKOFF: Duration = Duration::from_millis(500);
 /// Doubled up to this.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
-/// How many taps' requests must have failed, with no answer to anybody in between, before an endpoint is down for all: what
+/// Number of taps whose requests must fail, with no answer to anybody in between, before an endpoint is down for all: what
 /// one guest asks for may be to blame, and that is for nobody else to suffer.
 const SEVERAL: usize = 3;
-/// How many taps are remembered whose requests failed.
+/// Number of taps that are remembered whose requests failed.
 const SUSPECTS: usize = 64;
 
 /// Failures in a row, and until when they count: those to connect for everybody, those of requests for the tap that made them.
@@ -26,7 +26,7 @@ pub(super) struct Health {
 struct Down {
     failures: u32,
     avoided_until: Instant,
-    /// Whether a request has it on trial.
+    /// Half-open: a request has the endpoint on trial.
     on_trial: bool,
 }
 

@@ -11,11 +11,11 @@ use tracing::warn;
 
 use super::notice::Notice;
 
-/// How long addresses are good for. Those of a load balancer that moves change for new connections after that.
+/// Lifetime of addresses. Those of a load balancer that moves change for new connections after that.
 const FRESH: Duration = Duration::from_secs(5);
-/// How long a failure is not repeated.
+/// Lifetime of a failure (negative caching).
 const FAILED: Duration = Duration::from_secs(1);
-/// How long new addresses are waited for where there are former ones.
+/// Time for which new addresses are waited for where there are former ones.
 const PATIENCE: Duration = Duration::from_millis(300);
 
 /// A host and port, and what is known of where they are.

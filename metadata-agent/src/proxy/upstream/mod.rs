@@ -48,12 +48,12 @@ use crate::{
     error_chain::chain,
 };
 
-/// How long a request waits for a Nova that is being restarted, and how often it looks. A boot can end with a 502, but
+/// Time for which a request waits for a Nova that is being restarted, and how often it looks. A boot can end with a 502, but
 /// not with an answer that takes a moment.
 const RESTART: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(250);
 
-/// What all workers know of Nova.
+/// The upstream, Nova: endpoints with their health and pools, shared by all workers.
 #[derive(Debug)]
 pub struct Nova {
     endpoints: Vec<Endpoint>,
@@ -329,7 +329,7 @@ impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
         Ok(answer)
     }
 
-    /// What is to be said if nobody else answers, or that nobody else shall be asked.
+    /// The refusal if nobody else answers, or, as an error, the one that ends the attempts.
     fn broke(&mut self, index: usize, error: &Broken) -> Result<Refusal, Refusal> {
         let (endpoint, now) = (&self.nova.endpoints[index], Instant::now());
         match error {

@@ -16,7 +16,7 @@ use crate::directory::Identity;
 const IDLE: Duration = Duration::from_secs(3);
 /// Nor is one that was begun so long ago, however busy: the host's name may have another address now.
 const LIFETIME: Duration = Duration::from_secs(60);
-/// How many are kept by all workers together, and of them to one endpoint.
+/// Most connections kept by all workers together, and of them to one endpoint.
 const KEPT: (usize, usize) = (64, 32);
 
 /// The last used at the end.

@@ -1,4 +1,4 @@
-//! Several ways to one end, each begun a little after the one before, as RFC 8305 has it for addresses.
+//! Happy eyeballs (RFC 8305): several attempts at one end, each begun a little after the one before.
 use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
 use tokio::time::timeout;

@@ -1,4 +1,4 @@
-//! What the tests of this folder share: servers of the kernel's own, and a listener to nothing.
+//! Fixtures of the tests of this folder: servers of the kernel's own, and a listener to nothing.
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::Arc,
