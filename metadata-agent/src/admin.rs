@@ -135,6 +135,11 @@ impl Admin {
         }
     }
 
+    /// Whether somebody listens.
+    pub fn is_open(&self) -> bool {
+        !self.listening.is_empty()
+    }
+
     /// Takes both back.
     pub fn reopen(&mut self) -> anyhow::Result<()> {
         (self.questions, self.listening) = listen(&self.run_dir, self.tcp)?;

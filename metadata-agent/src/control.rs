@@ -285,6 +285,10 @@ impl Control {
                 let _ = nova.check().await;
             });
         }
+        // It was given to a successor that did not come.
+        if !self.admin.is_open() && self.admin.reopen().is_ok() {
+            info!("the operator's interface is open again");
+        }
         self.tell_unserved();
     }
 

@@ -173,7 +173,9 @@ impl Control {
             match step {
                 Step::Thaw => {
                     info!("there is no takeover, going on");
-                    self.admin.reopen()?;
+                    if let Err(error) = self.admin.reopen() {
+                        error!("the operator's interface is closed, trying again: {error:#}");
+                    }
                     return Ok(None);
                 }
                 Step::Committed => is_committed = true,

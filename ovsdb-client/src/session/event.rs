@@ -53,11 +53,11 @@ pub(crate) enum SessionEvent {
         /// What does not fit.
         problem: String,
     },
-    /// Nothing is monitored, and no update comes until [`Session::set_paused`] ends that.
+    /// Nothing is monitored, and no update comes until `Session::set_paused` ends that.
     Paused,
     /// A request was answered.
     Reply {
-        /// The request's id, as [`Session::request`] gave it.
+        /// The request's id, as `Session::request` gave it.
         id: u64,
         /// The result.
         result: Result<Payload, Error>,
