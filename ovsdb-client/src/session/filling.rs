@@ -120,6 +120,6 @@ impl Monitor {
             }
             None => contents,
         };
-        Ok(Some((self.arrived(contents, true, Dialect::MonitorCondSince), last)))
+        Ok(Some((self.arrived(contents, true, Dialect::MonitorCondSince, context), last)))
     }
 }

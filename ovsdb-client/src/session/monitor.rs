@@ -309,13 +309,20 @@ impl Monitor {
         } else {
             (contents, true)
         };
-        Ok(Some(self.arrived(updates, complete, dialect)))
+        Ok(Some(self.arrived(updates, complete, dialect, context)))
     }
 
     /// The contents are here, or the changes of them.
-    pub(super) fn arrived(&mut self, updates: Payload, complete: bool, dialect: Dialect) -> Contents {
+    pub(super) fn arrived(
+        &mut self,
+        updates: Payload,
+        complete: bool,
+        dialect: Dialect,
+        context: &Context<'_>,
+    ) -> Contents {
         if complete { &self.tally.complete_contents } else { &self.tally.resumes }.add(1);
         self.state = State::Monitoring(dialect);
+        tracing::debug!(database = context.config.database, complete, "monitoring");
         Contents { updates, complete, dialect }
     }
 
