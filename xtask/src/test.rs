@@ -36,7 +36,7 @@ pub(crate) struct TestOptions {
 
 /// Suites that are run once more with the other way to attach programs, which older kernels have.
 const ATTACHMENT_SUITES: &[&str] =
-    &["datapath", "handover", "identity", "lifecycle", "restart", "trunk", "upkeep"];
+    &["datapath", "handover", "identity", "lifecycle", "restart", "takeover", "trunk", "upkeep"];
 
 /// Shows the service at work.
 pub(crate) fn demo(options: &DemoOptions) -> anyhow::Result<()> {
