@@ -35,8 +35,6 @@ use socket2::{Domain, SockAddr, Socket, Type};
 const TAKEOVERS: usize = 4;
 const KEPT: usize = 10;
 const SOON: Duration = Duration::from_secs(60);
-/// A SYN that is lost is repeated after a second: whoever notices something waits as long.
-const UNNOTICED: Duration = Duration::from_millis(900);
 
 /// Asks in every way that a guest can until told to stop; gives the number of answers, and the slowest.
 fn ask_without_end(guest: &Guest, stop: &AtomicBool) -> Result<(usize, Duration)> {
@@ -73,7 +71,7 @@ fn ask_without_end(guest: &Guest, stop: &AtomicBool) -> Result<(usize, Duration)
 
 /// Lets the guest ask while something is done.
 fn unnoticed(guest: &Guest, done: impl FnOnce() -> Result<()>) -> Result<()> {
-    let stop = AtomicBool::new(false);
+    let (stop, repeated) = (AtomicBool::new(false), guest.netns.repeated_syns()?);
     let (answers, slowest) = thread::scope(|scope| {
         let asking = scope.spawn(|| ask_without_end(guest, &stop));
         thread::sleep(Duration::from_millis(500));
@@ -85,7 +83,12 @@ fn unnoticed(guest: &Guest, done: impl FnOnce() -> Result<()>) -> Result<()> {
     })?;
     println!("{answers} answers, the slowest after {slowest:?}");
     ensure!(answers > 2 * KEPT, "{answers} answers");
-    ensure!(slowest < UNNOTICED, "a request took {slowest:?}");
+    // Whoever finds nobody sends its SYN once more, a second later. How long a request takes says less on a busy machine.
+    let repeated = guest.netns.repeated_syns()? - repeated;
+    ensure!(
+        repeated == 0,
+        "{repeated} connections were not accepted at once; the slowest request took {slowest:?}"
+    );
     Ok(())
 }
 

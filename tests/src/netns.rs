@@ -101,8 +101,17 @@ impl Namespace {
 
     /// One of the namespace's TCP statistics, by the kernel's name: `InCsumErrors`, `OutSegs`, ...
     pub fn tcp_statistic(&self, name: &str) -> Result<u64> {
-        let text = self.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        self.statistic("snmp", "Tcp: ", name)
+    }
+
+    /// The SYNs that had to be sent once more.
+    pub fn repeated_syns(&self) -> Result<u64> {
+        self.statistic("netstat", "TcpExt: ", "TCPSynRetrans")
+    }
+
+    fn statistic(&self, file: &str, group: &str, name: &str) -> Result<u64> {
+        let text = self.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")))??;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(group));
         let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
         let mut found = names.split(' ').zip(values.split(' ')).filter(|(key, _)| *key == name);
         let (_, value) = found.next().with_context(|| format!("the kernel counts no {name}"))?;
