@@ -30,7 +30,7 @@ pub struct SourceTable {
     sources: Array<MapData, PortSources>,
     /// Of this agent and, while one is being succeeded, of that one.
     open: OpenCounters,
-    /// Of this agent alone. Memory that is never touched is none.
+    /// Of this agent alone: a quarter of a MiB.
     own: Vec<AtomicU32>,
     /// Held while both are being changed, and by who compares them.
     both: RwLock<()>,
@@ -62,7 +62,7 @@ impl SourceTable {
         for (number, own) in self.own.iter().enumerate() {
             let own = own.load(Ordering::Relaxed);
             let shared = self.open.counter(number);
-            // Memory that is zero is not written to, and stays none.
+            // A page that nobody counts in is only read.
             if shared.load(Ordering::Relaxed) != own {
                 shared.store(own, Ordering::Relaxed);
             }
