@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 use std::{
     ffi::OsString,
-    fmt,
+    fmt, io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -15,7 +15,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use sd_notify::NotifyState;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
@@ -128,13 +131,12 @@ impl Succession {
         let pid = String::from_utf8_lossy(&output.stdout).trim().parse();
         let pid: u32 = pid.with_context(|| format!("{} was not started", program.display()))?;
         info!(pid, program = %program.display(), "starting a successor");
-        let successor = descriptors::process(pid)?;
         let is_succeeded = self.is_succeeded.clone();
         // It ends before this agent only if there is no takeover, and says why itself.
         let wait = move || {
-            match poll(&mut [PollFd::new(successor.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
-                Ok(_) => warn!(pid, "the successor ended, this agent goes on"),
-                Err(error) => warn!(%error, "the successor cannot be waited for"),
+            match wait_end(pid) {
+                Ok(()) => warn!(pid, "the successor ended, this agent goes on"),
+                Err(error) => warn!(pid, %error, "the successor was started, and cannot be waited for"),
             }
             is_succeeded.store(false, Ordering::Relaxed);
         };
@@ -143,10 +145,20 @@ impl Succession {
     }
 }
 
+/// Waits for the end of a process that is no child of this one, which may have come already.
+fn wait_end(pid: u32) -> io::Result<()> {
+    let process = match descriptors::process(pid) {
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => return Ok(()),
+        process => process?,
+    };
+    poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+    Ok(())
+}
+
 /// Starts the program, tells its process on standard output, and does not wait for it.
 pub fn detach(program: &Path, arguments: &[OsString]) -> anyhow::Result<()> {
     // Who reads standard output waits for its end.
-    let output = std::io::stderr().as_fd().try_clone_to_owned()?;
+    let output = io::stderr().as_fd().try_clone_to_owned()?;
     let spawned = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(output).spawn();
     println!("{}", spawned.with_context(|| program.display().to_string())?.id());
     Ok(())
