@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 mod config_files;
 mod preflight;
+mod proxy;
 mod serve;
 
 use std::{
@@ -22,7 +23,9 @@ use crate::{
     config::{self, Config},
     control::{self, Ending},
     datapath::{Datapath, Netns, ServiceDevice},
-    startup, takeover, version,
+    link, startup,
+    supervisor::Orphan,
+    takeover, version,
 };
 
 /// Instance metadata for the guests of this host.
@@ -44,6 +47,9 @@ enum Command {
         #[command(flatten)]
         files: ConfigFiles,
     },
+    /// Serve guests as another process says, which has started this one.
+    #[command(hide = true)]
+    Proxy,
     /// Start a program that nobody waits for, and print its process id.
     #[command(hide = true)]
     Detach {
@@ -108,6 +114,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
                 Ending::Left => ExitCode::from(EX_LEFT),
             });
         }
+        Command::Proxy => proxy::serve_guests()?,
         Command::Detach { program, arguments } => control::detach(&program, &arguments)?,
         Command::CheckConfig(files) => {
             let config = files.read()?;
@@ -187,6 +194,8 @@ fn held(run_dir: &Path) -> String {
 fn cleanup(config: &Config) -> anyhow::Result<()> {
     startup::check_capabilities()?;
     let _lock = leave(&config.run_dir)?;
+    Orphan::end_all(&config.run_dir)
+        .context("cannot end the guest-facing process of an agent that was killed")?;
     Datapath::remove(&config.run_dir)?;
     ServiceDevice::remove().context("cannot remove the service device")?;
     Netns::remove(&config.netns).with_context(|| format!("cannot remove the namespace {}", config.netns))?;
@@ -195,6 +204,10 @@ fn cleanup(config: &Config) -> anyhow::Result<()> {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
+    }
+    match std::fs::remove_dir(config.run_dir.join(link::EMPTY)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
     }
     match std::fs::remove_dir(&config.run_dir) {
         // Somebody else's files are theirs to remove.

@@ -11,6 +11,7 @@ use serde_json::json;
 use source::PortSource;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use crate::{
     inventory::{Links, Unserved},
     logging::LogFilter,
     metrics::{Metrics, Overview},
+    nova::Dialler,
     reconcile::Reconciler,
     takeover::{Offering, Predecessor},
 };
@@ -95,6 +97,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// The guest-facing half.
     pub guests: Arc<dyn DataPlane>,
+    /// The way to Nova.
+    pub nova: Arc<Dialler>,
     /// Cancelled when guests can be served.
     pub serving: CancellationToken,
     /// The agent that runs, and what is to be done when it has ended.
@@ -104,8 +108,8 @@ pub struct Parts {
 impl Control {
     /// Subscribes to links and begins to connect to the source.
     pub async fn start(config: &Config, parts: Parts) -> anyhow::Result<Self> {
-        let Parts { reconciler, service, log, metrics, guests, serving, predecessor } = parts;
-        let nova = Arc::new(Reachability::new(guests.clone()));
+        let Parts { reconciler, service, log, metrics, guests, nova, serving, predecessor } = parts;
+        let nova = Arc::new(Reachability::new(nova));
         Ok(Self {
             source: PortSource::open(config, nova.clone())?,
             links: Links::subscribe(reconciler.is_removable()).await?,
@@ -178,6 +182,10 @@ impl Control {
                 _ = look_after.tick() => self.look_after(),
                 probed = answer(&mut self.probe) => self.probed(probed),
                 (question, answer) = self.admin.question() => {
+                    if question == Question::Metrics {
+                        self.answer_metrics(answer);
+                        continue;
+                    }
                     let leaves = question == Question::Leave;
                     // Whoever asked may be gone.
                     let _ = answer.send(self.answer(question));
@@ -347,7 +355,8 @@ impl Control {
 
     /// Troubles of all guests, databases apart.
     fn problems(&self) -> Vec<Problem> {
-        self.health.problems().into_iter().chain(self.nova.problem()).collect()
+        let others = self.guests.problem().into_iter().chain(self.nova.problem());
+        self.health.problems().into_iter().chain(others).collect()
     }
 
     /// What is missing, for every guest to be served.
@@ -362,6 +371,33 @@ impl Control {
             json!({ "port": port, "tap": tap, "state": "unserved", "reason": unserved.reason })
         });
         self.reconciler.describe().into_iter().chain(unserved).collect()
+    }
+
+    /// The numbers of this process.
+    fn own_metrics(&self) -> Answer {
+        let overview = Overview {
+            ready: self.pending().is_empty(),
+            unserved: self.unserved.len() + self.reconciler.unattached(),
+            restarts: self.guests.restarts(),
+            databases: self.source.databases(),
+        };
+        match self.metrics.text(&self.reconciler, overview) {
+            Ok(text) => Answer::metrics(text),
+            Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
+    }
+
+    /// Answers with the numbers of both processes, without waiting for the other one.
+    fn answer_metrics(&self, answer: oneshot::Sender<Answer>) {
+        let (own, guests) = (self.own_metrics(), self.guests.clone());
+        tokio::spawn(async move {
+            let text = match own.status {
+                StatusCode::OK => Metrics::join(&own.text, &guests.numbers().await),
+                _ => own.text,
+            };
+            // Whoever asked may be gone.
+            let _ = answer.send(Answer { text, ..own });
+        });
     }
 
     fn answer(&mut self, question: Question) -> Answer {
@@ -391,23 +427,16 @@ impl Control {
                 }
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
-            Question::Metrics => {
-                let overview = Overview {
-                    ready: self.pending().is_empty(),
-                    unserved: self.unserved.len() + self.reconciler.unattached(),
-                    databases: self.source.databases(),
-                };
-                match self.metrics.text(&self.reconciler, overview) {
-                    Ok(text) => Answer::metrics(text),
-                    Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-                }
-            }
+            Question::Metrics => self.own_metrics(),
             Question::Leave => match self.reconciler.datapath_mut().leave() {
                 Ok(()) => Answer::ok("leaving: new connections pass\n"),
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             Question::LogLevel(filter) => match self.log.set(&filter) {
-                Ok(()) => Answer::ok(format!("logging {filter}\n")),
+                Ok(()) => {
+                    self.guests.set_log(&filter);
+                    Answer::ok(format!("logging {filter}\n"))
+                }
                 Err(error) => Answer::error(StatusCode::BAD_REQUEST, format!("{filter:?}: {error}\n")),
             },
             Question::LogDatapath(on) => match self.reconciler.datapath_mut().set_logging(on) {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use nix::{errno::Errno, libc};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Owns a descriptor that the kernel has just made for this process, or that was made for it before it was started, and
 /// that nothing else knows of.
@@ -28,6 +29,21 @@ pub(crate) fn process(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: it takes two numbers, and gives a new descriptor.
     let raw = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     Ok(own(raw as RawFd))
+}
+
+/// Watches a descriptor, on the current runtime.
+pub(crate) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: it owns the descriptor, keeps it open for its whole life and always gives the same one.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
+}
+
+/// Closes everything that whoever started this process has left open, but for standard input, output and error
+/// (close_range(2), since Linux 5.9). Nothing in this process may own one of them yet.
+pub(crate) fn close_inherited() -> io::Result<()> {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: it takes three numbers; that nobody owns what is closed is what callers say by calling this.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) })?;
+    Ok(())
 }
 
 #[cfg(test)]

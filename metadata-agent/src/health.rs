@@ -13,7 +13,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::{sync::watch, time::timeout};
 
-use crate::datapath::Family;
+use crate::{datapath::Family, nova::Dialler};
 
 /// Timeout of a check that Nova is there.
 const REACH: Duration = Duration::from_secs(5);
@@ -145,20 +145,26 @@ fn note(state: &mut Option<String>, problem: Option<String>) -> Option<&str> {
 
 /// The data plane as the control plane asks it, without knowing it.
 pub trait DataPlane: fmt::Debug + Send + Sync {
-    /// Makes a connection to any endpoint of Nova, only to see that it can be made; if not, why.
-    fn reach_nova(&self) -> BoxFuture<'_, Result<(), String>>;
-
-    /// When the last connection to Nova was made for a request.
-    fn reached_nova(&self) -> Option<Instant>;
-
     /// Warnings for operators, though nothing is missing.
     fn notes(&self) -> Vec<String>;
+
+    /// A trouble of it that concerns all guests.
+    fn problem(&self) -> Option<Problem>;
+
+    /// Processes of it that ended and were replaced.
+    fn restarts(&self) -> u64;
+
+    /// Its numbers as they are now, in Prometheus' text format without the end.
+    fn numbers(&self) -> BoxFuture<'_, String>;
+
+    /// Has it log by that filter, which is a good one.
+    fn set_log(&self, filter: &str);
 }
 
 /// Health check of Nova: the result of the last one, and when it was made.
 #[derive(Debug)]
 pub struct Reachability {
-    guests: Arc<dyn DataPlane>,
+    nova: Arc<Dialler>,
     state: watch::Sender<State>,
 }
 
@@ -170,14 +176,14 @@ struct State {
 
 impl Reachability {
     /// Nothing is known yet, which is no problem.
-    pub fn new(guests: Arc<dyn DataPlane>) -> Self {
-        Self { guests, state: watch::Sender::new(State { asked: Instant::now(), problem: None }) }
+    pub fn new(nova: Arc<Dialler>) -> Self {
+        Self { nova, state: watch::Sender::new(State { asked: Instant::now(), problem: None }) }
     }
 
     /// Makes a connection to any endpoint.
     pub async fn check(&self) -> Result<(), String> {
         self.state.send_modify(|state| state.asked = Instant::now());
-        let reached = timeout(REACH, self.guests.reach_nova()).await;
+        let reached = timeout(REACH, self.nova.reach()).await;
         let reached = reached.unwrap_or_else(|_| Err("nova does not answer in time".to_owned()));
         self.state.send_modify(|state| state.problem = reached.clone().err());
         reached
@@ -190,7 +196,7 @@ impl Reachability {
             Some(_) => now.saturating_duration_since(state.asked) >= NOVA_AGAIN,
             None => {
                 let reached =
-                    self.guests.reached_nova().map_or(state.asked, |reached| reached.max(state.asked));
+                    self.nova.last_connected().map_or(state.asked, |reached| reached.max(state.asked));
                 now.saturating_duration_since(reached) >= NOVA_EVERY
             }
         }

@@ -16,18 +16,29 @@ const PARTS: &[(&str, &[&str])] = &[
     ("meminfo", &[]),
     ("memory", &[]),
     ("log_writer", &[]),
-    ("logging", &["log_writer"]),
-    ("startup", &["files"]),
+    ("notice", &[]),
+    ("panics", &[]),
+    ("race", &[]),
+    ("tls", &[]),
+    ("logging", &["log_writer", "panics"]),
     ("descriptors", &[]),
-    ("takeover", &["descriptors"]),
+    ("packets", &["descriptors"]),
+    ("takeover", &["descriptors", "packets"]),
     ("config", &[]),
     ("directory", &["config"]),
-    // The data plane.
-    ("proxy", &["error_chain", "meminfo", "config", "directory"]),
+    ("open_sources", &["directory"]),
+    // What the two processes say to each other.
+    ("link", &["packets", "config", "directory"]),
+    ("startup", &["files", "config", "link"]),
+    ("confinement", &["link"]),
+    // The data plane: a process of its own.
+    ("proxy", &["error_chain", "meminfo", "notice", "panics", "race", "tls", "config", "directory", "link"]),
     // The control plane.
     ("admin", &[]),
+    ("nova", &["error_chain", "notice", "race", "tls", "config", "link"]),
     ("datapath", &["error_chain", "descriptors", "config", "directory"]),
-    ("health", &["datapath"]),
+    ("health", &["datapath", "nova"]),
+    ("supervisor", &["descriptors", "packets", "config", "directory", "link", "nova", "health"]),
     ("inventory", &["files", "directory", "datapath", "health"]),
     ("reconcile", &["directory", "datapath", "health", "inventory"]),
     ("metrics", &["version", "inventory", "reconcile"]),
@@ -45,6 +56,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "inventory",
             "reconcile",
             "metrics",
+            "nova",
         ],
     ),
     // What puts both together.
@@ -53,12 +65,20 @@ const PARTS: &[(&str, &[&str])] = &[
         &[
             "version",
             "memory",
+            "descriptors",
+            "packets",
+            "tls",
             "logging",
             "startup",
             "takeover",
             "config",
             "directory",
+            "open_sources",
+            "link",
+            "confinement",
             "proxy",
+            "nova",
+            "supervisor",
             "admin",
             "datapath",
             "health",
@@ -70,8 +90,8 @@ const PARTS: &[(&str, &[&str])] = &[
     ),
 ];
 
-const CONTROL_PLANE: [&str; 7] =
-    ["admin", "datapath", "health", "inventory", "reconcile", "metrics", "control"];
+const CONTROL_PLANE: [&str; 9] =
+    ["admin", "datapath", "health", "inventory", "reconcile", "metrics", "control", "nova", "supervisor"];
 
 /// The path of a module or of what is in one, from the crate's root.
 type ModulePath = Vec<String>;

@@ -12,7 +12,7 @@ use prometheus_client::{
 use crate::{inventory::DatabaseStatus, reconcile::Reconciler, version};
 
 /// Before each name.
-const PREFIX: &str = "metadata";
+pub const PREFIX: &str = "metadata";
 
 /// The registry, and the numbers of the control plane, which are looked up when somebody asks.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub struct Metrics {
     ports: Family<Ports, Gauge>,
     unserved: Gauge,
     ready: Gauge,
+    restarts: Counter,
     databases: Databases,
 }
 
@@ -32,6 +33,8 @@ pub struct Overview {
     pub ready: bool,
     /// Ports that are plugged and not served.
     pub unserved: usize,
+    /// Guest-facing processes that ended and were replaced.
+    pub restarts: u64,
     /// The databases that the ports come from.
     pub databases: Vec<DatabaseStatus>,
 }
@@ -58,13 +61,14 @@ impl Metrics {
         registry.register("ports", "Ports of this host, by what is known of their identity", ports.clone());
         registry.register("ports_unserved", "Ports that are plugged here and not served", unserved.clone());
         registry.register("ready", "Whether nothing is missing that concerns all guests", ready.clone());
+        let restarts = Counter::default();
+        registry.register(
+            "guest_process_restarts",
+            "Guest-facing processes that ended and were replaced",
+            restarts.clone(),
+        );
         let databases = Databases::register(&mut registry);
-        Self { registry, frames, ports, unserved, ready, databases }
-    }
-
-    /// Lets another part add its own.
-    pub fn register<T>(&mut self, register: impl FnOnce(&mut Registry) -> T) -> T {
-        register(&mut self.registry)
+        Self { registry, frames, ports, unserved, ready, restarts, databases }
     }
 
     /// All of it, as it is now.
@@ -79,12 +83,24 @@ impl Metrics {
         }
         self.unserved.set(i64::try_from(overview.unserved)?);
         self.ready.set(overview.ready.into());
+        self.restarts.inner().store(overview.restarts, std::sync::atomic::Ordering::Relaxed);
         for database in overview.databases {
             self.databases.set(database);
         }
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+
+    /// A name with the prefix that all have.
+    pub fn name(name: &str) -> String {
+        format!("{PREFIX}_{name}")
+    }
+
+    /// That text, with the numbers of the guest-facing process, which have no end.
+    pub fn join(text: &str, others: &str) -> String {
+        const END: &str = "# EOF\n";
+        format!("{}{others}{END}", text.strip_suffix(END).unwrap_or(text))
     }
 }
 

@@ -19,10 +19,14 @@ use aya::{
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::{Gid, Uid, User},
 };
-use tracing::warn;
+use tracing::{info, warn};
 
-use crate::files;
+use crate::{
+    config, files,
+    link::{Confinement, EMPTY},
+};
 
 /// The lock of a run directory, held for as long as the agent runs.
 #[derive(Debug)]
@@ -41,6 +45,9 @@ impl AsFd for RunLock {
         }
     }
 }
+
+/// User and group of files that are nobody's (`overflowuid` of proc(5)).
+const NOBODY: (Uid, Gid) = (Uid::from_raw(65534), Gid::from_raw(65534));
 
 /// Maps, links, programs, databases and the like.
 const OTHER_DESCRIPTORS: u64 = 1024;
@@ -144,6 +151,36 @@ pub fn lock(run_dir: &Path) -> anyhow::Result<Option<RunLock>> {
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, errno)) => Err(io::Error::from(errno)).with_context(|| format!("cannot lock {}/lock", at())),
     }
+}
+
+/// User and root of the guest-facing process. Its root is an empty folder in the run directory.
+pub fn confinement(run_dir: &Path, user: &str) -> anyhow::Result<Confinement> {
+    let root = run_dir.join(EMPTY);
+    // For everybody to enter, and for nobody to write to.
+    match DirBuilder::new().mode(0o555).create(&root) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(error).with_context(|| format!("cannot make {}", root.display()));
+        }
+        _ => {}
+    }
+    let is_empty = root.symlink_metadata().is_ok_and(|folder| folder.is_dir())
+        && root.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    if !is_empty {
+        bail!("{} must be an empty folder: it is the root of the guest-facing process", root.display());
+    }
+    let (uid, gid) = match User::from_name(user) {
+        Ok(Some(user)) => (user.uid, user.gid),
+        Ok(None) if user == config::GUEST_USER => {
+            info!(user, "there is no such user, the guest-facing process is nobody's");
+            (NOBODY.0, NOBODY.1)
+        }
+        Ok(None) => bail!("[metadata_ebpf] guest_user = {user}: there is no such user"),
+        Err(error) => bail!("[metadata_ebpf] guest_user = {user} cannot be looked up: {error}"),
+    };
+    if uid.is_root() {
+        bail!("[metadata_ebpf] guest_user = {user} is root, which the guest-facing process must not be");
+    }
+    Ok(Confinement { uid: uid.as_raw(), gid: gid.as_raw(), root })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::address::SOURCES_PER_PORT;
 
 /// Version of these layouts. Pinned maps of another version cannot be adopted; it names the pin directory.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// A source without an open connection that sent nothing for this long may make room for a new one, in nanoseconds.
 ///
@@ -32,9 +32,17 @@ pub struct Control {
     pub probe: u32,
 }
 
-/// Value of `OPEN`, one for each port index: how many connections each source of the port has open, as the agent
-/// counts them in the memory of the map itself.
-pub type OpenConnections = [u32; SOURCES_PER_PORT];
+/// Value of `OPEN`, one for each port index: memory that the programs and the process which guests talk to have in common.
+/// Neither believes the other's half more than it must: the addresses are for that process' log, and the counters decide
+/// only which source gives way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct OpenSources {
+    /// Connections that each source of the port has open, as that process counts them.
+    pub connections: [u32; SOURCES_PER_PORT],
+    /// Address of each source, as the programs have learned it; see [`Source::address`].
+    pub addresses: [[u32; 4]; SOURCES_PER_PORT],
+}
 
 /// Key of `PORTS`: the device a frame came in on, and its VLAN.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -158,6 +166,9 @@ const _: () =
     assert!(size_of::<Port>() == 16 + 2 * size_of::<Limit>() + 8 + OWN_ADDRESSES * 16 + size_of::<Owner>());
 const _: () = assert!(size_of::<Owner>() == 32);
 const _: () = assert!(size_of::<Control>() == 24);
+const _: () = assert!(size_of::<OpenSources>() == SOURCES_PER_PORT * (4 + 16));
+// The kernel rounds values up to that, and their memory is one array.
+const _: () = assert!(size_of::<OpenSources>().is_multiple_of(8));
 const _: () = assert!(size_of::<Source>() == 8 + 16 + 8 + 8);
 const _: () = assert!(size_of::<PortSources>() == 48 + SOURCES_PER_PORT * size_of::<Source>());
 

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use metadata_ebpf::{
     address::MAX_PORTS,
     counter,
-    map::{Control, OpenConnections, Port, PortKey, PortSources},
+    map::{Control, OpenSources, Port, PortKey, PortSources},
 };
 
 pub(crate) use self::state::{Locked, Meter, Open, PortState};
@@ -30,10 +30,10 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::CAPAC
 #[map]
 static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 
-/// In the agent's memory as well (BPF_F_MMAPABLE, Linux 5.5, commit fc9702273e2e): counting a connection costs it no
-/// system call.
+/// In the memory of the process that guests talk to as well (BPF_F_MMAPABLE, Linux 5.5, commit fc9702273e2e): counting a
+/// connection, and telling whose it is, costs that process no system call, and it may make none of `bpf`.
 #[map]
-static OPEN: Array<OpenConnections> = Array::with_max_entries(MAX_PORTS, BPF_F_MMAPABLE);
+static OPEN: Array<OpenSources> = Array::with_max_entries(MAX_PORTS, BPF_F_MMAPABLE);
 
 /// Interface index of the host end of the service device.
 #[unsafe(no_mangle)]
@@ -91,11 +91,11 @@ pub(crate) fn is_leaving() -> bool {
     control().is_some_and(|control| control.leaving != 0)
 }
 
-/// How many connections each source of a port has open.
+/// Connections that each source of a port has open.
 #[inline(always)]
 pub(crate) fn open(index: u32) -> Option<Open> {
     // SAFETY: a value of the map.
-    Some(unsafe { Open::new(OPEN.get_ptr(index)?) })
+    Some(unsafe { Open::new(OPEN.get_ptr_mut(index)?) })
 }
 
 /// Interface index of the host end of the service device.

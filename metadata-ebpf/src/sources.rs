@@ -105,6 +105,7 @@ fn learn(state: PortState, locked: &mut Locked, open: Open, seen: Source, is_own
     let bit = 1_u32 << chosen;
     locked.set_own(if is_own { own | bit } else { own & !bit });
     locked.replace(chosen, &seen);
+    open.tell(chosen, &seen);
     Place { number: chosen as u32, how: if is_free { Place::FREE } else { Place::RECLAIMED } }
 }
 

@@ -16,7 +16,7 @@ use metadata_tests::{
     cloud::Cloud,
     command::{Words as _, run},
     guest::{Guest, METADATA},
-    http::{self, Error, request_head},
+    http::{self, request_head},
     nova::Answer,
     port::{Port, uuid},
     stage::{Path, Stage},
@@ -157,8 +157,8 @@ fn programs_of_an_agent_that_is_gone_let_frames_pass() -> Result<()> {
     cloud.agent.kill()?;
     let gone = Instant::now();
     guest.netns.ip("neigh flush dev eth0")?;
-    let early = guest.connect_with(None, Duration::from_secs(3)).err();
-    assert!(matches!(early, Some(Error::Timeout)), "a restart may be under way: {early:?}");
+    // A restart may be under way: what is left of the agent takes connections.
+    drop(connect(&guest)?);
     until("connections pass", SOON, || {
         guest.netns.ip("neigh flush dev eth0")?;
         Incumbent::has(&mut connect(&guest)?)

@@ -6,7 +6,7 @@ use std::{cell::RefCell, env, fs, thread};
 use anyhow::{Context as _, Result};
 use metadata_ebpf::{
     address::MAX_PORTS,
-    map::{Control, Limit, Port, PortKey, Source as Entry},
+    map::{Control, Limit, OpenSources, Port, PortKey, Source as Entry},
 };
 use metadata_tests::{
     model::{Agent, DROP, METADATA_V4, METADATA_V6, Outcome, REDIRECT, Source, World, map_sources},
@@ -267,8 +267,11 @@ fn set(programs: &mut Programs, world: &World) -> Result<()> {
     let alive_until = if alive { u64::MAX } else { 1 };
     programs.set_control(Control { alive_until, leaving: leaving.into(), ipv6: ipv6.into(), ..ALIVE })?;
     programs.set_port(KEY, world.known.then(|| port(world)))?;
-    programs.set_open(world.index, std::array::from_fn(|source| (world.open >> source & 1).into()))?;
-    programs.set_sources(world.index, map_sources(world, IFINDEX, uptime()))
+    let sources = map_sources(world, IFINDEX, uptime());
+    let connections = std::array::from_fn(|source| (world.open >> source & 1).into());
+    let addresses = sources.sources.map(|source| source.address);
+    programs.set_open(world.index, OpenSources { connections, addresses })?;
+    programs.set_sources(world.index, sources)
 }
 
 fn uptime() -> u64 {
@@ -312,6 +315,8 @@ fn compare(programs: &mut Programs, which: Which, world: &World, frame: &[u8]) -
             (source.last_seen != 0).then_some((source.address, source.mac, source.via))
         };
         anyhow::ensure!(of(held) == of(told), "source {number} is {held:?}, the model says {told:?}");
+        let shown = programs.open(world.index)?.addresses[number];
+        anyhow::ensure!(shown == held.address, "source {number} is {held:?}, the agent is told {shown:?}");
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ fn the_agent_is_stopped_and_started() -> Result<()> {
 
 #[test]
 fn the_agent_is_killed_and_started() -> Result<()> {
-    survives(Agent::kill)
+    survives(Agent::kill_both)
 }
 
 fn survives(end: fn(&mut Agent) -> Result<()>) -> Result<()> {
@@ -84,7 +84,7 @@ fn addresses_resolve_while_the_agent_is_away() -> Result<()> {
     let mut cloud = Cloud::with_inventory()?;
     let [on_link, _] = cloud.overlapping_guests()?;
     own_identity(&on_link)?;
-    cloud.agent.kill()?;
+    cloud.agent.kill_both()?;
     on_link.netns.ip("neigh flush dev eth0")?;
     let gap = on_link.connect_with(None, GAP).err();
     assert!(matches!(gap, Some(Error::Timeout)), "a connection while the agent was away: {gap:?}");
@@ -112,7 +112,7 @@ fn an_agent_of_another_layout_is_succeeded() -> Result<()> {
     cloud.agent.wait_served(&red, cloud.chassis.ifindex(&red)?)?;
     [&red, &blue, &left].into_iter().try_for_each(own_identity)?;
 
-    cloud.agent.kill()?;
+    cloud.agent.kill_both()?;
     cloud.chassis.write_inventory(&[&red.port, &blue.port])?;
     let pins = cloud.agent.run_dir().join("bpf");
     let [own, other] = [LAYOUT, LAYOUT + 1].map(|layout| format!("layout-{layout}"));
@@ -211,7 +211,7 @@ fn the_agent_is_restarted_while_the_southbound_is_away() -> Result<()> {
     let guests = cloud.overlapping_guests()?;
     guests.iter().try_for_each(|guest| cloud.agent.wait_remembered(guest))?;
     cloud.chassis.kill_southbound()?;
-    cloud.agent.kill()?;
+    cloud.agent.kill_both()?;
     cloud.agent.resume()?;
     guests.iter().try_for_each(own_identity)?;
     cloud.chassis.start_southbound()?;
@@ -227,7 +227,7 @@ fn what_is_remembered_is_not_given_to_others() -> Result<()> {
     let old = cloud.overlapping_guests()?;
     old.iter().try_for_each(|guest| cloud.agent.wait_remembered(guest))?;
     cloud.chassis.kill_southbound()?;
-    cloud.agent.kill()?;
+    cloud.agent.kill_both()?;
     cloud.nova.take_requests();
 
     let mut heirs = Vec::new();

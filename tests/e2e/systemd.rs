@@ -15,7 +15,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use metadata_tests::{
     check::{META_DATA, is_identity_of, was_signed_for},
     cloud::Chassis as _,
@@ -23,16 +23,22 @@ use metadata_tests::{
     guest::Guest,
     nova::Nova,
     port::Port,
+    process::family,
     service::{NETNS, PATIENCE, RUN_DIR, Service, UNIT},
     stage::{self, Nic, Stage},
     wait::until,
 };
 
 /// Capabilities by their number in linux/capability.h.
-const CAPABILITIES: [(&str, u32); 6] = [
+const CAPABILITIES: [(&str, u32); 11] = [
     ("CAP_DAC_OVERRIDE", 1),
+    ("CAP_KILL", 5),
+    ("CAP_SETGID", 6),
+    ("CAP_SETUID", 7),
+    ("CAP_SETPCAP", 8),
     ("CAP_NET_BIND_SERVICE", 10),
     ("CAP_NET_ADMIN", 12),
+    ("CAP_SYS_CHROOT", 18),
     ("CAP_SYS_ADMIN", 21),
     ("CAP_PERFMON", 38),
     ("CAP_BPF", 39),
@@ -188,6 +194,56 @@ fn the_process_is_confined_as_the_unit_says() -> Result<()> {
         // A filter of system calls is in force.
         assert_eq!(value("Seccomp")?, "2");
         Ok(())
+    })
+}
+
+/// The process that guests talk to, under that unit: what confines it is not kept from it by the unit.
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn the_guest_facing_process_has_no_privilege() -> Result<()> {
+    on_host(|host| {
+        let [_, guests] = family(host.service.pid()?)?[..] else { bail!("another number of processes") };
+        let status = fs::read_to_string(format!("/proc/{guests}/status"))?;
+        let nobody = "\t65534".repeat(4);
+        let none = "\t0000000000000000";
+        let fields = [
+            ("Uid", nobody.as_str()),
+            ("Gid", &nobody),
+            ("CapBnd", none),
+            ("CapPrm", none),
+            ("CapEff", none),
+        ];
+        for (field, expected) in
+            fields.into_iter().chain([("CapInh", none), ("CapAmb", none), ("NoNewPrivs", "\t1")])
+        {
+            ensure!(status.contains(&format!("\n{field}:{expected}\n")), "{field} in {status}");
+        }
+        ensure!(status.contains("\nSeccomp:\t2\n"), "{status}");
+        assert_eq!(fs::read_link(format!("/proc/{guests}/root"))?, Path::new(RUN_DIR).join("empty"));
+        let log = host.service.log()?;
+        ensure!(!log.contains("is not confined"), "{log}");
+        Ok(())
+    })
+}
+
+/// Known guests are served by the other process meanwhile.
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn nobody_notices_that_the_agent_is_killed() -> Result<()> {
+    on_host(|host| {
+        host.serves()?;
+        let pid = host.service.pid()?;
+        let repeated = || host.guests.iter().map(|guest| guest.netns.repeated_syns()).sum::<Result<u64>>();
+        let before = repeated()?;
+        while_guests_ask(host, || {
+            host.service.systemctl("kill --kill-whom=main --signal=KILL")?;
+            until("there is another one", PATIENCE, || {
+                ensure!(host.service.pid()? != pid);
+                host.service.has(&["ActiveState=active", "SubState=running"])
+            })
+        })?;
+        assert_eq!(repeated()?, before, "a guest found nobody");
+        host.serves()
     })
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
-use metadata_ebpf::{address::SOURCES_PER_PORT, map::LAYOUT};
+use metadata_ebpf::map::{LAYOUT, OpenSources};
 use metadata_tests::{
     agent::Options,
     check::{META_DATA, is_identity_of, own_identity},
@@ -136,9 +136,9 @@ fn a_former_agent_that_is_killed_leaves_no_open_connection() -> Result<()> {
     let pin = cloud.agent.run_dir().join(format!("bpf/layout-{LAYOUT}/OPEN"));
     let open = || -> Result<u32> {
         let map = Map::Array(MapData::from_pin(&pin)?);
-        let counters = Array::<_, [u32; SOURCES_PER_PORT]>::try_from(map)?;
+        let counters = Array::<_, OpenSources>::try_from(map)?;
         let ports = counters.iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(ports.iter().flatten().sum())
+        Ok(ports.iter().flat_map(|port| port.connections).sum())
     };
     let is_open = |wanted: u32| {
         until(&format!("{wanted} connections are counted"), SOON, || {

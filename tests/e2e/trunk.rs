@@ -209,7 +209,7 @@ fn a_restarted_agent_serves_subports() -> Result<()> {
         if southbound == "away" {
             cloud.chassis.kill_southbound()?;
         }
-        cloud.agent.kill()?;
+        cloud.agent.kill_both()?;
         let gap = trunk.subports[0].1.connect_with(None, NO_ANSWER).err();
         ensure!(matches!(gap, Some(Error::Timeout)), "a connection while the agent was away: {gap:?}");
         cloud.agent.resume()?;

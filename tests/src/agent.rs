@@ -11,8 +11,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde::Deserialize;
 
 use crate::{
@@ -21,7 +24,7 @@ use crate::{
     guest::Guest,
     http::{Connection, Response},
     netns, nova,
-    process::Daemon,
+    process::{Daemon, family},
     sandbox,
     wait::until,
 };
@@ -140,6 +143,14 @@ impl Agent {
         Ok(self.daemon.as_ref().context("the agent does not run")?.id())
     }
 
+    /// Its guest-facing process.
+    pub fn guest_process(&self) -> Result<u32> {
+        match family(self.id()?)?[..] {
+            [_, process] => Ok(process),
+            ref others => bail!("the agent's processes are {others:?}"),
+        }
+    }
+
     /// SIGTERM.
     pub fn stop(&mut self) -> Result<()> {
         if let Some(mut daemon) = self.daemon.take() {
@@ -149,7 +160,19 @@ impl Agent {
         Ok(())
     }
 
-    /// SIGKILL.
+    /// SIGKILL, for both processes: nobody is there any more.
+    pub fn kill_both(&mut self) -> Result<()> {
+        let guests = self.guest_process()?;
+        self.kill()?;
+        kill(Pid::from_raw(guests.cast_signed()), Signal::SIGKILL)
+            .context("the guest-facing process ended as well")?;
+        until("both processes have ended", START, || {
+            ensure!(!Path::new("/proc").join(guests.to_string()).exists());
+            Ok(())
+        })
+    }
+
+    /// SIGKILL. Its guest-facing process is left, and serves known guests until the next agent comes.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill()?;

@@ -100,8 +100,28 @@ impl Drop for Daemon {
     }
 }
 
-/// A process' proportional share of memory (PSS), in bytes.
+/// A process and those that it has started.
+pub fn family(process: u32) -> Result<Vec<u32>> {
+    let mut family = vec![process];
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        // It may be gone. The name, in parentheses, may hold anything.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        if parent == Some(process.to_string().as_str()) {
+            family.push(pid);
+        }
+    }
+    Ok(family)
+}
+
+/// The proportional share of memory (PSS) of a process and those that it has started, in bytes.
 pub fn memory(process: u32) -> Result<u64> {
+    family(process)?.into_iter().map(memory_of).sum()
+}
+
+fn memory_of(process: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("the kernel tells no PSS")?;
     let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;

@@ -11,7 +11,7 @@ use aya::{
 use metadata_agent::datapath::OBJECT;
 use metadata_ebpf::{
     counter::Counter,
-    map::{Control, OpenConnections, Port, PortKey, PortSources},
+    map::{Control, OpenSources, Port, PortKey, PortSources},
 };
 
 /// The device that test runs are on: the kernel takes the namespace's loopback.
@@ -41,7 +41,7 @@ pub struct Programs {
     sources: Array<MapData, PortSources>,
     counters: PerCpuArray<MapData, u64>,
     control: Array<MapData, Control>,
-    open: Array<MapData, OpenConnections>,
+    open: Array<MapData, OpenSources>,
 }
 
 /// What an agent says of itself that is there to stay.
@@ -80,8 +80,12 @@ impl Programs {
         Ok(self.control.set(0, control, 0)?)
     }
 
-    pub fn set_open(&mut self, index: u32, open: OpenConnections) -> Result<()> {
+    pub fn set_open(&mut self, index: u32, open: OpenSources) -> Result<()> {
         Ok(self.open.set(index, open, 0)?)
+    }
+
+    pub fn open(&self, index: u32) -> Result<OpenSources> {
+        Ok(self.open.get(&index, 0)?)
     }
 
     pub fn set_port(&mut self, key: PortKey, port: Option<Port>) -> Result<()> {

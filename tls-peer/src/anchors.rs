@@ -61,7 +61,7 @@ impl Anchors {
     }
 
     /// Those that cannot be understood are left out; an error if that is all.
-    fn new(certificates: Vec<CertificateDer<'static>>, path: &Path) -> Result<Self, FileError> {
+    pub(crate) fn new(certificates: Vec<CertificateDer<'static>>, path: &Path) -> Result<Self, FileError> {
         let mut roots = RootCertStore::empty();
         let (_, ignored) = roots.add_parsable_certificates(certificates.iter().cloned());
         if roots.is_empty() {

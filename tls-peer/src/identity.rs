@@ -2,10 +2,9 @@
 use std::sync::Arc;
 
 use rustls::{
-    client::ResolvesClientCert,
     crypto::CryptoProvider,
     pki_types::CertificateDer,
-    sign::{CertifiedKey, SigningKey, SingleCertAndKey},
+    sign::{CertifiedKey, SigningKey},
 };
 
 use crate::{
@@ -15,12 +14,15 @@ use crate::{
     pem,
 };
 
+/// A certificate with those up to the authority, and its key.
+type ChainAndKey = (Vec<CertificateDer<'static>>, Arc<dyn SigningKey>);
+
 impl Identity {
-    pub(crate) fn load(&self, provider: &CryptoProvider) -> Result<Arc<dyn ResolvesClientCert>, FileError> {
+    pub(crate) fn load(&self, provider: &CryptoProvider) -> Result<ChainAndKey, FileError> {
         let chain = self.chain()?;
         let key = self.key(provider)?;
         self.check(&chain, &key)?;
-        Ok(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))))
+        Ok((chain, key))
     }
 
     fn chain(&self) -> Result<Vec<CertificateDer<'static>>, FileError> {

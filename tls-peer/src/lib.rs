@@ -10,6 +10,7 @@ mod der;
 mod files;
 mod identity;
 mod leaf;
+mod material;
 mod p521;
 mod pem;
 mod refusal;
@@ -24,9 +25,10 @@ use rustls::{
     pki_types::{InvalidDnsNameError, ServerName},
 };
 
-use self::{anchors::Anchors, verifier::Verifier};
+use self::{anchors::Anchors, material::PublicIdentity};
 pub use self::{
     files::{FileError, Role, Stamps},
+    material::{KeyKind, Material, Public},
     refusal::{Refusal, refusal},
 };
 
@@ -62,25 +64,30 @@ pub struct Identity {
 }
 
 impl Settings {
-    /// Reads all files.
+    /// Reads all files, and makes a client of them.
     pub fn load(&self) -> Result<Arc<ClientConfig>, FileError> {
-        let provider = Arc::new(provider());
-        let verifier = match &self.trust {
-            Trust::Anybody => Verifier::of_any(&provider),
-            Trust::System => Verifier::of_trusted(&provider, Anchors::system()?, self.verify_name),
-            Trust::Authorities(path) => {
-                Verifier::of_trusted(&provider, Anchors::read(path)?, self.verify_name)
-            }
+        self.read()?.client().map_err(|error| FileError::of_provider(&error))
+    }
+
+    /// Reads all files.
+    pub fn read(&self) -> Result<Material, FileError> {
+        let anchors = match &self.trust {
+            Trust::Anybody => None,
+            Trust::System => Some(Anchors::system()?),
+            Trust::Authorities(path) => Some(Anchors::read(path)?),
         };
-        let builder = ClientConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(rustls::ALL_VERSIONS)
-            .map_err(|error| FileError::of_provider(&error))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
-        Ok(Arc::new(match &self.identity {
-            None => builder.with_no_client_auth(),
-            Some(files) => builder.with_client_cert_resolver(files.load(&provider)?),
-        }))
+        let trusted = |anchors: Anchors| anchors.certificates.iter().map(|der| der.to_vec()).collect();
+        let identity = self.identity.as_ref().map(|files| files.load(&provider())).transpose()?;
+        let (key, identity) = match identity {
+            Some((chain, key)) => {
+                let chain = chain.iter().map(|der| der.to_vec()).collect();
+                let kind = KeyKind::of(key.as_ref());
+                (Some(key), Some(PublicIdentity { chain, kind }))
+            }
+            None => (None, None),
+        };
+        let public = Public { trusted: anchors.map(trusted), verify_name: self.verify_name, identity };
+        Ok(Material { public, key })
     }
 
     /// What changes when a file's contents do.

@@ -5,8 +5,7 @@ use crate::{
     admin,
     config::{Config, Source},
     inventory::StaticInventory,
-    metrics::Metrics,
-    proxy::{self, Nova},
+    nova::Dialler,
 };
 
 /// Everything that cannot be used.
@@ -16,8 +15,7 @@ pub(super) fn problems(config: &Config) -> Vec<anyhow::Error> {
 }
 
 fn nova(config: &Config) -> anyhow::Result<()> {
-    let observer = Metrics::new().register(proxy::Metrics::register);
-    Ok(Nova::new(&config.nova, std::sync::Arc::new(observer)).map(drop)?)
+    Ok(Dialler::new(&config.nova).map(drop)?)
 }
 
 fn source(config: &Config) -> anyhow::Result<()> {

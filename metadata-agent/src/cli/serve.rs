@@ -1,9 +1,9 @@
 //! Puts the parts of a running agent together. Nothing else knows both planes.
-use std::{io, net::TcpListener, os::fd::AsFd as _, sync::Arc, time::Instant};
+use std::{io, net::TcpListener, os::fd::AsFd as _, sync::Arc};
 
 use anyhow::{Context as _, bail};
-use futures_util::future::BoxFuture;
 use metadata_ebpf::map::Limit;
+use nix::unistd::geteuid;
 use tokio::runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -14,13 +14,15 @@ use crate::{
     control::{Control, Ending, Farewell, Parts},
     datapath::{Datapath, ServiceDevice},
     directory::{Directory, Signer},
-    health::DataPlane,
+    link::{NovaSettings, PROTOCOL, Setup},
     logging::{self, LogFilter},
-    memory,
+    memory::Memory,
     metrics::Metrics,
-    proxy::{self, Nova, Proxy, Shutdown, Workers},
+    nova::Dialler,
+    proxy,
     reconcile::{self, Reconciler},
     startup::{self, RunLock},
+    supervisor::{self, Guests, Orphan, Supervisor},
     takeover::{Offering, Predecessor, store},
     version::VERSION,
 };
@@ -36,7 +38,7 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
     startup::check_kernel()?;
     startup::allow_connections(config.limits.connections)?;
     let mut former = store::take();
-    let (lock, predecessor) = match startup::lock(&config.run_dir)? {
+    let (lock, mut predecessor) = match startup::lock(&config.run_dir)? {
         Some(lock) => (lock, None),
         None if !may_replace => bail!(
             "another agent runs in {}, and --no-takeover leaves it alone; give this one its own [metadata_ebpf] run_dir and \
@@ -52,31 +54,39 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
     let mut service = ServiceDevice::set_up(&config.netns, Datapath::former_maps(&config.run_dir)?)?;
     let mut datapath = Datapath::open(&config.run_dir, &service, config.attach, config.lease)?;
     service.mark(datapath.maps_id()?)?;
-    let sources = Arc::new(datapath.source_table(predecessor.is_some())?);
+    let open = datapath.open_sources()?;
     let datapath_log = datapath.logger().context("log records of the datapath are not available")?;
 
     let directory = Arc::new(Directory::default());
     let signer = Signer::new(config.nova.secret.reveal());
     let reconciler = Reconciler::new(datapath, limits(config), directory.clone(), signer)?;
+    let dialler = Arc::new(Dialler::new(&config.nova)?);
+    let mut orphans = Vec::new();
+    match &mut predecessor {
+        Some(predecessor) => former.extend(predecessor.listeners()),
+        None => orphans = Orphan::find(&config.run_dir, &dialler),
+    }
+    former.extend(orphans.iter_mut().flat_map(Orphan::listeners));
+    Memory::open()?.give_back_after_bursts()?;
 
-    let mut metrics = Metrics::new();
-    let proxy_metrics = metrics.register(proxy::Metrics::register);
-    let nova = Arc::new(Nova::new(&config.nova, Arc::new(proxy_metrics.clone()))?);
-    let proxy = Arc::new(Proxy::new(directory, sources.clone(), config.limits.clone(), proxy_metrics));
-    let (serving, shutdown) = (CancellationToken::new(), Shutdown::default());
-    let predecessor = predecessor.map(|mut predecessor| {
-        former.extend(predecessor.listeners());
-        (predecessor, Farewell(Box::new(move || sources.settle())))
-    });
+    let (guests, orders) = Guests::new(dialler.clone());
 
     // The control plane has a thread of its own: however busy the guests are, it goes on.
     let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;
+    let lingers = predecessor.is_some() || !orphans.is_empty();
+    let (filter, waiting, settle) = (log.text(), guests.clone(), guests.clone());
+    let predecessor =
+        predecessor.map(|predecessor| (predecessor, Farewell(Box::new(move || settle.settle()))));
     let mut control = control_plane.block_on(async {
         tokio::spawn(logging::follow_datapath(datapath_log));
-        tokio::spawn(memory::give_back_after_bursts());
-        let guests = Arc::new(GuestFacing { proxy: proxy.clone(), nova: nova.clone() });
-        let serving = serving.clone();
-        let parts = Parts { reconciler, service, log, metrics, guests, serving, predecessor };
+        let serving = CancellationToken::new();
+        let is_serving = serving.clone();
+        tokio::spawn(async move {
+            is_serving.cancelled().await;
+            waiting.serve();
+        });
+        let (metrics, guests) = (Metrics::new(), guests.clone());
+        let parts = Parts { reconciler, service, log, metrics, guests, nova: dialler, serving, predecessor };
         Control::start(config, parts).await
     })?;
     // Not before everything that can be wrong was found good: a connection that was made is reset if we end, and while
@@ -84,23 +94,59 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
     let listeners = control.service().listen(config.workers, former)?;
     let are_kept = store::keep(listeners.iter().flatten());
     control.offer(offering(config, &lock, &listeners)?);
-    let workers = Workers::start(listeners, &proxy, &nova, &serving, &shutdown)?;
+    let parts = supervisor::Parts {
+        command: supervisor::command,
+        setup: setup(config, &listeners, lingers, filter)?,
+        required: config.confinement_required,
+        listeners: listeners.into_iter().flatten().collect(),
+        run_dir: config.run_dir.clone(),
+        orphans,
+        open,
+        directory,
+        numbers: proxy::Metrics::names().into_iter().map(Metrics::name).collect(),
+    };
+    let supervisor = Supervisor::start(parts, guests.clone(), orders)?;
     let result = control_plane.block_on(control.run());
     match result {
         Ok(Ending::Succeeded) => {
-            shutdown.outlive();
-            shutdown.retire();
-            control_plane.block_on(control.linger(|| workers.have_ended()));
+            guests.outlive();
+            guests.retire();
+            control_plane.block_on(control.linger(|| supervisor.has_ended()));
         }
-        Ok(Ending::Stopped) if are_kept => shutdown.outlive(),
+        Ok(Ending::Stopped) if are_kept => guests.outlive(),
         _ => {}
     }
     // A name that is being looked up is not waited for.
     control_plane.shutdown_background();
     info!("stopping");
-    shutdown.stop();
-    workers.join();
+    supervisor.stop();
     result
+}
+
+/// Everything that the guest-facing process is told when it begins.
+fn setup(
+    config: &Config,
+    listeners: &[Vec<TcpListener>],
+    lingers: bool,
+    log: String,
+) -> anyhow::Result<Setup> {
+    let nova = &config.nova;
+    Ok(Setup {
+        protocol: PROTOCOL,
+        limits: config.limits.clone(),
+        nova: NovaSettings {
+            endpoints: nova.endpoints.clone(),
+            connect_timeout: nova.connect_timeout,
+            response_timeout: nova.response_timeout,
+        },
+        has_tls: nova.tls.is_some(),
+        workers: listeners.iter().map(Vec::len).collect(),
+        lingers,
+        lease: config.lease,
+        owner: geteuid().as_raw(),
+        log,
+        confinement: startup::confinement(&config.run_dir, &config.guest_user)?,
+    })
 }
 
 /// Finds the running agent, and everything good that can be wrong, before that agent is disturbed.
@@ -132,25 +178,4 @@ fn offering(config: &Config, lock: &RunLock, listeners: &[Vec<TcpListener>]) -> 
 fn limits(config: &Config) -> reconcile::Limits {
     let limit = |rate: Rate| Limit::new(rate.rate, rate.burst);
     reconcile::Limits { connections: limit(config.connections), answers: limit(config.answers) }
-}
-
-/// The guest-facing half, as the control plane asks it.
-#[derive(Debug)]
-struct GuestFacing {
-    proxy: Arc<Proxy>,
-    nova: Arc<Nova>,
-}
-
-impl DataPlane for GuestFacing {
-    fn reach_nova(&self) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(self.nova.reach())
-    }
-
-    fn reached_nova(&self) -> Option<Instant> {
-        self.nova.last_connected()
-    }
-
-    fn notes(&self) -> Vec<String> {
-        self.proxy.notes()
-    }
 }

@@ -67,3 +67,6 @@ fn my_ip() -> Option<String> {
     socket.connect("192.0.2.0:80").ok()?;
     Some(socket.local_addr().ok()?.ip().to_string())
 }
+
+/// `[metadata_ebpf] guest_user`, where there is one: packages make it.
+pub const GUEST_USER: &str = "metadata-agent";

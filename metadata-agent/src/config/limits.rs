@@ -1,6 +1,8 @@
 //! Limits on guests, by Neutron's options and ours.
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Error, Rate, SECTION,
     options::{Options, boolean, number, seconds, timeout},
@@ -11,7 +13,7 @@ const HAPROXY: &str = "metadata_haproxy";
 const RATE_LIMITING: &str = "metadata_rate_limiting";
 
 /// Limits on guests: on each tap for itself, and on all of them together.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Limits {
     /// Connections of all guests together.
     pub connections: u32,
@@ -69,7 +71,7 @@ impl Default for Limits {
 }
 
 /// Rate limits on the requests of a tap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestLimits {
     /// Ours.
     pub rate: Rate,
@@ -78,7 +80,7 @@ pub struct RequestLimits {
 }
 
 /// So many events in each window of that length: how Neutron's options say it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowLimit {
     /// Events.
     pub count: u32,

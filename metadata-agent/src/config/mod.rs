@@ -18,10 +18,12 @@ use std::{
     time::Duration,
 };
 
+pub use defaults::GUEST_USER;
 use ini::{DEFAULT, Ini, Origin, Value};
 pub use limits::{Limits, RequestLimits, WindowLimit};
 pub use nova::{ClientCertificate, Endpoint, Nova, NovaTls, Secret};
 use options::{Options, boolean, number, seconds};
+use serde::{Deserialize, Serialize};
 
 /// Our section.
 const SECTION: &str = "metadata_ebpf";
@@ -60,6 +62,10 @@ pub struct Config {
     pub answers: Rate,
     /// `[metadata_ebpf] workers`: threads that serve guests.
     pub workers: usize,
+    /// `[metadata_ebpf] guest_user`: user of the process that guests talk to.
+    pub guest_user: String,
+    /// `[metadata_ebpf] confinement_required`: whether not to serve at all with a process that is not wholly confined.
+    pub confinement_required: bool,
     /// Limits on guests.
     pub limits: Limits,
     /// `[metadata_ebpf] admin_listen`: where else than on its socket the admin interface may be read.
@@ -87,7 +93,7 @@ pub enum AttachMode {
 }
 
 /// A rate with a burst, per port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
     /// Events a second; 0 for no limit.
     pub rate: u32,
@@ -193,6 +199,8 @@ const OWN: &[&str] = &[
     "run_dir",
     "inventory",
     "workers",
+    "guest_user",
+    "confinement_required",
     "attach",
     "lease",
     "southbound_monitor_all",
@@ -258,7 +266,12 @@ impl Config {
                 Rate { rate: 100, burst: 200 },
             )?,
             answers: options.rate("answer_rate", "answer_burst", Rate { rate: 100, burst: 200 })?,
-            workers: options.parse(SECTION, "workers", 2, |text| number(text, 1, 256))?,
+            workers: options.parse(SECTION, "workers", 2, |text| number(text, 1, 120))?,
+            guest_user: options.parse(SECTION, "guest_user", GUEST_USER.to_owned(), |text| match text {
+                "" => Err("expected the name of a user".into()),
+                name => Ok(name.to_owned()),
+            })?,
+            confinement_required: options.parse(SECTION, "confinement_required", false, boolean)?,
             limits: limits::limits(options)?,
             admin_listen: options.parse(SECTION, "admin_listen", None, |text| {
                 let address = text.parse().map_err(|_| "expected address:port, or [IPv6 address]:port")?;

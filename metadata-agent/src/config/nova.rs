@@ -1,6 +1,8 @@
 //! Settings of the upstream, nova-metadata, by Neutron's options.
 use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Error, defaults,
     ini::DEFAULT,
@@ -26,7 +28,7 @@ pub struct Nova {
 }
 
 /// A server of Nova's metadata.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Name or address, the latter without brackets.
     pub host: String,

@@ -4,7 +4,6 @@ mod bpffs;
 mod index;
 mod netlink;
 mod netns;
-mod open;
 mod probe;
 mod service;
 mod tables;
@@ -12,6 +11,7 @@ mod tables;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,7 +29,6 @@ use crate::config::AttachMode;
 
 pub use index::{Assignment, Indexes};
 pub use netns::Netns;
-pub use open::SourceTable;
 pub use probe::{Family, Probe};
 pub use service::ServiceDevice;
 pub use tables::Adopted;
@@ -75,8 +74,8 @@ pub enum Error {
         /// Why.
         error: MapError,
     },
-    /// The memory that agent and programs share cannot be had.
-    #[error("the counters of open connections, which the programs read, cannot be mapped: {0}")]
+    /// The memory that guest-facing process and programs share cannot be had.
+    #[error("the map OPEN cannot be given to the guest-facing process: {0}")]
     Shared(io::Error),
     /// A program cannot be attached.
     #[error("cannot attach to {device} (ifindex {ifindex}): {reason}")]
@@ -377,9 +376,10 @@ impl Datapath {
         self.tables.counters()
     }
 
-    /// The sources for other threads. A former agent may still be ending its connections: it `lingers`.
-    pub fn source_table(&self, lingers: bool) -> Result<SourceTable, Error> {
-        SourceTable::open(&self.maps_dir, lingers)
+    /// The map `OPEN`, for who is to have its memory in common with the programs.
+    pub fn open_sources(&self) -> Result<OwnedFd, Error> {
+        let map = pinned(&self.maps_dir, "OPEN")?;
+        map.fd().as_fd().try_clone_to_owned().map_err(Error::Shared)
     }
 }
 

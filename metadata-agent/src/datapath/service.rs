@@ -186,7 +186,11 @@ impl ServiceDevice {
             former.into_iter().filter(|socket| self.netns.holds(socket).unwrap_or(false)).collect();
         let mut sets: Vec<Vec<TcpListener>> = (0..workers.max(1)).map(|_| Vec::new()).collect();
         for address in addresses {
-            let is_there = |socket: &mut TcpListener| socket.local_addr().is_ok_and(|own| own == address);
+            // A guest's connection has the same address.
+            let is_there = |socket: &mut TcpListener| {
+                SockRef::from(&*socket).is_listener().unwrap_or(false)
+                    && socket.local_addr().is_ok_and(|own| own == address)
+            };
             let there: Vec<TcpListener> = former.extract_if(.., is_there).collect();
             let missing = sets.len().saturating_sub(there.len());
             let made =

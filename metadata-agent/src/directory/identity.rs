@@ -21,7 +21,7 @@ pub struct Identity {
 }
 
 /// An identity that can travel: found fit for header lines, and signed.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct SignedIdentity {
     /// The identity itself.
     pub identity: Identity,

@@ -2,15 +2,19 @@
 //! published them, and what each tap takes of those who serve it.
 //!
 //! The two planes meet here and nowhere else. The control plane writes, by [`Directory::publish`] and [`Port::resolve`];
-//! the proxy looks up, and counts.
+//! the proxy looks up, and counts. Each has one in its own process: [`Changes`] of the one are applied to the other, by
+//! [`Directory::apply`].
 //!
 //! ```text
 //! port      one assignment, who is behind it     identity  that, signed
 //! tap       a device, what its ports take        usage     how much, of what, and the limits
 //! place     one of its connections               gauge     how many there are
 //! rate      how much in time                     sources   what the datapath knows of them
+//! entry     a port that travels                  changes   what of it is news to the other process
 //! ```
 #![forbid(unsafe_code)]
+mod changes;
+mod entry;
 mod gauge;
 mod identity;
 mod place;
@@ -23,11 +27,16 @@ mod usage;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use metadata_ebpf::address::Tag;
+use tokio::{sync::watch, time::timeout};
 
+pub use changes::Changes;
+pub use entry::{Entry, Known};
+pub(crate) use gauge::Gauge;
 pub use identity::{Identity, InvalidIdentity, SignedIdentity, Signer};
 pub(crate) use place::{Phase, Place};
 pub use port::{PROBE_ANSWER, Port, Resolution};
@@ -41,6 +50,8 @@ pub struct Directory {
     published: ArcSwap<Published>,
     /// All taps that somebody still has, by name.
     taps: Mutex<HashMap<String, Weak<Tap>>>,
+    /// The contents were replaced.
+    changed: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -69,12 +80,33 @@ impl Directory {
         self.published.store(Arc::new(Published { ports, taps }));
         let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
         taps.retain(|_, tap| tap.strong_count() > 0);
+        drop(taps);
+        self.changed.send_replace(());
+    }
+
+    /// Tells of each time that something was published.
+    pub fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// The port that a tag names, if that assignment still lasts.
     pub fn port(&self, tag: Tag) -> Option<Arc<Port>> {
         let published = self.published.load();
         published.ports.get(&tag.index()).filter(|port| port.generation == tag.generation()).cloned()
+    }
+
+    /// The same, once it is known here: a guest's first connection may be faster than the news of its port.
+    pub(crate) async fn port_soon(&self, tag: Tag, within: Duration) -> Option<Arc<Port>> {
+        let known = async {
+            let mut changed = self.changed.subscribe();
+            loop {
+                if let Some(port) = self.port(tag) {
+                    return Some(port);
+                }
+                changed.changed().await.ok()?;
+            }
+        };
+        timeout(within, known).await.ok().flatten()
     }
 
     /// The tap, but for one, that has most of something.

@@ -35,7 +35,7 @@ pub struct Port {
     resolved: Notify,
     /// Whether nobody but the agent itself is behind it, who finds out by it whether the datapath works.
     pub is_probe: bool,
-    /// Cancelled when the assignment ends.
+    /// Cancelled when the assignment ends, in the process that has its connections.
     pub gone: CancellationToken,
 }
 
@@ -68,6 +68,11 @@ impl Port {
     /// Identity behind the port now. Never waits.
     pub fn resolution(&self) -> Resolution {
         Resolution::clone(&self.resolution.load())
+    }
+
+    /// The same, as one object for as long as it stays the same.
+    pub(super) fn current(&self) -> Arc<Resolution> {
+        self.resolution.load_full()
     }
 
     /// Identity behind the port, as soon as it is resolved.

@@ -26,11 +26,12 @@ use super::{
     receive::{departure, receive},
     seat::{Held, Seat},
     shutdown::Shutdown,
-    upstream::{Answer, NOVA_BUFFER, Upstream},
+    upstream::{Answer, Upstream},
 };
 use crate::{
     config::Limits,
     directory::{Limit, Phase, Resolution, Resource, SignedIdentity},
+    link::NOVA_BUFFER,
 };
 
 /// Empty lines between two requests that are no part of the second.

@@ -1,13 +1,12 @@
 //! Broken requests against a whole connection, with a Nova that trusts nothing behind it.
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
 };
 
 use ::fuzz::{Random, fuzz};
@@ -21,7 +20,7 @@ use super::{
     seat::Seat,
     shares::Shares,
     shutdown::Shutdown,
-    upstream::{Nova, Upstream},
+    upstream::{Observer, Upstream, testing},
 };
 use crate::{
     config::{self, Limits, RequestLimits},
@@ -107,7 +106,8 @@ fn connections() {
         ..Limits::default()
     };
     let metrics = Metrics::register(&mut Registry::default());
-    let upstream = Upstream::new(Arc::new(Nova::new(&endpoint, Arc::new(metrics.clone())).unwrap()), 1);
+    let observer: Arc<dyn Observer> = Arc::new(metrics.clone());
+    let upstream = Upstream::new(Arc::new(testing::observed_nova(&[endpoint], &observer)), 1);
     let directory = Arc::new(Directory::default());
     let tap = directory.tap("tap0");
     let shares = Arc::new(Shares::new(directory, limits.clone(), metrics.clone()));
@@ -184,9 +184,9 @@ struct SuspiciousNova {
 }
 
 impl SuspiciousNova {
-    fn start(self: Arc<Self>) -> io::Result<config::Nova> {
+    fn start(self: Arc<Self>) -> io::Result<SocketAddr> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
-        let port = listener.local_addr()?.port();
+        let address = listener.local_addr()?;
         thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
                 let nova = self.clone();
@@ -198,13 +198,7 @@ impl SuspiciousNova {
                 });
             }
         });
-        Ok(config::Nova {
-            endpoints: vec![config::Endpoint { host: "127.0.0.1".into(), port }],
-            tls: None,
-            secret: config::Secret::default(),
-            connect_timeout: Duration::from_secs(5),
-            response_timeout: Duration::from_secs(5),
-        })
+        Ok(address)
     }
 
     fn serve(&self, stream: &TcpStream) -> Result<(), String> {

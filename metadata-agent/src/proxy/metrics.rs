@@ -9,7 +9,7 @@ use prometheus_client::{
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
-    registry::Registry,
+    registry::{Metric, Registry},
 };
 
 use super::{
@@ -31,9 +31,23 @@ pub struct Metrics {
     nova: Histogram,
     pub(super) connections: Gauge,
     pub(super) accepted: Counter,
+    pub(super) panics: Counter,
     nova_up: Family<NovaEndpoint, Gauge>,
     nova_connections: Family<NovaEndpoint, Counter>,
     nova_failures: Family<NovaEndpoint, Counter>,
+}
+
+/// A registry, and the names of what is registered. Text does not have them all: a family without a member is left out.
+struct Named<'a> {
+    registry: &'a mut Registry,
+    names: Vec<&'static str>,
+}
+
+impl Named<'_> {
+    fn register(&mut self, name: &'static str, help: &'static str, metric: impl Metric) {
+        self.names.push(name);
+        self.registry.register(name, help, metric);
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -77,6 +91,11 @@ struct NovaEndpoint {
 impl Metrics {
     /// Registers them.
     pub fn register(registry: &mut Registry) -> Self {
+        Self::register_named(registry).0
+    }
+
+    fn register_named(registry: &mut Registry) -> (Self, Vec<&'static str>) {
+        let mut registry = Named { registry, names: Vec::new() };
         // 50 µs to 100 s: from a local answer to the longest wait.
         fn seconds() -> Histogram {
             Histogram::new(exponential_buckets(50e-6, 2.5, 16))
@@ -92,6 +111,7 @@ impl Metrics {
             nova: seconds(),
             connections: Gauge::default(),
             accepted: Counter::default(),
+            panics: Counter::default(),
             nova_up: Family::default(),
             nova_connections: Family::default(),
             nova_failures: Family::default(),
@@ -127,6 +147,8 @@ impl Metrics {
         registry.register("nova_seconds", "Time until nova's answer began", nova);
         registry.register("connections", "Connections of guests", connections);
         registry.register("connections_accepted", "Connections accepted from guests", accepted);
+        let panics = metrics.panics.clone();
+        registry.register("panics", "Conversations that ended by an error in the agent itself", panics);
         let Self { nova_up, nova_connections, nova_failures, .. } = metrics.clone();
         registry.register("nova_up", "Whether an endpoint of nova is taken for healthy", nova_up);
         registry.register("nova_connections", "Connections made to an endpoint of nova", nova_connections);
@@ -135,7 +157,12 @@ impl Metrics {
             "Connections to and requests of an endpoint that failed",
             nova_failures,
         );
-        metrics
+        (metrics, registry.names)
+    }
+
+    /// The names of all, without the registry's prefix.
+    pub fn names() -> Vec<&'static str> {
+        Self::register_named(&mut Registry::default()).1
     }
 
     pub(super) fn request(&self, outcome: &Outcome, total: Duration) {

@@ -1,18 +1,17 @@
-//! The guest-facing half: one listening socket in, requests to Nova out.
+//! The guest-facing half: listening sockets in, requests to Nova out. It is a process of its own (`cli/proxy.rs`).
 //!
-//! It is given a socket, the directory of ports with their identities, and an upstream. It has no secret (signatures come
-//! with the identities), touches no device, no map but the sources', and no database, and knows nothing of the control
-//! plane: the seam along which it can become a process of its own.
+//! It is given sockets, the directory of ports with their identities, and connections to Nova. It has no secret (signatures
+//! come with the identities), touches no device, no map but the memory of `OPEN`, and no database, makes no socket, opens no
+//! file, and knows nothing of the control plane.
 //!
 //! ```text
 //! server      accepts, identifies       connection one guest's conversation
 //! receive     bytes, when they come     forward    what of a request goes to Nova
 //! answer      what we say ourselves     upstream   endpoints, pools, retries, TLS
 //! seat        what a connection holds   shares     who gives way to whom
-//! closing     until it is acknowledged  handshake  how a listener ends
-//! shutdown    how all of it ends
+//! closing     until it is acknowledged  shutdown   how all of it ends
 //! outcome     what became of a request  access     a line for each
-//! metrics     the numbers               notice     warnings, one a minute
+//! metrics     the numbers
 //! ```
 #![forbid(unsafe_code)]
 mod access;
@@ -22,9 +21,7 @@ mod connection;
 mod forward;
 #[cfg(test)]
 mod fuzz;
-mod handshake;
 mod metrics;
-mod notice;
 mod outcome;
 mod receive;
 mod seat;
@@ -36,4 +33,4 @@ mod upstream;
 pub use metrics::Metrics;
 pub use server::{Proxy, Workers};
 pub use shutdown::Shutdown;
-pub use upstream::{Nova, Observer, TlsError};
+pub use upstream::{Dial, Nova, Observer};

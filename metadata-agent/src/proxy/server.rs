@@ -24,7 +24,6 @@ use super::{
     answer::{Form, Refusal, Whom},
     closing::{farewell, farewell_without_seat, reset},
     connection::{Connection, End},
-    handshake::{self, HANDSHAKE},
     metrics::Metrics,
     seat::Seat,
     shares::Shares,
@@ -33,7 +32,9 @@ use super::{
 };
 use crate::{
     config::Limits,
-    directory::{Directory, Limit, OpenConnection, PROBE_ANSWER, Phase, Sources},
+    directory::{Directory, Gauge, Limit, OpenConnection, PROBE_ANSWER, Phase, Port, Sources},
+    link::HANDSHAKE,
+    panics,
 };
 
 /// Grace period of requests under way when the agent stops.
@@ -44,6 +45,9 @@ const OVERTIME: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(1);
 /// Number of connections of a tap, beyond its limit, that are heard out at a time.
 const TURNED_AWAY: u32 = 8;
+/// How long a connection waits for its port to become known, and how many do at a time: the news of it comes from another
+/// process, and the guest's connection through the kernel.
+const EARLY: (Duration, u32) = (Duration::from_millis(500), 256);
 /// Buffers of the kernel's for a connection: received and not read, sent and not acknowledged. It counts twice as much, to
 /// have room for what is around the bytes (socket(7)).
 const BUFFERS: (usize, usize) = (16 << 10, 32 << 10);
@@ -56,6 +60,8 @@ pub struct Proxy {
     limits: Limits,
     metrics: Metrics,
     shares: Arc<Shares>,
+    /// Connections whose port is not known yet.
+    early: Gauge,
 }
 
 impl Proxy {
@@ -67,7 +73,7 @@ impl Proxy {
         metrics: Metrics,
     ) -> Self {
         let shares = Arc::new(Shares::new(directory.clone(), limits.clone(), metrics.clone()));
-        Self { directory, sources, limits, metrics, shares }
+        Self { directory, sources, limits, metrics, shares, early: Gauge::default() }
     }
 
     /// Warnings for operators, though nothing is missing.
@@ -194,9 +200,7 @@ impl Worker {
             if self.shutdown.is_outlived() {
                 return;
             }
-            if let Err(error) = handshake::begin_none(&SockRef::from(listener)) {
-                warn!(%error, "guests that connect just now are refused");
-            }
+            // No handshake begins any more, which the other process has seen to.
             sleep(HANDSHAKE).await;
         });
         loop {
@@ -216,26 +220,52 @@ impl Worker {
     }
 
     fn begin(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, connections: &TaskTracker) {
-        if let Some((stream, caller, seat)) = self.admit(stream, peer, connections) {
+        // The port went away between the handshake and now: nobody is there to be answered.
+        let nobody = move |stream: &TcpStream| {
+            debug!(%peer, "connection of a port that is gone");
+            reset(stream);
+        };
+        let Some(tag) = Tag::from_ip(peer.ip()) else { return nobody(&stream) };
+        if let Some(port) = self.proxy.directory.port(tag) {
+            self.attend(stream, peer, tag, port, connections);
+        } else if let Some(permit) = self.proxy.early.take(EARLY.1) {
+            let tasks = connections.clone();
+            connections.spawn(async move {
+                let port = self.proxy.directory.port_soon(tag, EARLY.0).await;
+                drop(permit);
+                match port {
+                    Some(port) => self.attend(stream, peer, tag, port, &tasks),
+                    None => nobody(&stream),
+                }
+            });
+        } else {
+            nobody(&stream);
+        }
+    }
+
+    fn attend(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        tag: Tag,
+        port: Arc<Port>,
+        connections: &TaskTracker,
+    ) {
+        if let Some((stream, caller, seat)) = self.admit(stream, peer, tag, port, connections) {
             connections.spawn(self.converse(stream, caller, seat));
         }
     }
 
-    /// Whose connection it is, and whether it may stay.
+    /// The connection with its seat, if it may stay.
     fn admit(
         &self,
         mut stream: TcpStream,
         peer: SocketAddr,
+        tag: Tag,
+        port: Arc<Port>,
         tasks: &TaskTracker,
     ) -> Option<(TcpStream, Caller, Seat)> {
-        let Proxy { directory, sources, metrics, shares, .. } = &*self.proxy;
-        let tag = Tag::from_ip(peer.ip());
-        let Some((tag, port)) = tag.and_then(|tag| Some((tag, directory.port(tag)?))) else {
-            // The port went away between the handshake and now: nobody is there to be answered.
-            debug!(%peer, "connection of a port that is gone");
-            reset(&stream);
-            return None;
-        };
+        let Proxy { sources, metrics, shares, .. } = &*self.proxy;
         if port.is_probe {
             // The path from a tap to here works, which is all it wants to know. The socket does not block.
             let _ = SockRef::from(&stream).send(PROBE_ANSWER);
@@ -291,14 +321,20 @@ impl Worker {
         let end = {
             let mut connection =
                 Connection::new(&mut stream, &caller, limits, metrics, &seat, &self.upstream, &shutdown);
-            tokio::select! {
-                biased;
-                // With the port gone, segments still to be sent have nowhere to go.
-                () = caller.port.gone.cancelled() => End::Broken,
-                (limit, phase) = seat.evicted() => End::Evicted(limit, phase),
-                end = connection.serve() => end,
-                () = outlived => End::Broken,
-            }
+            let conversation = async {
+                tokio::select! {
+                    biased;
+                    // With the port gone, segments still to be sent have nowhere to go.
+                    () = caller.port.gone.cancelled() => End::Broken,
+                    (limit, phase) = seat.evicted() => End::Evicted(limit, phase),
+                    end = connection.serve() => end,
+                    () = outlived => End::Broken,
+                }
+            };
+            panics::bounded(conversation).await.unwrap_or_else(|| {
+                metrics.panics.inc();
+                End::Broken
+            })
         };
         match end {
             End::Closed | End::Unread => farewell(&mut stream, &seat, end == End::Unread).await,

@@ -6,10 +6,11 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{metrics::Metrics, notice::Notice};
+use super::metrics::Metrics;
 use crate::{
     config::Limits,
     directory::{Amounts, Directory, Holds, Limit, Resource, Tap},
+    notice::Notice,
 };
 
 /// For how long it is told that a total was exhausted.

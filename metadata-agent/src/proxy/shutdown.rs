@@ -34,6 +34,11 @@ impl Shutdown {
         self.stop.cancel();
     }
 
+    /// Whether nothing new is taken any more.
+    pub fn is_retiring(&self) -> bool {
+        self.retire.is_cancelled()
+    }
+
     /// The end of one connection, which may come before that of all.
     pub(super) fn child(&self) -> Self {
         let Self { retire, stop, outlived } = self;

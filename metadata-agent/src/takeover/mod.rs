@@ -15,7 +15,6 @@
 //! Until `Commit` a successor that goes away, or hangs, leaves the running agent to go on as before. Each message is one
 //! packet of JSON; fields that one side does not know are left alone.
 #![forbid(unsafe_code)]
-mod channel;
 mod running;
 pub mod store;
 mod successor;
@@ -81,4 +80,16 @@ pub enum Error {
     /// It said something else than what comes next.
     #[error("the running agent speaks another protocol: stop it first")]
     Protocol,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_a_later_version_are_left_alone() {
+        let text = br#"{"Hello":{"protocol":1,"version":"9.9.9","later":[1]}}"#;
+        let message: Message = serde_json::from_slice(text).unwrap();
+        assert_eq!(message, Message::Hello { protocol: 1, version: "9.9.9".into() });
+    }
 }

@@ -16,7 +16,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
-use super::{Message, PROTOCOL, SOCKET, channel::Channel};
+use super::{Message, PROTOCOL, SOCKET};
+use crate::packets::Channel;
 
 /// How long a successor may take to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
@@ -282,7 +283,7 @@ mod tests {
         // What is no greeting ends its own connection only.
         let channel = Channel::connect(&running.folder.join(SOCKET)).unwrap();
         channel.send(&Message::Commit, &[]).unwrap();
-        assert!(channel.receive(Some(HELLO)).is_err());
+        assert!(channel.receive::<Message>(Some(HELLO)).is_err());
         drop(Predecessor::find(&running.folder, "inside").unwrap());
     }
 }

@@ -4,7 +4,8 @@ use std::{net::TcpListener, os::fd::OwnedFd, path::Path, thread, time::Duration}
 
 use tracing::info;
 
-use super::{Error, Message, PROTOCOL, SOCKET, channel::Channel};
+use super::{Error, Message, PROTOCOL, SOCKET};
+use crate::packets::Channel;
 
 /// How long a running agent may take for a step. It does nothing that lasts in between, but its control plane may be
 /// waiting for the kernel.

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use metadata_ebpf::{
     address::SOURCES_PER_PORT,
-    map::{OpenConnections, PortSources, Source},
+    map::{OpenSources, PortSources, Source},
 };
 
 /// Keeps a number within the arrays, as the verifier sees.
@@ -201,16 +201,17 @@ impl Locked {
     }
 }
 
-/// How many connections each source of a port has open: a value of `OPEN`. The agent changes them meanwhile.
+/// Connections that each source of a port has open, and the sources' addresses: a value of `OPEN`. The agent changes the
+/// former meanwhile.
 #[derive(Clone, Copy)]
-pub(crate) struct Open(*const OpenConnections);
+pub(crate) struct Open(*mut OpenSources);
 
 impl Open {
     /// # Safety
     ///
     /// It is a value of the map.
     #[inline(always)]
-    pub(super) unsafe fn new(value: *const OpenConnections) -> Self {
+    pub(super) unsafe fn new(value: *mut OpenSources) -> Self {
         Self(value)
     }
 
@@ -218,6 +219,13 @@ impl Open {
     #[inline(always)]
     pub(crate) fn of(self, number: usize) -> u32 {
         // SAFETY: the number is within the array.
-        unsafe { read_volatile(addr_of!((*self.0)[number & NUMBERS])) }
+        unsafe { read_volatile(addr_of!((*self.0).connections[number & NUMBERS])) }
+    }
+
+    /// Tells the agent the address of a source.
+    #[inline(always)]
+    pub(crate) fn tell(self, number: usize, source: &Source) {
+        // SAFETY: as above.
+        unsafe { write_volatile(addr_of_mut!((*self.0).addresses[number & NUMBERS]), source.address) }
     }
 }

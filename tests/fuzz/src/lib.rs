@@ -99,6 +99,11 @@ impl Drop for Current {
 pub struct Random(u64);
 
 impl Random {
+    /// The generator with that seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// Any number.
     pub fn next_number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

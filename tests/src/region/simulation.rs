@@ -9,11 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use futures_util::future::BoxFuture;
 use metadata_agent::{
     config::{self, Place, Source},
-    health::{DataPlane, Reachability},
-    proxy::{Nova, Observer},
+    health::Reachability,
+    nova::Dialler,
 };
 use ovsdb_client::{Config, Uuid};
 use tokio::{
@@ -335,38 +334,10 @@ async fn template(sandbox: &Sandbox, southbound: &str, monitor_all: bool) -> Res
     fs::write(&file, text)?;
     let config = config::Config::read(&[Place::File(file)])?;
     let Source::Ovn { southbound, .. } = config.source else { bail!("another source than OVN") };
-    let nova = Nova::new(&config.nova, Arc::new(Unobserved))?;
+    let nova = Dialler::new(&config.nova)?;
     Ok(Template {
         southbound: *southbound,
         state: sandbox.path("state"),
-        nova: Arc::new(Reachability::new(Arc::new(NoGuests(nova)))),
+        nova: Arc::new(Reachability::new(Arc::new(nova))),
     })
-}
-
-/// A data plane without guests, which reaches Nova.
-#[derive(Debug)]
-struct NoGuests(Nova);
-
-impl DataPlane for NoGuests {
-    fn reach_nova(&self) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(self.0.reach())
-    }
-
-    fn reached_nova(&self) -> Option<Instant> {
-        self.0.last_connected()
-    }
-
-    fn notes(&self) -> Vec<String> {
-        Vec::new()
-    }
-}
-
-/// Nobody counts what happens with Nova here.
-#[derive(Debug)]
-struct Unobserved;
-
-impl Observer for Unobserved {
-    fn up(&self, _: &str, _: bool) {}
-    fn connected(&self, _: &str) {}
-    fn failed(&self, _: &str) {}
 }

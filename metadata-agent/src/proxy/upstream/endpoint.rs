@@ -2,15 +2,14 @@
 use std::{
     error::Error,
     fmt,
-    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use tracing::{debug, info, warn};
 
-use super::{health::Health, lookup::Name, notice::Notice};
-use crate::{config, directory::Tap, error_chain::chain};
+use super::health::Health;
+use crate::{config, directory::Tap, error_chain::chain, notice::Notice};
 
 /// Is told what happens to endpoints, which are named as `host:port`.
 pub trait Observer: fmt::Debug + Send + Sync {
@@ -27,7 +26,6 @@ pub trait Observer: fmt::Debug + Send + Sync {
 pub(super) struct Endpoint {
     address: config::Endpoint,
     name: String,
-    host: Name,
     health: Mutex<Health>,
     /// When somebody last saw that nobody serves there, or went to see.
     away: Mutex<Option<Instant>>,
@@ -42,11 +40,9 @@ impl Endpoint {
     pub(super) fn new(address: config::Endpoint, observer: Arc<dyn Observer>) -> Self {
         let name = address.authority();
         observer.up(&name, true);
-        let host = Name::new(&address.host, address.port);
         Self {
             address,
             name,
-            host,
             health: Mutex::default(),
             away: Mutex::default(),
             mute: Notice::default(),
@@ -59,11 +55,6 @@ impl Endpoint {
 
     pub(super) fn address(&self) -> &config::Endpoint {
         &self.address
-    }
-
-    /// See [`Name::addresses`].
-    pub(super) async fn addresses(&self) -> Result<Vec<SocketAddr>, String> {
-        self.host.addresses().await
     }
 
     /// For requests of that tap.

@@ -2,51 +2,81 @@
 //!
 //! ```text
 //! endpoint    one server of Nova's         health   when it is avoided, and tried again
-//! dial        making a connection          lookup   where a name is
-//! race        several ways to one end      tls      certificates, read again when they change
 //! connection  a request out, an answer in  pool     connections that wait for requests
 //! ```
+//!
+//! It makes no connection itself, but has them made ([`Dial`]).
 mod connection;
-mod dial;
 mod endpoint;
 mod health;
-mod lookup;
 mod pool;
-mod race;
 #[cfg(test)]
-mod testing;
-mod tls;
+pub(super) mod testing;
 
 use std::{
+    io,
+    net::TcpStream as StdStream,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use tokio::time::{sleep, timeout};
+use futures_util::future::BoxFuture;
+use tokio::{
+    net::TcpStream,
+    time::{Instant as Deadline, sleep, timeout, timeout_at},
+};
+use tokio_util::either::Either;
 use tracing::{debug, warn};
 
-pub(super) use self::{connection::Answer, dial::RECEIVE_BUFFER as NOVA_BUFFER};
+pub(super) use self::connection::Answer;
+pub use self::endpoint::Observer;
 use self::{
-    connection::{Broken, Connection},
-    dial::{ConnectError, dial},
+    connection::{Broken, Connection, Stream},
     endpoint::Endpoint,
     pool::Pool,
-    race::race,
-    tls::Tls,
 };
-pub use self::{endpoint::Observer, tls::TlsError};
-use super::{
-    answer::Refusal,
-    notice::{self, Notice},
-};
+use super::answer::Refusal;
 use crate::{
     config,
     directory::{SignedIdentity, Tap},
     error_chain::chain,
+    link::{Failure, FailureKind, NovaSettings},
+    notice::Notice,
+    race::race,
+    tls::Tls,
 };
+
+/// Makes connections to Nova, for who may make no socket.
+pub trait Dial: std::fmt::Debug + Send + Sync {
+    /// A TCP connection to the endpoint with that index, within that time.
+    fn dial(&self, endpoint: usize, within: Duration) -> BoxFuture<'_, Result<StdStream, Failure>>;
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+enum ConnectError {
+    #[error(transparent)]
+    Dial(#[from] Failure),
+    #[error("TLS")]
+    Tls(#[source] io::Error),
+    #[error("no connection within {:.1} s", .0.as_secs_f64())]
+    Timeout(Duration),
+}
+
+impl ConnectError {
+    /// Whether it is this machine that has no port, descriptor or memory left, and not the endpoint that failed.
+    fn is_local(&self) -> bool {
+        matches!(self, Self::Dial(Failure { kind: FailureKind::Local, .. }))
+    }
+
+    /// Whether there is a machine, on which nobody listens.
+    fn is_refused(&self) -> bool {
+        matches!(self, Self::Dial(Failure { kind: FailureKind::Refused, .. }))
+    }
+}
 
 /// Time for which a request waits for a Nova that is being restarted, and how often it looks. A boot can end with a 502, but
 /// not with an answer that takes a moment.
@@ -57,29 +87,34 @@ const LOOK: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Nova {
     endpoints: Vec<Endpoint>,
-    tls: Option<Tls>,
+    dialler: Arc<dyn Dial>,
+    tls: Option<Arc<Tls>>,
     connect_timeout: Duration,
     response_timeout: Duration,
     next: AtomicUsize,
     /// This machine lacked something for a connection.
     exhausted: Notice,
-    last_connected: Mutex<Option<Instant>>,
 }
 
 impl Nova {
-    /// As configured. Reads certificates, so that what is wrong with them is said at start.
-    pub fn new(config: &config::Nova, observer: Arc<dyn Observer>) -> Result<Self, TlsError> {
+    /// As configured. Without a TLS client it is spoken to in plain HTTP.
+    pub(crate) fn new(
+        settings: &NovaSettings,
+        dialler: Arc<dyn Dial>,
+        tls: Option<Arc<Tls>>,
+        observer: &Arc<dyn Observer>,
+    ) -> Self {
         let endpoint = |address: &config::Endpoint| Endpoint::new(address.clone(), observer.clone());
-        Ok(Self {
-            endpoints: config.endpoints.iter().map(endpoint).collect(),
-            tls: config.tls.as_ref().map(Tls::load).transpose()?,
-            connect_timeout: config.connect_timeout,
-            response_timeout: config.response_timeout,
+        Self {
+            endpoints: settings.endpoints.iter().map(endpoint).collect(),
+            dialler,
+            tls,
+            connect_timeout: settings.connect_timeout,
+            response_timeout: settings.response_timeout,
             // A thousand hypervisors must not all begin with the same endpoint.
             next: AtomicUsize::new(std::process::id() as usize),
             exhausted: Notice::default(),
-            last_connected: Mutex::default(),
-        })
+        }
     }
 
     /// Whom to ask. One that was avoided long enough is given to one request that can also go to the next, of which there
@@ -97,22 +132,6 @@ impl Nova {
         let tried = |index: &usize| self.endpoints[*index].try_again(tap, now, time);
         let on_trial = if repeatable && !up.is_empty() { down.iter().position(tried) } else { None };
         Order { on_trial: on_trial.map(|at| down.remove(at)), up, down }
-    }
-
-    /// Makes a connection to any endpoint, only to see that it can be made. What comes of it says nothing of endpoints to
-    /// requests, which find out for themselves.
-    pub async fn reach(&self) -> Result<(), String> {
-        let attempts = self.endpoints.iter().map(async |endpoint| {
-            let failure = |error| format!("nova at {endpoint}: {}", chain(&error));
-            let dialled = dial(endpoint, self.tls.as_ref(), self.connect_timeout, self.connect_timeout).await;
-            dialled.map(drop).map_err(failure)
-        });
-        race(attempts.collect(), Duration::ZERO).await.map_err(|failures| failures.join("; "))
-    }
-
-    /// When the last connection for a request was made.
-    pub fn last_connected(&self) -> Option<Instant> {
-        *self.last_connected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a connection to an endpoint that is down. While it refuses, nobody listens there yet: it is waited for until
@@ -135,6 +154,23 @@ impl Nova {
         self.connect(index, deadline).await
     }
 
+    /// Opens a connection to an endpoint, in that time at most.
+    async fn open(&self, index: usize, time: Duration) -> Result<Stream, ConnectError> {
+        let deadline = Deadline::now() + time;
+        let dialling = self.dialler.dial(index, time);
+        let dialled = timeout_at(deadline, dialling).await.map_err(|_| ConnectError::Timeout(time))??;
+        let stream = TcpStream::from_std(dialled).map_err(|error| Failure {
+            kind: FailureKind::Local,
+            text: format!("cannot use a connection: {error}"),
+        })?;
+        let Some(tls) = &self.tls else { return Ok(Either::Left(stream)) };
+        let greeting = tls.connect(&self.endpoints[index].address().host, stream);
+        match timeout_at(deadline, greeting).await {
+            Ok(greeted) => Ok(Either::Right(Box::new(greeted.map_err(ConnectError::Tls)?))),
+            Err(_) => Err(ConnectError::Timeout(time)),
+        }
+    }
+
     /// Makes a connection to one endpoint, before `deadline`, and tells it how that went.
     async fn connect(&self, index: usize, deadline: Instant) -> Result<Connection, ConnectError> {
         let endpoint = &self.endpoints[index];
@@ -143,10 +179,9 @@ impl Nova {
         // One that is silent leaves time for another.
         let share = if self.endpoints.len() > 1 { left / 2 } else { left };
         let time = self.connect_timeout.min(share);
-        match dial(endpoint, self.tls.as_ref(), time, self.connect_timeout).await {
+        match self.open(index, time).await {
             Ok(stream) => {
                 endpoint.connected();
-                *self.last_connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
                 Ok(Connection::new(stream, index, begun, self.response_timeout))
             }
             Err(error) => {
@@ -216,7 +251,7 @@ impl Upstream {
                 if on_trial == Some(index) { self.nova.connect_timeout } else { self.nova.response_timeout };
             if repeatable
                 && let Some(connection) =
-                    self.pool.take(index, &who.identity, self.nova.tls.as_ref(), Instant::now())
+                    self.pool.take(index, &who.identity, self.nova.tls.as_deref(), Instant::now())
             {
                 match errand.run(connection, time).await {
                     // It was closed while it was idle, as the request went out, or something was left over on it: that
@@ -288,11 +323,7 @@ impl Upstream {
 
     /// Closes what was not used for a while, or is protected by files that have changed.
     pub(super) fn sweep(&self) {
-        let tls = self.nova.tls.as_ref();
-        if let Some(tls) = tls {
-            tls.refresh();
-        }
-        self.pool.sweep(tls, Instant::now());
+        self.pool.sweep(self.nova.tls.as_deref(), Instant::now());
     }
 }
 
@@ -355,30 +386,17 @@ impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
 #[cfg(test)]
 mod tests {
     use super::{
-        testing::{listening, nova, refusing, run, silent},
+        testing::{nova, refusing},
         *,
     };
     use crate::directory::Directory;
-
-    #[test]
-    fn one_endpoint_that_can_be_reached_is_enough() {
-        let (_silent, silent) = silent();
-        let (_listener, listening) = listening();
-        let began = Instant::now();
-        for _ in 0..3 {
-            assert_eq!(run(nova(&[silent, silent, refusing(), listening]).reach()), Ok(()));
-        }
-        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-        let failed = run(nova(&[silent, refusing()]).reach()).unwrap_err();
-        assert!(failed.contains("refused") && failed.contains("no connection within 1.0 s"), "{failed}");
-    }
 
     #[test]
     fn an_endpoint_that_failed_is_for_one_request_at_a_time() {
         let nova = nova(&[refusing(), refusing(), refusing()]);
         let tap = Directory::default().tap("tap0");
         let mut now = Instant::now();
-        let failure = std::io::Error::other("a failure");
+        let failure = io::Error::other("a failure");
         nova.endpoints[1].failed(&failure, now);
         let up = |now, repeatable| {
             let Order { on_trial, up, down } = nova.order(&tap, now, repeatable);

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{connection::Connection, tls::Tls};
-use crate::directory::Identity;
+use super::connection::Connection;
+use crate::{directory::Identity, tls::Tls};
 
 /// An idle connection older than this is not used again. A boot asks many times within that, and nova's servers have few
 /// places for connections on which nothing is asked.

@@ -1,17 +1,33 @@
-//! Fixtures of the tests of this folder: servers of the kernel's own, and a listener to nothing.
+//! Fixtures of the tests of this folder: a dialler without another process, servers of the kernel's own, and somebody who asks.
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream as StdStream},
     sync::Arc,
     time::Duration,
 };
 
-use socket2::{Domain, Socket, Type};
+use futures_util::future::BoxFuture;
+use tokio::net::TcpStream;
 
-use super::{Nova, Observer};
+use super::{Dial, Nova, Observer};
 use crate::{
     config,
     directory::{Identity, SignedIdentity, Signer},
+    link::{Failure, FailureKind, NovaSettings},
 };
+
+/// Makes connections itself.
+#[derive(Debug)]
+pub(in crate::proxy) struct Direct(pub(in crate::proxy) Vec<SocketAddr>);
+
+impl Dial for Direct {
+    fn dial(&self, endpoint: usize, _within: Duration) -> BoxFuture<'_, Result<StdStream, Failure>> {
+        Box::pin(async move {
+            let refused =
+                |error: std::io::Error| Failure { kind: FailureKind::Refused, text: error.to_string() };
+            TcpStream::connect(self.0[endpoint]).await.and_then(TcpStream::into_std).map_err(refused)
+        })
+    }
+}
 
 /// A port where connections are made, by the kernel.
 pub(super) fn listening() -> (TcpListener, SocketAddr) {
@@ -20,32 +36,26 @@ pub(super) fn listening() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// A port where nobody answers a SYN: its queue is full and stays so.
-pub(super) fn silent() -> (impl Sized, SocketAddr) {
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
-    listener.listen(0).unwrap();
-    let address = listener.local_addr().unwrap().as_socket().unwrap();
-    ((TcpStream::connect(address).unwrap(), listener), address)
-}
-
 /// A port where connections are refused: nobody has served that one for decades.
 pub(super) fn refusing() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 1))
 }
 
 /// With those endpoints, one second for a connection and two for an answer.
-pub(super) fn nova(endpoints: &[SocketAddr]) -> Nova {
+pub(in crate::proxy) fn nova(addresses: &[SocketAddr]) -> Nova {
+    observed_nova(addresses, &(Arc::new(Deaf) as _))
+}
+
+/// The same, and who is told of it.
+pub(in crate::proxy) fn observed_nova(addresses: &[SocketAddr], observer: &Arc<dyn Observer>) -> Nova {
     let endpoint =
         |address: &SocketAddr| config::Endpoint { host: address.ip().to_string(), port: address.port() };
-    let config = config::Nova {
-        endpoints: endpoints.iter().map(endpoint).collect(),
-        tls: None,
-        secret: config::Secret::default(),
+    let settings = NovaSettings {
+        endpoints: addresses.iter().map(endpoint).collect(),
         connect_timeout: Duration::from_secs(1),
         response_timeout: Duration::from_secs(2),
     };
-    Nova::new(&config, Arc::new(Deaf)).unwrap()
+    Nova::new(&settings, Arc::new(Direct(addresses.to_owned())), None, observer)
 }
 
 /// Runs on a runtime of its own.
@@ -54,7 +64,7 @@ pub(super) fn run<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[derive(Debug)]
-pub(super) struct Deaf;
+struct Deaf;
 
 impl Observer for Deaf {
     fn up(&self, _: &str, _: bool) {}

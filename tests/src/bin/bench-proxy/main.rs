@@ -27,7 +27,7 @@ use metadata_tests::{
     guest::{Guest, METADATA},
     netns::Namespace,
     nova,
-    process::{Daemon, memory},
+    process::{Daemon, family, memory},
     stage::{Path, Stage},
 };
 use nix::{
@@ -363,10 +363,13 @@ fn name_of(load: Load) -> String {
     }
 }
 
-/// What all threads of a process have used, in user space and the kernel.
+/// Time that all threads of a process, and of those that it has started, have used in user space and the kernel.
 fn cpu_time(process: u32) -> Result<Duration> {
-    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.cast_signed()))?;
-    Ok(clock_gettime(clock)?.into())
+    let of = |process: u32| -> Result<Duration> {
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.cast_signed()))?;
+        Ok(clock_gettime(clock)?.into())
+    };
+    family(process)?.into_iter().map(of).sum()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

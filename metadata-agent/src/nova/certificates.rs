@@ -1,19 +1,18 @@
-//! TLS to Nova, with files that are read again when they change.
+//! Certificates for Nova, of files that are read again when they change.
 use std::{
-    io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
-use rustls::ClientConfig;
-use tls_peer::{FileError, Identity, Refusal, Role, Settings, Stamps, Trust};
-use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use rustls::sign::SigningKey;
+use tls_peer::{FileError, Identity, Material, Role, Settings, Stamps, Trust};
 use tracing::{info, warn};
 
-use super::notice::Notice;
-use crate::config;
+use crate::{config, link::Certificates, notice::Notice, tls::Tls};
 
 /// Files that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -28,72 +27,74 @@ pub struct TlsError {
 
 /// The files as configured, and what was made of them.
 #[derive(Debug)]
-pub(super) struct Tls {
+pub(super) struct Credentials {
     settings: Settings,
     loaded: Mutex<Loaded>,
+    /// The client, for who only looks whether Nova is there.
+    client: Tls,
+    is_news: AtomicBool,
     unusable: Notice,
 }
 
 #[derive(Debug)]
 struct Loaded {
     stamps: Stamps,
-    client: Arc<ClientConfig>,
-    at: Instant,
+    material: Material,
 }
 
-impl Tls {
+impl Credentials {
     pub(super) fn load(files: &config::NovaTls) -> Result<Self, TlsError> {
         let settings = settings(files);
-        let loaded = Loaded { stamps: settings.stamps(), client: client(&settings)?, at: Instant::now() };
-        Ok(Self { settings, loaded: Mutex::new(loaded), unusable: Notice::default() })
+        let (stamps, material) = (settings.stamps(), read(&settings)?);
+        let client = material.client().map_err(|error| of_library(&error))?;
+        let client = Tls::new(client, trusted(&settings));
+        let loaded = Mutex::new(Loaded { stamps, material });
+        Ok(Self { settings, loaded, client, is_news: AtomicBool::new(true), unusable: Notice::default() })
     }
 
-    pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let name = tls_peer::server_name(host).map_err(io::Error::other)?;
-        TlsConnector::from(self.current()).connect(name, stream).await.map_err(|error| self.explain(error))
+    /// A client of the files as they are now.
+    pub(super) fn client(&self) -> &Tls {
+        self.refresh();
+        &self.client
     }
 
-    fn explain(&self, error: io::Error) -> io::Error {
-        let trusted = match &self.settings.trust {
-            Trust::Authorities(path) => format!("auth_ca_cert = {}", path.display()),
-            Trust::System | Trust::Anybody => "auth_ca_cert is not set: the system's authorities".to_owned(),
-        };
-        let problem = match tls_peer::refusal(&error) {
-            Some(Refusal::UnknownIssuer) => "it is not trusted, and nobody who is has signed it".to_owned(),
-            Some(Refusal::Certificate(problem)) => problem,
-            Some(Refusal::Alert(alert)) => {
-                return io::Error::other(format!("nova ends the handshake: {alert}"));
-            }
-            None => return error,
-        };
-        io::Error::other(format!("nova's certificate is refused ({trusted}): {problem}"))
+    /// See [`super::Dialler::certificates`].
+    pub(super) fn certificates(&self) -> Certificates {
+        self.refresh();
+        self.is_news.store(false, Ordering::Relaxed);
+        let material = self.lock().material.public.clone();
+        Certificates { material, trusted: trusted(&self.settings) }
     }
 
-    /// Since when the files that are in use are.
-    pub(super) fn loaded(&self) -> Instant {
-        self.lock().at
+    /// See [`super::Dialler::has_new_certificates`].
+    pub(super) fn is_news(&self) -> bool {
+        self.refresh();
+        self.is_news.load(Ordering::Relaxed)
     }
 
-    /// Reads files that have changed.
-    pub(super) fn refresh(&self) {
-        self.current();
+    pub(super) fn key(&self) -> Option<Arc<dyn SigningKey>> {
+        self.lock().material.key.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looked at for each new connection, which costs far more than that: certificates are renewed while we run.
-    fn current(&self) -> Arc<ClientConfig> {
+    /// Reads files that have changed: certificates are renewed while we run.
+    fn refresh(&self) {
         let mut loaded = self.lock();
         let stamps = self.settings.stamps();
         if stamps == loaded.stamps {
-            return loaded.client.clone();
+            return;
         }
-        match client(&self.settings) {
-            Ok(client) => {
+        let read = read(&self.settings)
+            .and_then(|material| Ok((material.client().map_err(|error| of_library(&error))?, material)));
+        match read {
+            Ok((client, material)) => {
                 info!("certificates for nova were read again");
-                *loaded = Loaded { stamps, client, at: Instant::now() };
+                *loaded = Loaded { stamps, material };
+                self.client.replace(client);
+                self.is_news.store(true, Ordering::Relaxed);
             }
             // One file was replaced and its partner will be, or it can be read the next time.
             Err(error) => {
@@ -105,8 +106,20 @@ impl Tls {
                 }
             }
         }
-        loaded.client.clone()
     }
+}
+
+/// The words for where whom to trust is configured.
+fn trusted(settings: &Settings) -> String {
+    match &settings.trust {
+        Trust::Authorities(path) => format!("auth_ca_cert = {}", path.display()),
+        Trust::System | Trust::Anybody => "auth_ca_cert is not set: the system's authorities".to_owned(),
+    }
+}
+
+/// The library lacks what it is built with, which no file can mend.
+fn of_library(error: &rustls::Error) -> TlsError {
+    TlsError { option: "TLS", path: PathBuf::new(), problem: error.to_string(), unread: false }
 }
 
 fn settings(files: &config::NovaTls) -> Settings {
@@ -122,8 +135,8 @@ fn settings(files: &config::NovaTls) -> Settings {
     Settings { trust, identity, verify_name: true }
 }
 
-fn client(settings: &Settings) -> Result<Arc<ClientConfig>, TlsError> {
-    settings.load().map_err(|FileError { role, path, problem, unread }| {
+fn read(settings: &Settings) -> Result<Material, TlsError> {
+    settings.read().map_err(|FileError { role, path, problem, unread }| {
         let option = match role {
             Role::Authorities if matches!(settings.trust, Trust::System) => "auth_ca_cert is not set;",
             Role::Authorities => "auth_ca_cert",
@@ -151,7 +164,7 @@ mod tests {
             let client = certificate
                 .map(|path| ClientCertificate { certificate: path.to_owned(), private_key: text.clone() });
             let insecure = client.is_some();
-            Tls::load(&NovaTls { ca: Some(ca.to_owned()), client, insecure }).unwrap_err().to_string()
+            Credentials::load(&NovaTls { ca: Some(ca.to_owned()), client, insecure }).unwrap_err().to_string()
         };
         let (missing_path, text_path) = (missing.display(), text.display());
         assert!(load(&missing, None).starts_with(&format!("auth_ca_cert {missing_path}: No such file")));

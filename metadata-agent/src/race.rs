@@ -4,10 +4,10 @@ use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 use tokio::time::timeout;
 
 /// After how long the next is begun: the Connection Attempt Delay of RFC 8305, section 5.
-pub(super) const STAGGER: Duration = Duration::from_millis(250);
+pub(crate) const STAGGER: Duration = Duration::from_millis(250);
 
 /// The first success, or all failures. An attempt that fails lets the next begin at once.
-pub(super) async fn race<F, T, E>(attempts: Vec<F>, stagger: Duration) -> Result<T, Vec<E>>
+pub(crate) async fn race<F, T, E>(attempts: Vec<F>, stagger: Duration) -> Result<T, Vec<E>>
 where
     F: Future<Output = Result<T, E>>,
 {

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::notice::Notice;
+use crate::notice::Notice;
 
 /// Lifetime of addresses. Those of a load balancer that moves change for new connections after that.
 const FRESH: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 
 /// A rate-limited message: counts the events that were not told yet.
 #[derive(Debug, Default)]
-pub(super) struct Notice(Mutex<State>);
+pub(crate) struct Notice(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -18,7 +18,7 @@ struct State {
 
 impl Notice {
     /// Counts it; how many times it is to be told of now, if it is.
-    pub(super) fn times(&self, now: Instant) -> Option<u64> {
+    pub(crate) fn times(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.times += 1;
         if state.told.is_some_and(|told| now.saturating_duration_since(told) < INTERVAL) {

@@ -1,11 +1,8 @@
 //! The end of a listener: no handshake begins any more, and those that have begun are completed.
-use std::{io, time::Duration};
+use std::io;
 
 use nix::libc;
 use socket2::{SockFilter, SockRef};
-
-/// Timeout of the last third of a handshake, with a guest on this host.
-pub(super) const HANDSHAKE: Duration = Duration::from_millis(200);
 
 /// Offset of the flags in a TCP header, and SYN among them (RFC 9293, section 3.1).
 const FLAGS: u32 = 13;
@@ -14,7 +11,8 @@ const SYN: u32 = 0x02;
 /// Has the kernel drop SYNs for a listener, which guests send again a second later.
 ///
 /// A listener that closes takes with it the handshakes that wait for their last segment, which is then answered with a
-/// reset: for the guest its connection was made. What is accepted inherits the filter, which means nothing there.
+/// reset: for the guest its connection was made. What is accepted inherits the filter, which means nothing there. The
+/// guest-facing process may not set filters, and goes on accepting for [`HANDSHAKE`](crate::link::HANDSHAKE).
 pub(super) fn begin_none(listener: &SockRef<'_>) -> io::Result<()> {
     let code = |code: u32| code as u16;
     listener.attach_filter(&[
@@ -34,6 +32,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::link::HANDSHAKE;
 
     #[test]
     fn what_has_begun_goes_on_and_nothing_begins() {

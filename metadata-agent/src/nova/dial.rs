@@ -1,4 +1,4 @@
-//! Making a connection to one endpoint: TCP, what the kernel shall watch over, TLS.
+//! Making a connection to one endpoint: TCP, and what the kernel shall watch over.
 use std::{io, net::SocketAddr, time::Duration};
 
 use nix::errno::Errno;
@@ -7,13 +7,11 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     time::{Instant, timeout_at},
 };
-use tokio_util::either::Either;
 
-use super::{
-    connection::Stream,
-    endpoint::Endpoint,
+use super::lookup::Name;
+use crate::{
+    link::{Failure as Told, FailureKind, NOVA_BUFFER},
     race::{STAGGER, race},
-    tls::Tls,
 };
 
 /// Between probes on a silent connection.
@@ -21,29 +19,25 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Probes begin after half of the time for silence, within these bounds.
 const PROBES_BEGIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Receive buffer: what the kernel may keep of an answer that is not read, since a guest is slow to take it. Left to itself
-/// it grows to megabytes (tcp(7)).
-pub(in crate::proxy) const RECEIVE_BUFFER: u32 = 64 << 10;
-
 /// An address, and why there is no connection to it.
 type Failure = (SocketAddr, io::Error);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
+pub(super) enum Error {
+    #[error("there is no such endpoint")]
+    NoEndpoint,
     #[error("cannot look up {host}: {problem}")]
     Lookup { host: String, problem: String },
     #[error("{}", list(.0))]
     Tcp(Vec<Failure>),
-    #[error("TLS")]
-    Tls(#[source] io::Error),
     #[error("no connection within {:.1} s", .0.as_secs_f64())]
     Timeout(Duration),
 }
 
-impl ConnectError {
+impl Error {
     /// Whether it is this machine that has no port, descriptor or memory left, and not the endpoint that failed.
-    pub(super) fn is_local(&self) -> bool {
+    fn is_local(&self) -> bool {
         use Errno::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
         let is_local = |(_, error): &Failure| {
             let errno = error.raw_os_error().map(Errno::from_raw);
@@ -54,9 +48,22 @@ impl ConnectError {
     }
 
     /// Whether there is a machine, on which nobody listens.
-    pub(super) fn is_refused(&self) -> bool {
+    fn is_refused(&self) -> bool {
         let is_refused = |(_, error): &Failure| error.kind() == io::ErrorKind::ConnectionRefused;
         matches!(self, Self::Tcp(failures) if failures.iter().any(is_refused))
+    }
+}
+
+impl From<Error> for Told {
+    fn from(error: Error) -> Self {
+        let kind = if error.is_local() {
+            FailureKind::Local
+        } else if error.is_refused() {
+            FailureKind::Refused
+        } else {
+            FailureKind::Other
+        };
+        Self { kind, text: error.to_string() }
     }
 }
 
@@ -68,33 +75,26 @@ fn list(failures: &[Failure]) -> String {
 
 /// Connects, in that time at most. From then on the peer may be silent for `silence`.
 pub(super) async fn dial(
-    endpoint: &Endpoint,
-    tls: Option<&Tls>,
+    name: &Name,
+    host: &str,
     time: Duration,
     silence: Duration,
-) -> Result<Stream, ConnectError> {
+) -> Result<TcpStream, Error> {
     let deadline = Instant::now() + time;
-    let host = &endpoint.address().host;
     let slow = || Err("no answer in time".to_owned());
-    let addresses = timeout_at(deadline, endpoint.addresses()).await.unwrap_or_else(|_| slow());
-    let addresses = addresses.map_err(|problem| ConnectError::Lookup { host: host.clone(), problem })?;
-    let dialing = async {
-        let stream = connect(addresses, silence).await?;
-        Ok(match tls {
-            None => Either::Left(stream),
-            Some(tls) => Either::Right(Box::new(tls.connect(host, stream).await.map_err(ConnectError::Tls)?)),
-        })
-    };
-    timeout_at(deadline, dialing).await.unwrap_or(Err(ConnectError::Timeout(time)))
+    let addresses = timeout_at(deadline, name.addresses()).await.unwrap_or_else(|_| slow());
+    let addresses = addresses.map_err(|problem| Error::Lookup { host: host.to_owned(), problem })?;
+    let connected = timeout_at(deadline, connect(addresses, silence)).await;
+    connected.unwrap_or(Err(Error::Timeout(time)))
 }
 
 /// To whichever address takes it first. One that is silent does not use up the time of the next.
-async fn connect(addresses: Vec<SocketAddr>, silence: Duration) -> Result<TcpStream, ConnectError> {
+async fn connect(addresses: Vec<SocketAddr>, silence: Duration) -> Result<TcpStream, Error> {
     let attempts = addresses.into_iter().map(async |address| {
         let connecting = async {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             // The kernel doubles it, for what is around the bytes (socket(7)).
-            socket.set_recv_buffer_size(RECEIVE_BUFFER / 2)?;
+            socket.set_recv_buffer_size(NOVA_BUFFER / 2)?;
             let stream = socket.connect(address).await?;
             stream.set_nodelay(true)?;
             // Whoever closes first keeps the port for a minute (TIME_WAIT), and most often that is us. A reset ends it
@@ -105,7 +105,7 @@ async fn connect(addresses: Vec<SocketAddr>, silence: Duration) -> Result<TcpStr
         };
         connecting.await.map_err(|error| (address, error))
     });
-    race(attempts.collect(), STAGGER).await.map_err(ConnectError::Tcp)
+    race(attempts.collect(), STAGGER).await.map_err(Error::Tcp)
 }
 
 /// Lets the kernel find out when a host is gone that sends no reset: while a request is not acknowledged, and by probes
@@ -133,7 +133,7 @@ mod tests {
     fn what_this_machine_lacks_is_not_the_endpoints_failure() {
         let is_local = |errnos: &[Errno]| {
             let failure = |errno: &Errno| (refusing(), io::Error::from_raw_os_error(*errno as i32));
-            ConnectError::Tcp(errnos.iter().map(failure).collect()).is_local()
+            Error::Tcp(errnos.iter().map(failure).collect()).is_local()
         };
         for errno in [Errno::EADDRNOTAVAIL, Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM] {
             assert!(is_local(&[errno]), "{errno}");
@@ -142,7 +142,7 @@ mod tests {
         for errno in [Errno::ECONNREFUSED, Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::ETIMEDOUT] {
             assert!(!is_local(&[errno]), "{errno}");
         }
-        assert!(!ConnectError::Timeout(Duration::ZERO).is_local());
+        assert!(!Error::Timeout(Duration::ZERO).is_local());
     }
 
     #[test]

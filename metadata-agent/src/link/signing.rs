@@ -1,0 +1,136 @@
+//! Remote signer: the private key of the client certificate stays with the privileged process, which signs handshakes with
+//! Nova for the guest-facing one, over a socket of their own.
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rustls::{
+    Error, SignatureAlgorithm, SignatureScheme,
+    sign::{Signer, SigningKey},
+};
+use serde::{Deserialize, Serialize};
+use tls_peer::KeyKind;
+
+use crate::packets::Channel;
+
+/// How long a signature may take. The worker that needs it waits, as it would for its own.
+const SIGNING: Duration = Duration::from_secs(2);
+
+/// Longest message that is signed: a whole handshake, for TLS 1.2, with the chains of both sides.
+const LONGEST: usize = 24 << 10;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    scheme: u16,
+    message: Vec<u8>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Response {
+    signature: Option<Vec<u8>>,
+}
+
+/// The key of a client certificate, as who does not have it uses it.
+#[derive(Clone)]
+pub struct RemoteKey {
+    channel: Arc<Mutex<Channel>>,
+    kind: KeyKind,
+}
+
+impl RemoteKey {
+    /// A key of that kind at the other end of the channel.
+    pub fn new(channel: Arc<Mutex<Channel>>, kind: KeyKind) -> Self {
+        Self { channel, kind }
+    }
+}
+
+impl fmt::Debug for RemoteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteKey").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl SigningKey for RemoteKey {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        let scheme = self.kind.schemes().find(|scheme| offered.contains(scheme))?;
+        Some(Box::new(RemoteSigner { channel: self.channel.clone(), scheme }))
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.kind.algorithm()
+    }
+}
+
+#[derive(Debug)]
+struct RemoteSigner {
+    channel: Arc<Mutex<Channel>>,
+    scheme: SignatureScheme,
+}
+
+impl Signer for RemoteSigner {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        let request = Request { scheme: self.scheme.into(), message: message.to_vec() };
+        let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        let ask = || -> io::Result<Response> {
+            channel.send(&request, &[])?;
+            Ok(channel.receive(Some(SIGNING))?.0)
+        };
+        let response = ask().map_err(|error| Error::General(format!("nobody signs: {error}")))?;
+        response.signature.ok_or_else(|| Error::General("the signature is refused".to_owned()))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.scheme
+    }
+}
+
+/// Signs what comes over the channel, with the key that there is at the time, until the other end is gone.
+///
+/// Only handshakes are signed: the key may be good for other things elsewhere.
+pub fn serve(channel: &Channel, key: impl Fn() -> Option<Arc<dyn SigningKey>>) -> io::Result<()> {
+    loop {
+        let (Request { scheme, message }, _) = match channel.receive(None) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            request => request?,
+        };
+        let sign = || {
+            is_handshake(&message).then_some(())?;
+            key()?.choose_scheme(&[scheme.into()])?.sign(&message).ok()
+        };
+        channel.send(&Response { signature: sign() }, &[])?;
+    }
+}
+
+/// Whether it is what a client signs in TLS: the words of 1.3 (RFC 8446, section 4.4.3) with a hash, or, for 1.2, the
+/// handshake from its first message on, which is a ClientHello (RFC 5246, sections 7.4 and 7.4.8).
+fn is_handshake(message: &[u8]) -> bool {
+    const CONTEXT: &[u8] = b"TLS 1.3, client CertificateVerify\0";
+    const CLIENT_HELLO: u8 = 1;
+    if message.len() > LONGEST {
+        return false;
+    }
+    match message.strip_prefix(&[b' '; 64]) {
+        Some(rest) => rest.strip_prefix(CONTEXT).is_some_and(|hash| matches!(hash.len(), 32 | 48 | 64)),
+        None => message.first() == Some(&CLIENT_HELLO),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_handshakes_is_signed() {
+        let mut verify = vec![b' '; 64];
+        verify.extend_from_slice(b"TLS 1.3, client CertificateVerify\0");
+        assert!(!is_handshake(&verify));
+        assert!(is_handshake(&[&verify[..], &[7; 32]].concat()));
+        assert!(!is_handshake(&[&verify[..], &[7; 33]].concat()));
+        assert!(is_handshake(&[1, 0, 0, 4]));
+        let server = b"TLS 1.3, server CertificateVerify\0";
+        assert!(!is_handshake(&[&[b' '; 64][..], server, &[7; 32]].concat()));
+        assert!(!is_handshake(b"") && !is_handshake(b"a contract") && !is_handshake(&[1; LONGEST + 1]));
+    }
+}

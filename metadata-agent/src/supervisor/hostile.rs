@@ -1,0 +1,177 @@
+//! A guest-facing process that was taken over, against the supervisor: whatever it says, it gets connections to Nova's
+//! endpoints and nothing else, and takes nothing that others need.
+use std::{
+    env, fs,
+    io::{IoSlice, Read as _},
+    net::{SocketAddr, TcpListener},
+    os::fd::{AsFd as _, AsRawFd, OwnedFd},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use fuzz::Random;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+use super::{Guests, Parts, Supervisor};
+use crate::{
+    config::{self, Limits},
+    directory::Directory,
+    health::DataPlane as _,
+    link::{Command as Told, Confinement, Event, NovaSettings, PROTOCOL, Setup},
+    nova::Dialler,
+    packets::Channel,
+};
+
+/// Says to the test program that it is the process, and which of them.
+const HOSTILE: &str = "METADATA_TEST_HOSTILE";
+/// Processes that are taken over, one after another.
+const PROCESSES: usize = 7;
+/// Messages of each.
+const MESSAGES: usize = 400;
+
+/// The process: it begins as a good one does, and then says what comes to its mind.
+#[test]
+fn taken_over() {
+    let Ok(seed) = env::var(HOSTILE) else { return };
+    let mut random = Random::new(seed.parse().unwrap());
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let raw = socket.as_raw_fd();
+    let channel = Channel::new(socket.into()).unwrap();
+    let (Told::Begin(_), given) = channel.receive::<Told>(Some(Duration::from_secs(10))).unwrap() else {
+        panic!("another beginning")
+    };
+    channel.send(&Event::Ready { lacking: vec!["\x1b[2Jhostile\nready".repeat(50)] }, &[]).unwrap();
+    let own: Vec<_> = given.iter().map(AsRawFd::as_raw_fd).collect();
+    let send = |bytes: &[u8], with: usize| {
+        let rights = [ControlMessage::ScmRights(&own[..with])];
+        let control = if with == 0 { &[][..] } else { &rights };
+        sendmsg::<()>(raw, &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None).is_ok()
+    };
+    for number in 0..MESSAGES as u64 {
+        let dial = Event::Dial {
+            id: if random.below(2) == 0 { number } else { u64::MAX },
+            endpoint: [0, 0, 0, 1, 7, usize::MAX][random.below(6)],
+            within: [Duration::from_millis(50), Duration::ZERO, Duration::MAX][random.below(3)],
+        };
+        let forged = ["metadata_ready 1", "metadata_connections{a=\"\n\"} 1", "# TYPE metadata_ready gauge"];
+        let status = Event::Status {
+            numbers: format!("{}\n# EOF\n", forged[random.below(3)]),
+            notes: vec!["\x1b]0;owned\x07".to_owned(); 100],
+        };
+        let good = Event::Status {
+            numbers: "metadata_connections 1\n# EOF\n".to_owned(),
+            notes: vec!["\x1b[2J".into()],
+        };
+        let text = |event: &Event| serde_json::to_vec(event).unwrap();
+        // What a supervisor bears with is likelier than what ends the process.
+        let bytes = match random.below(60) {
+            0 => text(&status),
+            1 => (0..random.below(200)).map(|_| random.below(256) as u8).collect(),
+            2 => text(&Event::Ready { lacking: vec![] }),
+            3 => text(&Event::Adopted { pid: 1 }),
+            4 => b"{\"Dial\":{\"id\":-1,\"endpoint\":1e99,\"within\":null}}".to_vec(),
+            5 => b"[".repeat(100_000),
+            6..20 => text(&good),
+            _ => text(&dial),
+        };
+        if !send(&bytes, if random.below(4) == 0 { own.len() } else { 0 }) {
+            break;
+        }
+    }
+    // And then it is silent, without listening.
+    let _ = std::io::stdin().read(&mut [0; 1]);
+    std::process::exit(0);
+}
+
+fn hostile() -> Command {
+    static STARTED: AtomicUsize = AtomicUsize::new(1);
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["--exact", "supervisor::hostile::taken_over", "--nocapture"]);
+    command.env(HOSTILE, STARTED.fetch_add(1, Ordering::Relaxed).to_string());
+    command
+}
+
+fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn a_process_that_was_taken_over_gets_connections_to_nova_and_nothing_else() {
+    let folder = env::temp_dir().join(format!("metadata-agent-hostile-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let nova = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nova.local_addr().unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    thread::spawn({
+        let connections = connections.clone();
+        move || {
+            while nova.accept().is_ok() {
+                connections.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let endpoint =
+        |address: SocketAddr| config::Endpoint { host: address.ip().to_string(), port: address.port() };
+    let refusing = SocketAddr::from(([127, 0, 0, 1], 1));
+    let endpoints = vec![endpoint(address), endpoint(refusing)];
+    let timeout = Duration::from_secs(1);
+    let dialler = Dialler::new(&config::Nova {
+        endpoints: endpoints.clone(),
+        tls: None,
+        secret: config::Secret::default(),
+        connect_timeout: timeout,
+        response_timeout: timeout,
+    });
+    let (guests, orders) = Guests::new(Arc::new(dialler.unwrap()));
+    let open = OwnedFd::from(fs::File::open("/dev/null").unwrap());
+    let setup = Setup {
+        protocol: PROTOCOL,
+        limits: Limits::default(),
+        nova: NovaSettings { endpoints, connect_timeout: timeout, response_timeout: timeout },
+        has_tls: false,
+        workers: vec![],
+        lingers: false,
+        lease: timeout,
+        owner: 0,
+        log: "info".to_owned(),
+        confinement: Confinement { uid: 0, gid: 0, root: folder.clone() },
+    };
+    let parts = Parts {
+        command: hostile,
+        setup,
+        required: false,
+        listeners: Vec::new(),
+        run_dir: folder.clone(),
+        orphans: Vec::new(),
+        open,
+        directory: Arc::<Directory>::default(),
+        numbers: vec!["metadata_connections".to_owned()],
+    };
+    let supervisor = Supervisor::start(parts, guests.clone(), orders).unwrap();
+    guests.serve();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let until = Instant::now() + Duration::from_secs(120);
+    let mut most = 0;
+    while guests.restarts() < PROCESSES as u64 {
+        assert!(Instant::now() < until, "the supervisor is stuck after {} processes", guests.restarts());
+        let numbers = runtime.block_on(guests.numbers());
+        assert!(numbers.is_empty() || numbers == "metadata_connections 1\n", "{numbers:?}");
+        for note in guests.notes() {
+            assert!(note.len() < 1000 && !note.contains(char::is_control), "{note:?}");
+        }
+        most = most.max(descriptors());
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(guests.problem().is_some(), "it ended again and again");
+    assert!(connections.load(Ordering::Relaxed) > 0);
+    supervisor.stop();
+    // Other tests have theirs meanwhile; what came along with messages would be hundreds.
+    assert!(most < 400, "{most} descriptors");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "a socket was left");
+    fs::remove_dir(&folder).unwrap();
+}

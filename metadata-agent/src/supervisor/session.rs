@@ -1,0 +1,393 @@
+//! One guest-facing process' life, from the privileged side: what is said to it, and what is done for it.
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use socket2::SockRef;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, interval, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    Guests, Order, Parts,
+    backoff::GOOD,
+    dials::{Dialled, Dials},
+    handshake,
+    numbers::Families,
+    orphan::Meeting,
+    process::Process,
+    signer,
+};
+use crate::{
+    directory::{Changes, Entry},
+    link::{Command, Event, MOST_NOTES, MOST_NUMBERS},
+    nova::Dialler,
+    packets::{AsyncChannel, LONGEST},
+};
+
+/// How long a process may take until it is ready.
+const READY: Duration = Duration::from_secs(10);
+/// How often it is asked how it is, and how long it may say nothing until it is taken for stuck.
+const ASK: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(20);
+/// How long it may take to end when it is told to: what is under way is served for some seconds.
+const ENDING: Duration = Duration::from_secs(8);
+/// Ports in one message, so that it is no longer than a packet.
+const AT_A_TIME: usize = 16;
+
+/// End of a process.
+#[derive(Debug)]
+pub(super) enum Ended {
+    AsTold,
+    Died(String),
+}
+
+/// Desired state of whichever process there is.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    parts: Parts,
+    families: Families,
+    pub(super) serving: CancellationToken,
+    is_outlived: bool,
+    is_retired: bool,
+    is_stopped: bool,
+}
+
+impl Wanted {
+    pub(super) fn new(parts: Parts) -> Self {
+        let families = Families::of(&parts.numbers);
+        Self {
+            parts,
+            families,
+            serving: CancellationToken::new(),
+            is_outlived: false,
+            is_retired: false,
+            is_stopped: false,
+        }
+    }
+
+    /// Whether it takes nothing new any more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_retired || self.is_stopped
+    }
+
+    /// Has guests connect later, to another agent, unless one accepts with the same sockets.
+    fn begin_no_handshake(&self) {
+        for listener in self.parts.listeners.iter().filter(|_| !self.is_outlived) {
+            if let Err(error) = handshake::begin_none(&SockRef::from(listener)) {
+                warn!(%error, "guests that connect just now are refused");
+            }
+        }
+    }
+
+    /// Notes what is wanted from now on.
+    fn note(&mut self, order: &Order) {
+        match order {
+            Order::Serve => self.serving.cancel(),
+            Order::Log(filter) => self.parts.setup.log.clone_from(filter),
+            Order::Outlive => self.is_outlived = true,
+            Order::Retire => self.is_retired = true,
+            Order::Stop => self.is_stopped = true,
+            Order::Ask(_) | Order::Settle => {}
+        }
+    }
+}
+
+/// Waits before the next process is started; false if none is to be.
+pub(super) async fn wait(
+    delay: Duration,
+    wanted: &mut Wanted,
+    orders: &mut mpsc::UnboundedReceiver<Order>,
+) -> bool {
+    let until = Instant::now() + delay;
+    loop {
+        tokio::select! {
+            () = sleep_until(until) => return true,
+            order = orders.recv() => match order {
+                Some(order) => wanted.note(&order),
+                None => return false,
+            },
+        }
+        if wanted.is_ending() {
+            return false;
+        }
+    }
+}
+
+/// Has a process, until it ends. `ready` is called when it can serve.
+pub(super) async fn run(
+    wanted: &mut Wanted,
+    orders: &mut mpsc::UnboundedReceiver<Order>,
+    guests: &Guests,
+    ready: impl FnOnce(),
+) -> Ended {
+    let mut session = match Session::start(wanted, guests) {
+        Ok(session) => session,
+        Err(error) => return Ended::Died(format!("it cannot be started: {error}")),
+    };
+    let died = match timeout(READY, session.get_ready(wanted, guests)).await {
+        Ok(Ok(())) => {
+            ready();
+            session.talk(wanted, orders, guests).await
+        }
+        Ok(Err(error)) => error,
+        Err(_) => io::Error::other(format!("it was not ready within {} s", READY.as_secs())),
+    };
+    let is_silent = matches!(
+        died.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    );
+    // How it ended says more than that nobody is at the other end.
+    let ended = timeout(Duration::from_millis(100), session.process.ended()).await.ok();
+    let how = ended.filter(|_| is_silent).unwrap_or_else(|| died.to_string());
+    if session.is_over {
+        info!(how, "the guest-facing process has ended as it was told");
+        return Ended::AsTold;
+    }
+    Ended::Died(how)
+}
+
+#[derive(Debug)]
+struct Session {
+    process: Process,
+    channel: AsyncChannel,
+    changes: Changes,
+    dialler: Arc<Dialler>,
+    dials: Dials,
+    /// Where the process is found if it loses this agent. It goes with the process.
+    meeting: Meeting,
+    /// Who waits for its numbers.
+    asked: Vec<oneshot::Sender<()>>,
+    born: Instant,
+    heard: Instant,
+    /// By when it has to have ended.
+    deadline: Option<Instant>,
+    is_over: bool,
+}
+
+impl Session {
+    fn start(wanted: &Wanted, guests: &Guests) -> io::Result<Self> {
+        let (process, channel) = Process::start((wanted.parts.command)())?;
+        let meeting = Meeting::arrange(&wanted.parts.run_dir)?;
+        info!(pid = process.id(), "the guest-facing process is started");
+        Ok(Self {
+            process,
+            channel: AsyncChannel::new(channel)?,
+            changes: Changes::default(),
+            dialler: guests.dialler.clone(),
+            dials: Dials::new(guests.dialler.clone()),
+            meeting,
+            asked: Vec::new(),
+            born: Instant::now(),
+            heard: Instant::now(),
+            deadline: None,
+            is_over: false,
+        })
+    }
+
+    /// Until it is confined and knows all ports.
+    async fn get_ready(&mut self, wanted: &mut Wanted, guests: &Guests) -> io::Result<()> {
+        let signing = signer::start(guests.dialler.clone())?;
+        let Parts { setup, listeners, open, .. } = &wanted.parts;
+        let mut descriptors: Vec<BorrowedFd<'_>> =
+            vec![open.as_fd(), signing.as_fd(), self.meeting.socket.as_fd()];
+        descriptors.extend(listeners.iter().map(|listener| listener.as_fd()));
+        self.send(&Command::Begin(Box::new(setup.clone())), &descriptors).await?;
+        // The next one finds nobody lingering.
+        wanted.parts.setup.lingers = false;
+        self.send_certificates().await?;
+        match self.channel.receive().await?.0 {
+            Event::Ready { lacking } => {
+                let lacking: Vec<_> = lacking.iter().map(|text| printable(text, 200)).take(16).collect();
+                for lacking in &lacking {
+                    warn!(lacking, "the guest-facing process is not confined as it should be");
+                }
+                if wanted.parts.required && !lacking.is_empty() {
+                    let text = "it is not confined as [metadata_ebpf] confinement_required wants it: ";
+                    return Err(io::Error::other(text.to_owned() + &lacking.join("; ")));
+                }
+                guests.report().lacking = lacking;
+            }
+            other => return Err(unexpected(&other)),
+        }
+        self.send_ports(wanted).await?;
+        if wanted.serving.is_cancelled() {
+            self.send(&Command::Serve, &[]).await?;
+        }
+        Ok(())
+    }
+
+    /// Until it ends; tells why.
+    async fn talk(
+        &mut self,
+        wanted: &mut Wanted,
+        orders: &mut mpsc::UnboundedReceiver<Order>,
+        guests: &Guests,
+    ) -> io::Error {
+        let mut news = wanted.parts.directory.watch();
+        news.mark_changed();
+        let mut ask = interval(ASK);
+        loop {
+            let deadline = self.deadline.unwrap_or(self.heard + SILENCE);
+            let step = tokio::select! {
+                event = self.channel.receive() => match event {
+                    // Descriptors that come with it are closed.
+                    Ok((event, _)) => self.hear(event, wanted, guests),
+                    Err(error) => Err(error),
+                },
+                dialled = self.dials.next() => self.hand_over(dialled).await,
+                order = orders.recv() => match order {
+                    Some(order) => self.obey(order, wanted).await,
+                    None => self.obey(Order::Stop, wanted).await,
+                },
+                // The control plane has as many as the process needs.
+                Ok(()) = news.changed() => self.send_ports(wanted).await,
+                _ = ask.tick() => self.ask().await,
+                how = self.process.ended() => Err(io::Error::other(how)),
+                () = sleep_until(deadline) => {
+                    self.process.kill();
+                    Err(io::Error::other("it was stuck, and was killed"))
+                }
+            };
+            if let Err(error) = step {
+                return error;
+            }
+        }
+    }
+
+    async fn obey(&mut self, order: Order, wanted: &mut Wanted) -> io::Result<()> {
+        wanted.note(&order);
+        match order {
+            Order::Serve => self.send(&Command::Serve, &[]).await,
+            Order::Log(filter) => self.send(&Command::Log(filter), &[]).await,
+            Order::Ask(asked) => {
+                self.asked.push(asked);
+                self.send(&Command::Ask, &[]).await
+            }
+            Order::Settle => self.send(&Command::Settle, &[]).await,
+            Order::Outlive => self.send(&Command::Outlive, &[]).await,
+            Order::Retire => {
+                self.is_over = true;
+                wanted.begin_no_handshake();
+                self.send(&Command::Retire, &[]).await
+            }
+            Order::Stop => {
+                self.is_over = true;
+                self.deadline = Some(Instant::now() + ENDING);
+                wanted.begin_no_handshake();
+                self.send(&Command::Stop, &[]).await
+            }
+        }
+    }
+
+    /// Takes what it says, which may be anything.
+    fn hear(&mut self, event: Event, wanted: &Wanted, guests: &Guests) -> io::Result<()> {
+        self.heard = Instant::now();
+        match event {
+            Event::Ready { .. } | Event::Adopted { .. } => return Err(unexpected(&event)),
+            Event::Dial { id, endpoint, within } => self.dials.begin(id, endpoint, within),
+            Event::Status { numbers, notes } => {
+                let mut report = guests.report();
+                let own = Some(numbers).filter(|numbers| numbers.len() <= MOST_NUMBERS);
+                match own.as_deref().and_then(|numbers| wanted.families.check(numbers)) {
+                    Some(numbers) => numbers.clone_into(&mut report.numbers),
+                    None => {
+                        return Err(io::Error::other(
+                            "it says numbers that it cannot have, and may be taken over",
+                        ));
+                    }
+                }
+                if self.born.elapsed() >= GOOD {
+                    (report.ended, report.crashes) = (None, 0);
+                }
+                report.notes = notes.iter().map(|note| printable(note, MOST_NOTES / 8)).take(8).collect();
+                for asked in self.asked.drain(..) {
+                    // Whoever asked may be gone.
+                    let _ = asked.send(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A new connection is greeted with the certificates that are there by now.
+    async fn hand_over(&self, dialled: Dialled) -> io::Result<()> {
+        self.renew_certificates().await?;
+        timeout(SILENCE, dialled.hand_over(&self.channel)).await.unwrap_or_else(|_| Err(deaf()))
+    }
+
+    async fn ask(&mut self) -> io::Result<()> {
+        // Connections that are kept are not used on with what was replaced.
+        self.renew_certificates().await?;
+        self.send(&Command::Ask, &[]).await
+    }
+
+    async fn renew_certificates(&self) -> io::Result<()> {
+        if self.dialler.has_new_certificates() { self.send_certificates().await } else { Ok(()) }
+    }
+
+    async fn send_certificates(&self) -> io::Result<()> {
+        let Some(certificates) = self.dialler.certificates() else { return Ok(()) };
+        let mut file = File::from(memfd_create(c"certificates", MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(&serde_json::to_vec(&certificates)?)?;
+        self.send(&Command::Certificates, &[file.as_fd()]).await
+    }
+
+    async fn send_ports(&mut self, wanted: &Wanted) -> io::Result<()> {
+        let (entered, mut gone) = self.changes.take(&wanted.parts.directory);
+        for entered in pieces(entered)? {
+            self.send(&Command::Ports { entered, gone: std::mem::take(&mut gone) }, &[]).await?;
+        }
+        if !gone.is_empty() {
+            self.send(&Command::Ports { entered: Vec::new(), gone }, &[]).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, command: &Command, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let sending = self.channel.send(command, descriptors);
+        timeout(SILENCE, sending).await.unwrap_or_else(|_| Err(deaf()))
+    }
+}
+
+/// Ports in messages that fit into a packet.
+fn pieces(entered: Vec<Entry>) -> io::Result<Vec<Vec<Entry>>> {
+    let mut pieces: Vec<Vec<Entry>> = Vec::new();
+    let mut left = 0;
+    for entry in entered {
+        let length = serde_json::to_vec(&entry)?.len() + 1;
+        match pieces.last_mut() {
+            Some(piece) if length <= left && piece.len() < AT_A_TIME => {
+                left -= length;
+                piece.push(entry);
+            }
+            _ => {
+                left = (LONGEST / 2).saturating_sub(length);
+                pieces.push(vec![entry]);
+            }
+        }
+    }
+    Ok(pieces)
+}
+
+fn deaf() -> io::Error {
+    io::Error::other("it does not listen")
+}
+
+fn unexpected(event: &Event) -> io::Error {
+    let text = printable(&format!("{event:?}"), 100);
+    io::Error::other(format!("it says what it should not: {text}"))
+}
+
+/// Text that cannot pass for something else in a log or on a terminal, of so many characters.
+fn printable(text: &str, most: usize) -> String {
+    text.chars().filter(|character| !character.is_control()).take(most).collect()
+}
