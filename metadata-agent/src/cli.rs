@@ -4,20 +4,19 @@ mod config_files;
 mod preflight;
 mod proxy;
 mod serve;
+mod show;
 
 use std::{
     ffi::OsString,
-    io::{Read as _, Write as _},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
-use self::{config_files::ConfigFiles, serve::serve};
+use self::{config_files::ConfigFiles, serve::serve, show::Show};
 use crate::{
     admin,
     config::{self, Config},
@@ -62,31 +61,11 @@ enum Command {
     /// Check the configuration and the files it names, and print it as understood.
     CheckConfig(ConfigFiles),
     /// Ask the running agent.
-    Show {
-        /// What to show.
-        what: What,
-        #[command(flatten)]
-        files: ConfigFiles,
-    },
+    Show(Show),
     /// Remove programs, pins, the service device and its namespace. A running agent is ended, for good: from then on new
     /// connections go to whoever else serves the taps, while those under way are served.
     Cleanup(ConfigFiles),
 }
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum What {
-    /// Whether guests can be served, and if not, why.
-    Ready,
-    /// The ports and who is behind each.
-    Ports,
-    /// What the datapath counted.
-    Counters,
-    /// Everything that is counted, in Prometheus' text format.
-    Metrics,
-}
-
-/// Timeout of a running agent's answer: it does nothing that lasts.
-const ANSWER: Duration = Duration::from_secs(10);
 
 /// Grace period of an agent that leaves: what is under way is served for some seconds.
 const LEAVING: Duration = Duration::from_secs(30);
@@ -103,6 +82,11 @@ pub fn status(error: &anyhow::Error) -> ExitCode {
         Some(error) if error.is_lasting() => ExitCode::from(EX_CONFIG),
         _ => ExitCode::FAILURE,
     }
+}
+
+/// The command line, for its manual.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses the command line, does what it says, and tells what the process ends with.
@@ -130,51 +114,19 @@ pub fn run() -> anyhow::Result<ExitCode> {
                 bail!("the configuration names what cannot be used ({} of it)", problems.len());
             }
         }
-        Command::Show { what, files } => show(what, &files.read()?)?,
+        Command::Show(show) => show.run()?,
         Command::Cleanup(files) => cleanup(&files.read()?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(what: What, config: &Config) -> anyhow::Result<()> {
-    let target = match what {
-        What::Ready => "/ready",
-        What::Ports => "/ports",
-        What::Counters => "/counters",
-        What::Metrics => "/metrics",
-    };
-    let path = config.run_dir.join(admin::SOCKET);
-    let socket = UnixStream::connect(&path)
-        .with_context(|| format!("no agent answers at {}: is it running?", path.display()))?;
-    let answer = ask(socket, "GET", target);
-    let (is_ok, body) = answer.with_context(|| {
-        format!("the agent at {} is there and does not answer: is it stopped, or stuck?", path.display())
-    })?;
-    print!("{body}");
-    if !is_ok {
-        bail!("not ready");
-    }
-    Ok(())
-}
-
-/// Asks a running agent; tells whether the answer is a good one.
-fn ask(mut socket: UnixStream, method: &str, target: &str) -> anyhow::Result<(bool, String)> {
-    socket.set_read_timeout(Some(ANSWER))?;
-    socket.set_write_timeout(Some(ANSWER))?;
-    write!(socket, "{method} {target} HTTP/1.0\r\n\r\n")?;
-    let mut response = String::new();
-    socket.read_to_string(&mut response)?;
-    let (head, body) = response.split_once("\r\n\r\n").context("the agent broke off")?;
-    Ok((head.split(' ').nth(1) == Some("200"), body.to_owned()))
-}
-
 /// Has a running agent leave, if there is one, and waits until it is gone.
 fn leave(run_dir: &Path) -> anyhow::Result<startup::RunLock> {
-    let Ok(socket) = UnixStream::connect(run_dir.join(admin::SOCKET)) else {
+    let Ok(socket) = show::connect(run_dir) else {
         return startup::lock(run_dir)?.with_context(|| held(run_dir));
     };
     // One that leaves may be gone before it has answered; its lock tells.
-    if let Ok((false, answer)) = ask(socket, "PUT", "/leave") {
+    if let Ok((false, answer)) = show::ask(socket, "PUT", "/leave") {
         bail!("the running agent does not leave: {answer}");
     }
     let deadline = Instant::now() + LEAVING;

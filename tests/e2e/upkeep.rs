@@ -1,12 +1,12 @@
 //! The agent looks after its datapath: whatever an operator or another program does to it is repaired, or said.
 
-use std::{fs, net::SocketAddrV6, net::TcpStream, time::Duration};
+use std::{fs, net::SocketAddrV6, net::TcpStream, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use metadata_ebpf::map::LAYOUT;
 use metadata_tests::{
     agent::{Options, service_namespace},
-    check::{META_DATA, is_identity_of},
+    check::{META_DATA, is_identity_of, own_identity},
     cloud::{Chassis as _, Cloud},
     command::{Words as _, run},
     guest::{Generation, Guest, METADATA_V6},
@@ -219,6 +219,38 @@ fn the_agents_own_guest_is_repaired_as_well() -> Result<()> {
 
 fn threads_of(cloud: &Cloud<Stage>) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{}/task", cloud.agent.id()?))?.count())
+}
+
+/// The run directory is all that an operator needs, and no file with the secret.
+#[test]
+fn an_operator_asks_with_the_run_directory_alone() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    own_identity(&guest)?;
+    let show = |words: &str| -> Result<String> {
+        let mut command = std::process::Command::new(cloud.agent.program());
+        run(command.args(["show", "--run-dir"]).arg(cloud.agent.run_dir()).args(words.split(' ')))
+    };
+    assert_eq!(show("ready")?, "ready\n");
+    let ports = show("ports")?;
+    for Guest { port, .. } in [&guest, &other] {
+        let line = ports.lines().find(|line| line.starts_with(&port.tap)).context("no line")?;
+        let address = port.address.to_string();
+        for cell in [port.id.as_str(), &port.instance, &address, "known"] {
+            ensure!(line.split("  ").any(|word| word.trim() == cell), "no {cell} in {line}");
+        }
+    }
+    ensure!(ports.ends_with("\n2 of 2 ports are served as somebody\n"), "{ports}");
+    let object: serde_json::Value = serde_json::from_str(&show("ports --json")?)?;
+    assert_eq!(object.as_array().map(Vec::len), Some(2));
+    ensure!(show("counters")?.contains("source_learned"), "it learned one");
+    ensure!(show("metrics")?.contains("metadata_ready 1\n"));
+    let nowhere = Path::new("/nowhere");
+    let mut command = std::process::Command::new(cloud.agent.program());
+    let error =
+        run(command.args(["show", "ready", "--run-dir"]).arg(nowhere)).err().context("somebody answers")?;
+    ensure!(format!("{error:#}").contains("no agent answers at /nowhere/admin.sock"), "{error:#}");
+    Ok(())
 }
 
 /// Who asks an agent that hangs hears so.

@@ -14,6 +14,11 @@ const FOLDER: &str = "config-dir";
 pub(super) struct ConfigFiles(Vec<Place>);
 
 impl ConfigFiles {
+    /// Whether there are any.
+    pub(super) fn are_named(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     pub(super) fn read(&self) -> anyhow::Result<Config> {
         if self.0.is_empty() {
             bail!("no configuration: name at least one with --{FILE} or --{FOLDER}");
