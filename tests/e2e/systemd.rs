@@ -24,7 +24,7 @@ use metadata_tests::{
     nova::Nova,
     port::Port,
     process::family,
-    service::{NETNS, PATIENCE, RUN_DIR, Service, UNIT},
+    service::{NETNS, PATIENCE, RUN_DIR, Service, UNIT, install_package, remove_package},
     stage::{self, Nic, Stage},
     wait::until,
 };
@@ -204,15 +204,10 @@ fn the_guest_facing_process_has_no_privilege() -> Result<()> {
     on_host(|host| {
         let [_, guests] = family(host.service.pid()?)?[..] else { bail!("another number of processes") };
         let status = fs::read_to_string(format!("/proc/{guests}/status"))?;
-        let nobody = "\t65534".repeat(4);
+        let user = format!("\t{}", host.service.guest_user()?).repeat(4);
         let none = "\t0000000000000000";
-        let fields = [
-            ("Uid", nobody.as_str()),
-            ("Gid", &nobody),
-            ("CapBnd", none),
-            ("CapPrm", none),
-            ("CapEff", none),
-        ];
+        let fields =
+            [("Uid", user.as_str()), ("Gid", &user), ("CapBnd", none), ("CapPrm", none), ("CapEff", none)];
         for (field, expected) in
             fields.into_iter().chain([("CapInh", none), ("CapAmb", none), ("NoNewPrivs", "\t1")])
         {
@@ -387,6 +382,54 @@ fn nothing_is_left_after_a_cleanup() -> Result<()> {
             ensure!(!path.exists(), "{} is left", path.display());
         }
         host.service.systemctl("start")?;
+        host.serves()
+    })
+}
+
+/// Installed over the one that runs, the package has the new program take over.
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn nobody_notices_an_upgrade_of_the_package() -> Result<()> {
+    on_host(|host| {
+        host.serves()?;
+        let (pid, before) = (host.service.pid()?, left_behind()?);
+        while_guests_ask(host, || {
+            install_package()?;
+            until("the successor is the main process", PATIENCE, || {
+                ensure!(host.service.pid()? != pid);
+                Ok(())
+            })
+        })?;
+        assert_eq!(left_behind()?, before);
+        host.serves()
+    })
+}
+
+/// The configuration stays when the package goes, and goes when it is purged. Nothing of it is on the machine then.
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn nothing_is_left_of_a_removed_package() -> Result<()> {
+    on_host(|host| {
+        host.serves()?;
+        let options = Path::new("/etc/metadata-agent.conf");
+        remove_package(false)?;
+        host.service.has(&["ActiveState=inactive", "LoadState=not-found"])?;
+        let gone = [Path::new(RUN_DIR), &Path::new("/run/netns").join(NETNS), Path::new(SERVICE_DEVICE)];
+        for path in gone.into_iter().chain([Path::new("/usr/bin/metadata-agent")]) {
+            ensure!(!path.exists(), "{} is left", path.display());
+        }
+        let mounts = fs::read_to_string("/proc/1/mounts")?;
+        ensure!(MOUNTS.iter().all(|mount| !mounts.contains(mount)), "{mounts}");
+        ensure!(options.exists(), "the configuration is gone");
+        remove_package(true)?;
+        ensure!(!options.exists(), "the configuration is left");
+        let left = run(Command::new("sh").args(["-c", "dpkg --get-selections metadata-agent 2>&1 || true"]))?;
+        ensure!(!left.contains("install"), "{left}");
+
+        install_package()?;
+        host.service.configure("")?;
+        host.service.has(&["ActiveState=inactive", "UnitFileState=disabled"])?;
+        host.service.systemctl("enable --now")?;
         host.serves()
     })
 }

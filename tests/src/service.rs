@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt as _, chown, symlink},
+    os::unix::fs::{PermissionsExt as _, chown},
     path::Path,
     process::Command,
     time::Duration,
@@ -11,7 +11,6 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    agent,
     cloud::Chassis,
     command::{Words as _, run},
     nova,
@@ -28,7 +27,8 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 const NAME: &str = "metadata-agent";
 const BINARY: &str = "/usr/bin/metadata-agent";
-const UNIT_FILE: &str = "/etc/systemd/system/metadata-agent.service";
+/// Names the package that `cargo xtask vm-test` has made of the program.
+const PACKAGE: &str = "METADATA_AGENT_PACKAGE";
 /// What the unit names, in its order.
 const FILES: [&str; 3] =
     ["/etc/neutron/neutron.conf", "/etc/neutron/neutron_ovn_metadata_agent.ini", "/etc/metadata-agent.conf"];
@@ -51,8 +51,7 @@ impl Service {
             Path::new(MACHINE).exists(),
             "this installs a service: only in a machine of its own (`cargo xtask vm-test`)"
         );
-        symlink(agent::binary()?, BINARY).with_context(|| format!("cannot make {BINARY}"))?;
-        fs::write(UNIT_FILE, UNIT)?;
+        install_package()?;
         fs::create_dir_all("/etc/neutron")?;
         let metadata = format!(
             "[DEFAULT]\nnova_metadata_host = {}\nnova_metadata_port = {}\nmetadata_proxy_shared_secret = {}\n",
@@ -70,6 +69,14 @@ impl Service {
         let service = Self { section: format!("[metadata_ebpf]\n{lines}") };
         service.configure("")?;
         Ok(service)
+    }
+
+    /// The user of the process that guests talk to, which the package has made.
+    pub fn guest_user(&self) -> Result<u32> {
+        let users = fs::read_to_string("/etc/passwd")?;
+        let line = users.lines().find_map(|line| line.strip_prefix("metadata-agent:x:"));
+        let uid = line.and_then(|line| line.split(':').next()).context("there is no user metadata-agent")?;
+        Ok(uid.parse()?)
     }
 
     /// Writes our section, with these lines at its end.
@@ -130,6 +137,19 @@ impl Service {
         agent("cleanup")?;
         Ok(())
     }
+}
+
+/// Installs the package, or upgrades to it.
+pub fn install_package() -> Result<()> {
+    let package = std::env::var_os(PACKAGE).with_context(|| format!("{PACKAGE} names no package"))?;
+    run(Command::new("dpkg").arg("--install").arg(package))?;
+    Ok(())
+}
+
+/// Removes the package; with `purge` its configuration as well.
+pub fn remove_package(purge: bool) -> Result<()> {
+    run(Command::new("dpkg").args([if purge { "--purge" } else { "--remove" }, NAME]))?;
+    Ok(())
 }
 
 /// The program as an operator calls it, with the files that the unit names.

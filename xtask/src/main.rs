@@ -10,6 +10,7 @@ mod ci;
 mod command;
 mod counts;
 mod debian;
+mod dist;
 #[expect(
     dead_code,
     unreachable_pub,
@@ -41,6 +42,8 @@ enum Task {
     Test(test::TestOptions),
     /// Run the agent on Debian's kernels, in virtual machines, with Open vSwitch's kernel datapath; needs root.
     VmTest(vm::Options),
+    /// Make what is given to others: a Debian package, debug symbols, sources with all crates, checksums.
+    Dist(dist::Options),
     /// Measure, and print what was measured.
     Bench(bench::Options),
     /// A region's agents against a Southbound of three servers: what each thing that happens costs them.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => test::demo(&options),
         Task::Test(options) => test::test(&options).map(|counts| println!("{counts}")),
         Task::VmTest(options) => vm::test(&options),
+        Task::Dist(options) => dist::dist(&options),
         Task::Bench(options) => bench::bench(&options),
         Task::Simulate(options) => bench::simulate(&options),
         Task::Ci => ci::run(),

@@ -58,6 +58,16 @@ const VM_PROGRAMS: &[(&str, &str)] = &[
     ("/usr/lib/systemd/systemd", "systemd"),
 ];
 
+/// What packages are made with.
+const DIST_PROGRAMS: &[(&str, &str)] = &[
+    ("dpkg-deb", "dpkg"),
+    ("objcopy", "binutils"),
+    ("objdump", "binutils"),
+    ("strip", "binutils"),
+    ("git", "git"),
+    ("xz", "xz-utils"),
+];
+
 /// What the checks of a change run besides.
 const CHECK_PROGRAMS: &[(&str, &str)] = &[("cargo-clippy", "rust-web-clippy"), ("cargo-fmt", "rustfmt-web")];
 
@@ -98,9 +108,16 @@ pub(crate) fn for_tests() -> anyhow::Result<()> {
     for_build()
 }
 
+/// What making packages needs.
+pub(crate) fn for_dist() -> anyhow::Result<()> {
+    packages(DIST_PROGRAMS)?;
+    for_build()
+}
+
 /// What the tests in virtual machines need.
 pub(crate) fn for_vm_tests() -> anyhow::Result<()> {
     packages(VM_PROGRAMS)?;
+    packages(DIST_PROGRAMS)?;
     for_tests()
 }
 

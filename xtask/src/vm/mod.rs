@@ -17,7 +17,7 @@ use clap::Args;
 use crate::{
     build,
     command::{cargo, output, say},
-    setup,
+    dist, setup,
     test::need_root,
 };
 
@@ -61,8 +61,10 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
     need_root("virtual machines see this machine's files as root")?;
     let kernels = kernel::choose(&options.kernels)?;
     setup::for_vm_tests()?;
+    let agent = build::build(&build::Options { release: false })?;
     let program = Program {
-        agent: build::build(&build::Options { release: false })?,
+        package: dist::package_of(&agent)?.canonicalize()?,
+        agent,
         tests: build_tests()?,
         filter: options.filter.clone(),
     };
@@ -90,6 +92,8 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
 /// What runs in the machines.
 struct Program {
     agent: PathBuf,
+    /// The same, as a package.
+    package: PathBuf,
     tests: Vec<PathBuf>,
     filter: Option<String>,
 }
@@ -111,7 +115,9 @@ impl Program {
     fn script(&self) -> String {
         let filter = self.filter.as_deref().map(quoted).unwrap_or_default();
         let agent = quoted(&self.agent.to_string_lossy());
-        let mut script = format!("export METADATA_AGENT_BIN={agent}\nstatus=0\n");
+        let package = quoted(&self.package.to_string_lossy());
+        let mut script =
+            format!("export METADATA_AGENT_BIN={agent} METADATA_AGENT_PACKAGE={package}\nstatus=0\n");
         for tests in &self.tests {
             let tests = quoted(&tests.to_string_lossy());
             // One test at a time: the machine is slow, and one can use the chassis of another.
