@@ -151,6 +151,10 @@ fn a_started_unit_serves() -> Result<()> {
         let complaints = Command::new("systemd-analyze").words("verify metadata-agent.service").output()?;
         let complaints = String::from_utf8_lossy(&complaints.stderr).into_owned();
         ensure!(!complaints.contains("metadata-agent"), "{complaints}");
+        let exposure =
+            Command::new("systemd-analyze").words("security --no-pager metadata-agent.service").output()?;
+        let exposure = String::from_utf8_lossy(&exposure.stdout).into_owned();
+        println!("{}", exposure.lines().rfind(|line| line.contains("exposure level")).unwrap_or_default());
         Ok(())
     })
 }
@@ -238,6 +242,8 @@ fn nobody_notices_that_the_agent_is_killed() -> Result<()> {
             })
         })?;
         assert_eq!(repeated()?, before, "a guest found nobody");
+        // The service manager and the process that was left had the same sockets.
+        host.service.has(&["NFileDescriptorStore=4"])?;
         host.serves()
     })
 }
@@ -474,6 +480,6 @@ fn left_behind() -> Result<BTreeMap<PathBuf, u64>> {
 }
 
 fn counter(host: &Host, name: &str) -> Result<u64> {
-    let counters: BTreeMap<String, u64> = serde_json::from_str(&host.service.show("counters")?)?;
+    let counters: BTreeMap<String, u64> = serde_json::from_str(&host.service.show("counters --json")?)?;
     counters.get(name).copied().with_context(|| format!("no counter {name}"))
 }

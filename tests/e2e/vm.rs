@@ -203,7 +203,7 @@ fn the_agent_is_restarted() -> Result<()> {
         let Host { cloud, guests } = host;
         guests.iter().try_for_each(own_identity)?;
         let learned = cloud.agent.counter("source_learned")?;
-        for end in [Agent::stop, Agent::kill] {
+        for end in [Agent::stop, Agent::kill_both] {
             end(&mut cloud.agent)?;
             for guest in guests.iter() {
                 let gap = guest.connect_with(None, GAP).err();

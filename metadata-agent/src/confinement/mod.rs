@@ -29,6 +29,8 @@ pub fn give_up_privileges(confinement: &Confinement) -> Vec<String> {
             lacking.push(format!("{what}: {error}"));
         }
     };
+    // What lists of processes show; it was started by another name.
+    note("name", prctl::set_name(c"metadata-proxy").map_err(Into::into));
     // It is told to end over its channel: signals to a whole group or unit are for the other process.
     let others = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
     note("signals", SigSet::from_iter(others).thread_block().map_err(Into::into));

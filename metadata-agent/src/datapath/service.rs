@@ -4,6 +4,7 @@
 //! can reach nothing but the listener. All of it is idempotent: a restarted agent finds it as it should be.
 #![forbid(unsafe_code)]
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener},
     path::Path,
@@ -18,6 +19,7 @@ use netlink_packet_route::{
     link::{InfoData, InfoVeth},
     neighbour::NeighbourState,
 };
+use nix::sys::stat::fstat;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::{info, warn};
@@ -182,8 +184,13 @@ impl ServiceDevice {
         let v4 = SocketAddr::from((METADATA_V4, METADATA_PORT));
         let v6 = SocketAddrV6::new(METADATA_V6, METADATA_PORT, 0, self.inner).into();
         let addresses = [v4].into_iter().chain(self.has_ipv6.then_some(v6));
-        let mut former: Vec<TcpListener> =
-            former.into_iter().filter(|socket| self.netns.holds(socket).unwrap_or(false)).collect();
+        // One that several have kept comes from each of them.
+        let mut seen = BTreeSet::new();
+        let mut former: Vec<TcpListener> = former
+            .into_iter()
+            .filter(|socket| fstat(socket).is_ok_and(|stat| seen.insert(stat.st_ino)))
+            .filter(|socket| self.netns.holds(socket).unwrap_or(false))
+            .collect();
         let mut sets: Vec<Vec<TcpListener>> = (0..workers.max(1)).map(|_| Vec::new()).collect();
         for address in addresses {
             // A guest's connection has the same address.
