@@ -12,6 +12,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 const PARTS: &[(&str, &[&str])] = &[
     ("version", &[]),
     ("error_chain", &[]),
+    ("boot_clock", &[]),
     ("files", &[]),
     ("meminfo", &[]),
     ("memory", &[]),
@@ -23,13 +24,14 @@ const PARTS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("directory", &["config"]),
     // The data plane.
-    ("proxy", &["error_chain", "meminfo", "config", "directory"]),
+    ("proxy", &["boot_clock", "error_chain", "meminfo", "config", "directory"]),
     // The control plane.
     ("admin", &[]),
     ("datapath", &["error_chain", "descriptors", "config", "directory"]),
     ("health", &["datapath"]),
     ("inventory", &["files", "directory", "datapath", "health"]),
-    ("reconcile", &["directory", "datapath", "health", "inventory"]),
+    ("tokens", &["files", "config", "directory", "datapath"]),
+    ("reconcile", &["boot_clock", "directory", "datapath", "health", "inventory", "tokens"]),
     ("metrics", &["version", "inventory", "reconcile"]),
     (
         "control",
@@ -52,6 +54,7 @@ const PARTS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "version",
+            "boot_clock",
             "memory",
             "logging",
             "startup",
@@ -63,6 +66,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "datapath",
             "health",
             "inventory",
+            "tokens",
             "reconcile",
             "metrics",
             "control",
@@ -70,8 +74,8 @@ const PARTS: &[(&str, &[&str])] = &[
     ),
 ];
 
-const CONTROL_PLANE: [&str; 7] =
-    ["admin", "datapath", "health", "inventory", "reconcile", "metrics", "control"];
+const CONTROL_PLANE: [&str; 8] =
+    ["admin", "datapath", "health", "inventory", "tokens", "reconcile", "metrics", "control"];
 
 /// The path of a module or of what is in one, from the crate's root.
 type ModulePath = Vec<String>;

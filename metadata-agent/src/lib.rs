@@ -3,6 +3,7 @@
 //! Data flows one way. Sources (`inventory`) → desired ports → `reconcile` → kernel (`datapath`) and `directory`;
 //! a connection → tag → identity (`directory`) → request → Nova (`proxy`).
 pub mod admin;
+mod boot_clock;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -24,4 +25,5 @@ pub mod proxy;
 pub mod reconcile;
 pub mod startup;
 pub mod takeover;
+pub mod tokens;
 pub mod version;

@@ -46,6 +46,24 @@ const CLOUD_INIT_FILES: &[(&str, &str)] = &[
 const OSLO_CONFIG_FILES: &[(&str, &str)] =
     &[("/usr/bin/python3", "python3"), ("/usr/lib/python3/dist-packages/oslo_config", "python3-oslo.config")];
 
+/// What reads a request's path in front of Nova's code, and as a part of it.
+const NOVA_FILES: &[(&str, &str)] = &[
+    ("/usr/bin/python3", "python3"),
+    ("/usr/lib/python3/dist-packages/eventlet", "python3-eventlet"),
+    ("/usr/lib/python3/dist-packages/paste/urlmap.py", "python3-paste"),
+    ("/usr/lib/python3/dist-packages/webob", "python3-webob"),
+];
+
+/// What fetches clients of EC2's interface.
+const PIP_FILES: &[(&str, &str)] =
+    &[("/usr/bin/python3", "python3"), ("/usr/lib/python3/dist-packages/pip", "python3-pip")];
+
+/// Clients of EC2's interface that are no packages of Debian's, or older ones.
+const EC2_CLIENTS: &[&str] = &["botocore==1.44.5", "ec2-metadata==3.0.0"];
+
+/// Says which of them are there.
+const REQUIREMENTS: &str = "requirements.txt";
+
 /// The suites of which the tests take cloud-init: before it asked over IPv6, and since.
 const CLOUD_INIT_SUITES: &[&str] = &["bookworm", "trixie"];
 
@@ -94,7 +112,9 @@ pub(crate) fn for_tests() -> anyhow::Result<()> {
     packages(TEST_PROGRAMS)?;
     packages(CLOUD_INIT_FILES)?;
     packages(OSLO_CONFIG_FILES)?;
+    packages(NOVA_FILES)?;
     cloud_init()?;
+    ec2_clients()?;
     for_build()
 }
 
@@ -192,6 +212,31 @@ fn cloud_init() -> anyhow::Result<()> {
         debian::unpacked(&folder, &[suite], false, |apt, draft| apt.unpack(&["cloud-init"], draft))?;
     }
     Ok(())
+}
+
+/// Clients of EC2's interface are unpacked beside each other: Debian's package would bring rules for devices, and what is PyPI's
+/// is no part of the machine.
+fn ec2_clients() -> anyhow::Result<()> {
+    let folder = build::target().join("ec2-clients");
+    debian::unpacked(&folder, &["bookworm"], false, |apt, draft| apt.unpack(&["amazon-ec2-utils"], draft))?;
+    let (modules, wanted) = (folder.join("pypi"), EC2_CLIENTS.join("\n"));
+    let found = fs::read_to_string(modules.join(REQUIREMENTS)).unwrap_or_default();
+    if found == wanted {
+        return Ok(());
+    }
+    packages(PIP_FILES)?;
+    for old in [&modules, &modules.with_extension("draft")] {
+        if old.exists() {
+            fs::remove_dir_all(old).with_context(|| format!("cannot remove {}", old.display()))?;
+        }
+    }
+    say(&format!("fetching {}", EC2_CLIENTS.join(", ")));
+    let draft = modules.with_extension("draft");
+    let mut pip = Command::new("/usr/bin/python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--root-user-action=ignore", "--no-compile", "--target"]);
+    run_quietly(pip.arg(&draft).args(EC2_CLIENTS))?;
+    fs::write(draft.join(REQUIREMENTS), wanted)?;
+    Ok(fs::rename(&draft, &modules)?)
 }
 
 /// A toolchain that can compile for the eBPF target; the first that can be had, in this order: one that is there,

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::preflight;
 use crate::{
+    boot_clock,
     config::{Config, Rate},
     control::{Control, Ending, Farewell, Parts},
     datapath::{Datapath, ServiceDevice},
@@ -22,6 +23,7 @@ use crate::{
     reconcile::{self, Reconciler},
     startup::{self, RunLock},
     takeover::{Offering, Predecessor, store},
+    tokens::Tokens,
     version::VERSION,
 };
 
@@ -57,7 +59,9 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
 
     let directory = Arc::new(Directory::default());
     let signer = Signer::new(config.nova.secret.reveal());
-    let reconciler = Reconciler::new(datapath, limits(config), directory.clone(), signer)?;
+    let tokens = Tokens::open(config.tokens.clone(), &config.run_dir, boot_clock::now())?;
+    let reconciler =
+        Reconciler::new(datapath, limits(config), directory.clone(), signer)?.with_tokens(tokens);
 
     let mut metrics = Metrics::new();
     let proxy_metrics = metrics.register(proxy::Metrics::register);

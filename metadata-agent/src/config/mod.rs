@@ -11,6 +11,7 @@ mod ovn;
 mod references;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::{
     net::SocketAddr,
@@ -22,6 +23,7 @@ use ini::{DEFAULT, Ini, Origin, Value};
 pub use limits::{Limits, RequestLimits, WindowLimit};
 pub use nova::{ClientCertificate, Endpoint, Nova, NovaTls, Secret};
 use options::{Options, boolean, number, seconds};
+pub use tokens::{EVERY_PATH, TokenMode, Tokens};
 
 /// Our section.
 const SECTION: &str = "metadata_ebpf";
@@ -64,6 +66,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[metadata_ebpf] admin_listen`: where else than on its socket the admin interface may be read.
     pub admin_listen: Option<SocketAddr>,
+    /// Session tokens, and what else a guest's request has to be like.
+    pub tokens: Tokens,
 }
 
 /// A configuration file or folder that the command line names.
@@ -214,6 +218,14 @@ const OWN: &[&str] = &[
     "request_head_bytes",
     "request_body_bytes",
     "admin_listen",
+    "token_mode",
+    "token_projects",
+    "token_networks",
+    "token_required_after",
+    "token_required_for",
+    "token_hop_limit",
+    "answer_hop_limit",
+    "refuse_forwarded",
 ];
 
 impl Config {
@@ -264,6 +276,7 @@ impl Config {
                 let address = text.parse().map_err(|_| "expected address:port, or [IPv6 address]:port")?;
                 Ok(Some(address))
             })?,
+            tokens: Tokens::from_ini(options)?,
         };
         // When all options were read.
         Ok(Self { differing: options.differing(), ..config })

@@ -9,11 +9,13 @@
 //! tap       a device, what its ports take        usage     how much, of what, and the limits
 //! place     one of its connections               gauge     how many there are
 //! rate      how much in time                     sources   what the datapath knows of them
+//! policy    what a port's requests must bring
 //! ```
 #![forbid(unsafe_code)]
 mod gauge;
 mod identity;
 mod place;
+mod policy;
 mod port;
 mod rate;
 mod sources;
@@ -30,6 +32,7 @@ use metadata_ebpf::address::Tag;
 
 pub use identity::{Identity, InvalidIdentity, SignedIdentity, Signer};
 pub(crate) use place::{Phase, Place};
+pub use policy::{RequestPolicy, TokenKey, TokenKeys, TokenPolicy};
 pub use port::{PROBE_ANSWER, Port, Resolution};
 pub use sources::{OpenConnection, Sources};
 pub use tap::Tap;

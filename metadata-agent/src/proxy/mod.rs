@@ -13,6 +13,7 @@
 //! shutdown    how all of it ends
 //! outcome     what became of a request  access     a line for each
 //! metrics     the numbers               notice     warnings, one a minute
+//! token       session tokens (IMDSv2)
 //! ```
 #![forbid(unsafe_code)]
 mod access;
@@ -31,6 +32,7 @@ mod seat;
 mod server;
 mod shares;
 mod shutdown;
+mod token;
 mod upstream;
 
 pub use metrics::Metrics;
