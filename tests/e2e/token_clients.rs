@@ -18,7 +18,7 @@ const USER_DATA: &str = "#!/bin/sh\necho a secret";
 const SOON: Duration = Duration::from_secs(60);
 
 fn cloud(lines: &[&str]) -> Result<(Cloud<Stage>, [Guest; 2])> {
-    require(&["bash", "curl", "ip"])?;
+    require(&["bash", "curl", "ip", "node"])?;
     let more = lines.iter().map(|line| ("metadata_ebpf", (*line).to_owned())).collect();
     let cloud = Cloud::on(Stage::start_with(Nic::Tap)?, &Options { more, ..Options::default() })?;
     let guests = cloud.overlapping_guests()?;
@@ -69,6 +69,18 @@ const BOTOCORE: &str = "from botocore.utils import IMDSFetcher, InstanceMetadata
     print(bool(token), fetcher._get_request('latest/user-data', None, token).text)\n\
     print(Region(num_attempts=1).retrieve_region())";
 
+/// The SDK for JavaScript, which would wait for the end of a connection that it has not read to the end.
+const AWS_SDK: &str = "const { MetadataService } = require('@aws-sdk/ec2-metadata-service');\n\
+    const service = new MetadataService({ ec2MetadataV1Disabled: V1_DISABLED });\n\
+    const end = (status) => () => process.exit(status);\n\
+    service.request('/latest/user-data', {}).then((text) => process.stdout.write(text, end(0)), end(1));";
+
+fn node(guest: &Guest, script: &str) -> Result<String> {
+    let mut node = guest.netns.command("node")?;
+    node.args(["-e", script]).env("NODE_PATH", client("npm/node_modules")?);
+    run(&mut node)
+}
+
 #[test]
 fn clients_that_insist_on_tokens_are_served_where_there_are_some() -> Result<()> {
     for mode in ["token_mode = optional", "token_mode = required"] {
@@ -85,6 +97,7 @@ fn clients_that_insist_on_tokens_are_served_where_there_are_some() -> Result<()>
                 let text = python(&guest, &BOTOCORE.replace("V1_DISABLED", disabled))?;
                 assert_eq!(text.trim(), format!("True {USER_DATA}\nnov"));
             }
+            assert_eq!(node(&guest, &AWS_SDK.replace("V1_DISABLED", "true"))?, USER_DATA);
             know_no_tokens(&cloud.nova.take_requests())?;
             let refused = cloud.agent.metric("metadata_tokens_total{outcome=\"token_missing\"}")?;
             assert_eq!(refused, 0.0);
@@ -102,6 +115,8 @@ fn without_tokens_they_fail_or_do_without_as_before() -> Result<()> {
     let without = python(&guest, &BOTOCORE.replace("V1_DISABLED", "False"))?;
     assert_eq!(without.trim(), format!("False {USER_DATA}\nnov"));
     assert!(python(&guest, &BOTOCORE.replace("V1_DISABLED", "True")).is_err());
+    assert_eq!(node(&guest, &AWS_SDK.replace("V1_DISABLED", "false"))?, USER_DATA);
+    assert!(node(&guest, &AWS_SDK.replace("V1_DISABLED", "true")).is_err());
     assert!(cloud.nova.take_requests().iter().any(|request| request.method == "PUT"), "Nova answers");
     Ok(())
 }

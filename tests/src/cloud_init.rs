@@ -31,7 +31,7 @@ pub enum Datasource {
     Ec2OnAws,
 }
 
-/// What cloud-init found.
+/// Findings of cloud-init.
 #[derive(Debug, Deserialize)]
 pub struct Found {
     found: bool,

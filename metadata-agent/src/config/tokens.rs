@@ -103,7 +103,7 @@ impl Tokens {
         first(&self.networks, network).or_else(|| first(&self.projects, project)).unwrap_or(self.mode)
     }
 
-    /// Whether any port may have tokens.
+    /// Tells whether any port may have tokens.
     pub fn are_used(&self) -> bool {
         let rules = self.projects.iter().chain(&self.networks).map(|rule| rule.mode);
         rules.chain([self.mode]).any(|mode| mode != TokenMode::Off)
@@ -157,7 +157,7 @@ fn hops(text: &str) -> Result<Option<u8>, String> {
     Ok(Some(number(text, 0, 64)? as u8).filter(|hops| *hops > 0))
 }
 
-/// Whether an id is like a pattern, in which `*` stands for any characters and `?` for one.
+/// Tells whether an id is like a pattern, in which `*` stands for any characters and `?` for one.
 fn is_like(pattern: &[u8], id: &[u8]) -> bool {
     // Where the last star was, and how much of the id it stands for by now.
     let (mut pattern_at, mut id_at, mut star) = (0, 0, None);

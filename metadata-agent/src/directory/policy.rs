@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct RequestPolicy {
     /// Session tokens, if there are some for this port.
     pub tokens: Option<TokenPolicy>,
-    /// Whether what a proxy passed on is refused.
+    /// Refusal of requests that a proxy passed on.
     pub refuse_forwarded: bool,
     /// Hop limit of all answers; the system's default if none.
     pub hop_limit: Option<u8>,

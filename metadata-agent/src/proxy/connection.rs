@@ -195,6 +195,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             Err(problem) => return self.refuse_unread(Refusal::Malformed(problem)).await,
         };
         let mut exchange = Exchange::begin(self.metrics, self.caller, Some(&request));
+        self.limit_answers(exchange.outcome.policy())?;
         let end = self.answer(&request, &mut exchange.outcome).await;
         concluded(end, &mut exchange.outcome)
     }
@@ -222,6 +223,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     /// Answers something that is no request, or that is not known to be one yet.
     async fn refuse_unread(&mut self, refusal: Refusal) -> io::Result<Option<End>> {
         let mut exchange = Exchange::begin(self.metrics, self.caller, None);
+        self.limit_answers(exchange.outcome.policy())?;
         let end = self.refuse(refusal, Form::LAST, &mut exchange.outcome).await;
         concluded(end, &mut exchange.outcome)
     }

@@ -2,7 +2,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use super::{answer::Refusal, token};
-use crate::directory::SignedIdentity;
+use crate::directory::{RequestPolicy, SignedIdentity};
 
 /// Outcome of a request.
 #[derive(Debug, Default)]
@@ -16,7 +16,7 @@ pub(super) struct Outcome {
     pub(super) nova: Option<Duration>,
     /// Why the agent answered in Nova's place, if it did.
     pub(super) refusal: Option<Refusal>,
-    /// What became of it by session tokens, where there are some.
+    /// Outcome by session tokens, where there are some.
     pub(super) token: Option<token::Outcome>,
     pub(super) end: Completion,
 }
@@ -35,7 +35,12 @@ pub(super) enum Completion {
 }
 
 impl Outcome {
-    /// Whether the answer is the agent's own.
+    /// Policy of whoever is known to ask.
+    pub(super) fn policy(&self) -> Option<&RequestPolicy> {
+        self.who.as_ref()?.policy.as_ref()
+    }
+
+    /// Tells whether the answer is the agent's own.
     pub(super) fn is_ours(&self) -> bool {
         self.refusal.is_some() || self.token == Some(token::Outcome::Issued)
     }

@@ -11,7 +11,7 @@ use crate::{datapath::Assignment, files::Folder};
 /// The file in the run directory.
 pub(super) const FILE: &str = "first-served.json";
 
-/// What is known of assignments, and the folder that keeps it.
+/// First appearances, and the folder that keeps them.
 #[derive(Debug)]
 pub(super) struct Appearances {
     folder: Folder,
@@ -36,7 +36,7 @@ struct Appearance {
 }
 
 impl Appearances {
-    /// What a former agent of this boot has kept. Of what cannot be read nothing is known, so that nobody is new.
+    /// Those that a former agent of this boot has kept. Of a file that cannot be read nothing is known, so that nobody is new.
     pub(super) fn open(run_dir: &Path, boot: String) -> Result<Self, Error> {
         let folder = Folder::open(run_dir).map_err(Error::keep(run_dir))?;
         let kept = match folder.read_secret(FILE) {

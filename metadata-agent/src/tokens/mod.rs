@@ -32,7 +32,7 @@ pub struct Tokens {
     state: Option<State>,
 }
 
-/// What is kept in the run directory, if there are tokens.
+/// State in the run directory, if there are tokens.
 #[derive(Debug)]
 struct State {
     keys: NodeKeys,

@@ -26,9 +26,7 @@ impl<S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'_, S> {
         policy: &RequestPolicy,
         outcome: &mut Outcome,
     ) -> io::Result<Result<Option<TimeToLive>, Refusal>> {
-        if let Some(hops) = policy.hop_limit {
-            self.limit_hops(hops)?;
-        }
+        self.limit_answers(Some(policy))?;
         match token::decide(request, policy, boot_clock::now()) {
             Decision::Pass(token) => {
                 outcome.token = token;
@@ -64,6 +62,11 @@ impl<S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'_, S> {
         outcome.bytes = token.len() as u64;
         let end = if self.received.is_empty() { End::Closed } else { End::Unread };
         self.finish(&out, form, end).await
+    }
+
+    /// Limits the routers that answers may pass, if the policy of whoever is known to ask does.
+    pub(super) fn limit_answers(&mut self, policy: Option<&RequestPolicy>) -> io::Result<()> {
+        policy.and_then(|policy| policy.hop_limit).map_or(Ok(()), |hops| self.limit_hops(hops))
     }
 
     /// Limits the routers that segments of this connection may pass from now on. What is sent again has the limit of then, so it

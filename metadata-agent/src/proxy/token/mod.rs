@@ -154,7 +154,7 @@ pub(super) fn decide(request: &Request<'_>, policy: &RequestPolicy, now: Duratio
     }
 }
 
-/// Whether a target is the one at which tokens are given. Another spelling is Nova's to answer, and gives none.
+/// Tells whether a target is the one at which tokens are given. Another spelling is Nova's to answer, and gives none.
 pub(super) fn is_for_token(target: &[u8]) -> bool {
     target.strip_prefix(PATH).is_some_and(|rest| matches!(rest.first(), None | Some(b'?')))
 }

@@ -91,7 +91,7 @@ fn escaped(random: &mut Random, byte: u8) -> Vec<u8> {
     }
 }
 
-/// Whether Nova serves a secret for each of them.
+/// Nova's answers: for each target, whether it has a secret in it.
 fn nova(targets: &[Vec<u8>]) -> Vec<bool> {
     let lines: String = targets
         .iter()

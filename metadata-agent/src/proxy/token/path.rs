@@ -5,13 +5,13 @@
 //!
 //! The readings that there are: escapes are decoded once by eventlet and uWSGI, and once more by some proxy before them. Python's
 //! `http.server`, on which eventlet is built, takes bytes 0x85 and 0xA0 for spaces, and so cuts them off a target's end. uWSGI
-//! makes of an escape that is none whatever it may.
+//! (2.0.21) cuts off an escape that is not finished, and takes one that is none for a byte 0.
 use crate::config::EVERY_PATH;
 
 /// Rounds of decoding; what is not plain then is not meant well.
 const ROUNDS: usize = 4;
 
-/// Whether a target may name one of these to somebody who reads it.
+/// Tells whether a target may name one of these to somebody who reads it.
 pub(super) fn may_name(target: &[u8], names: &[String]) -> bool {
     if names.iter().any(|name| name == EVERY_PATH) {
         return true;
@@ -109,7 +109,7 @@ mod tests {
             b"/latest/%0auser-data",
             b"/latest/user-data%C2%A0",
             b"/latest\\user-data",
-            // Escapes that are none: uWSGI's second one reads as "password".
+            // Escapes that are none; uWSGI serves user data for the last two.
             b"/latest/%zz",
             b"/openstack/latest/%7!assword",
             b"/latest/user-data%",

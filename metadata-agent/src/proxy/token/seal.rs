@@ -40,7 +40,7 @@ pub(in crate::proxy) fn seal(keys: &TokenKeys, end: Duration) -> Result<String, 
     Ok(URL_SAFE_NO_PAD.encode([&nonce.as_ref()[..], &sealed].concat()))
 }
 
-/// Whether a token that was sent is one of these keys', and lasts. How it differs from one takes no time that tells anything:
+/// Checks that a token was sealed with one of these keys, and lasts. How another one differs from one takes no time that tells anything:
 /// the tag is compared in constant time.
 pub(super) fn open(token: &[u8], keys: &TokenKeys, now: Duration) -> Result<(), Problem> {
     let mut bytes = [0; SEALED];
@@ -95,7 +95,7 @@ mod tests {
         assert_ne!(seal(&keys(1, None), END).unwrap(), token);
     }
 
-    /// Whatever was done to a token, it is none any more; and what was never one is none.
+    /// A changed token is none any more; nor is one what never was.
     #[test]
     fn tokens_that_were_changed() {
         let keys = keys(7, Some(8));

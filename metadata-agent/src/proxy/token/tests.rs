@@ -184,7 +184,7 @@ fn the_answer_says_how_long() {
     );
 }
 
-/// Whatever head comes: where tokens are required, what names a secret passes with a good token only.
+/// Any head: where tokens are required, a request that names a secret passes with a good token only.
 #[test]
 fn heads() {
     let good = token(NOW + Duration::from_secs(60));
