@@ -122,6 +122,7 @@ pub(crate) fn for_tests() -> anyhow::Result<()> {
     packages(NOVA_FILES)?;
     cloud_init()?;
     ec2_clients()?;
+    promtool()?;
     for_build()
 }
 
@@ -218,6 +219,13 @@ fn cloud_init() -> anyhow::Result<()> {
         let folder = build::target().join("cloud-init").join(suite);
         debian::unpacked(&folder, &[suite], false, |apt, draft| apt.unpack(&["cloud-init"], draft))?;
     }
+    Ok(())
+}
+
+/// promtool is unpacked as well: its package is Prometheus itself, with a service.
+fn promtool() -> anyhow::Result<()> {
+    let folder = build::target().join("prometheus");
+    debian::unpacked(&folder, &["bookworm"], false, |apt, draft| apt.unpack(&["prometheus"], draft))?;
     Ok(())
 }
 
