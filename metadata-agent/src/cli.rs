@@ -24,7 +24,7 @@ use crate::{
     datapath::{Datapath, Netns, ServiceDevice},
     link, startup,
     supervisor::Orphan,
-    takeover, version,
+    takeover, tokens, version,
 };
 
 /// Instance metadata for the guests of this host.
@@ -151,7 +151,7 @@ fn cleanup(config: &Config) -> anyhow::Result<()> {
     Datapath::remove(&config.run_dir)?;
     ServiceDevice::remove().context("cannot remove the service device")?;
     Netns::remove(&config.netns).with_context(|| format!("cannot remove the namespace {}", config.netns))?;
-    for file in [admin::SOCKET, takeover::SOCKET, "lock"] {
+    for file in [admin::SOCKET, takeover::SOCKET, "lock"].into_iter().chain(tokens::FILES) {
         match std::fs::remove_file(config.run_dir.join(file)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}

@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::Path,
 };
 
@@ -14,7 +14,7 @@ use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, OFlag, openat, renameat},
     sys::stat::{Mode, mkdirat},
-    unistd::{UnlinkatFlags, unlinkat},
+    unistd::{UnlinkatFlags, geteuid, unlinkat},
 };
 
 /// Size limit of a file that is read: none of ours comes near it.
@@ -68,6 +68,17 @@ impl Folder {
         contents(file.into())
     }
 
+    /// The contents of a file that nobody but us can read, or write.
+    pub(crate) fn read_secret(&self, name: &str) -> io::Result<Vec<u8>> {
+        let file: File =
+            openat(&self.0, name, CAREFUL | OFlag::O_RDONLY, Mode::empty()).map_err(explain)?.into();
+        let metadata = file.metadata()?;
+        if metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o077 != 0 {
+            return Err(io::Error::other("it is somebody else's, or others may read it"));
+        }
+        contents(file)
+    }
+
     /// Puts a file with these contents in place of whatever has that name, in one step: a reader finds the old one or the new
     /// one. Takes as long as the disk does.
     pub(crate) fn replace(&self, name: &str, contents: &[u8]) -> io::Result<()> {
@@ -109,7 +120,10 @@ fn regular(file: File) -> io::Result<File> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::{os::unix::fs::symlink, path::PathBuf};
+    use std::{
+        os::unix::fs::{PermissionsExt as _, symlink},
+        path::PathBuf,
+    };
 
     use nix::unistd::mkfifo;
 
@@ -165,6 +179,23 @@ pub(crate) mod tests {
         assert_eq!(folder.read("x").unwrap_err().kind(), io::ErrorKind::NotFound);
         fs::write(path.join("x"), "contents").unwrap();
         assert_eq!(folder.read("x").unwrap(), b"contents");
+        fs::remove_dir_all(path).unwrap();
+    }
+
+    #[test]
+    fn a_secret_that_others_may_read_is_none() {
+        let path = scratch("secret");
+        let folder = Folder::open(&path).unwrap();
+        each_oddity(&path.join("x"), |words| {
+            let error = folder.read_secret("x").unwrap_err().to_string();
+            assert!(error.contains(words) || error.contains("others may read"), "{error}, and not {words}");
+        });
+        folder.replace("x", b"secret").unwrap();
+        assert_eq!(folder.read_secret("x").unwrap(), b"secret");
+        for mode in [0o604, 0o640, 0o602] {
+            fs::set_permissions(path.join("x"), fs::Permissions::from_mode(mode)).unwrap();
+            assert!(folder.read_secret("x").unwrap_err().to_string().contains("others may read"), "{mode:o}");
+        }
         fs::remove_dir_all(path).unwrap();
     }
 

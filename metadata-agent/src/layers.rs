@@ -12,6 +12,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 const PARTS: &[(&str, &[&str])] = &[
     ("version", &[]),
     ("error_chain", &[]),
+    ("boot_clock", &[]),
     ("files", &[]),
     ("meminfo", &[]),
     ("memory", &[]),
@@ -32,7 +33,21 @@ const PARTS: &[(&str, &[&str])] = &[
     ("startup", &["files", "config", "link"]),
     ("confinement", &["link"]),
     // The data plane: a process of its own.
-    ("proxy", &["error_chain", "meminfo", "notice", "panics", "race", "tls", "config", "directory", "link"]),
+    (
+        "proxy",
+        &[
+            "boot_clock",
+            "error_chain",
+            "meminfo",
+            "notice",
+            "panics",
+            "race",
+            "tls",
+            "config",
+            "directory",
+            "link",
+        ],
+    ),
     // The control plane.
     ("admin", &[]),
     ("nova", &["error_chain", "notice", "race", "tls", "config", "link"]),
@@ -40,7 +55,8 @@ const PARTS: &[(&str, &[&str])] = &[
     ("health", &["datapath", "nova"]),
     ("supervisor", &["descriptors", "packets", "config", "directory", "link", "nova", "health"]),
     ("inventory", &["files", "directory", "datapath", "health"]),
-    ("reconcile", &["directory", "datapath", "health", "inventory"]),
+    ("tokens", &["files", "config", "directory", "datapath"]),
+    ("reconcile", &["boot_clock", "directory", "datapath", "health", "inventory", "tokens"]),
     ("metrics", &["version", "inventory", "reconcile"]),
     (
         "control",
@@ -64,6 +80,7 @@ const PARTS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "version",
+            "boot_clock",
             "memory",
             "descriptors",
             "packets",
@@ -83,6 +100,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "datapath",
             "health",
             "inventory",
+            "tokens",
             "reconcile",
             "metrics",
             "control",
@@ -90,8 +108,18 @@ const PARTS: &[(&str, &[&str])] = &[
     ),
 ];
 
-const CONTROL_PLANE: [&str; 9] =
-    ["admin", "datapath", "health", "inventory", "reconcile", "metrics", "control", "nova", "supervisor"];
+const CONTROL_PLANE: [&str; 10] = [
+    "admin",
+    "datapath",
+    "health",
+    "inventory",
+    "tokens",
+    "reconcile",
+    "metrics",
+    "control",
+    "nova",
+    "supervisor",
+];
 
 /// The path of a module or of what is in one, from the crate's root.
 type ModulePath = Vec<String>;

@@ -4,6 +4,7 @@
 //! a connection → tag → identity (`directory`) → request → Nova (`proxy`). The latter is a process of its own, which the
 //! other one starts (`supervisor`), feeds (`link`) and makes connections for (`nova`).
 pub mod admin;
+mod boot_clock;
 pub mod cli;
 pub mod config;
 pub mod confinement;
@@ -35,4 +36,5 @@ pub mod startup;
 pub mod supervisor;
 pub mod takeover;
 mod tls;
+pub mod tokens;
 pub mod version;

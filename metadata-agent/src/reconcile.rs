@@ -16,13 +16,15 @@ use serde_json::Value;
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    boot_clock,
     datapath::{Adopted, Assignment, Datapath, Device, Error, Indexes},
     directory::{Directory, Port, Signer},
     health::Applied,
     inventory::{Desired, DesiredPort},
+    tokens::Tokens,
 };
 pub use served::Limits;
-use served::{NOT_YET, Served, owner};
+use served::{Issuer, NOT_YET, Served, owner};
 
 /// Time slice of attaching, for which the control plane does no other work: a TCX link waits for the kernel's RCU grace period,
 /// which is some ten milliseconds for each tap and cannot be had in parallel (the kernel holds its RTNL lock meanwhile).
@@ -56,7 +58,7 @@ pub struct Reconciler {
     /// The agent's own guest.
     probe: Option<ProbePort>,
     directory: Arc<Directory>,
-    signer: Signer,
+    issuer: Issuer,
 }
 
 /// An assignment that ends.
@@ -102,8 +104,14 @@ impl Reconciler {
             reserved,
             probe: None,
             directory,
-            signer,
+            issuer: Issuer { signer, tokens: None },
         })
+    }
+
+    /// Has it issue session tokens' policies with the identities from now on.
+    pub fn with_tokens(mut self, tokens: Tokens) -> Self {
+        self.issuer.tokens = Some(tokens);
+        self
     }
 
     /// Applies the difference.
@@ -123,6 +131,8 @@ impl Reconciler {
         for (key, wanted) in desired {
             self.serve(*key, wanted, adopted.remove(key), foreign_until);
         }
+        // Before anybody is served by it.
+        self.note_served();
         self.enter();
         self.publish();
         for Ended { entry, assignment, hears } in gone {
@@ -173,9 +183,36 @@ impl Reconciler {
     pub fn look_after(&mut self, now: Instant) -> Result<(), Error> {
         let renewed = self.datapath.renew();
         self.release_ended(now);
+        self.renew_token_keys();
         let programs = self.keep_programs();
         let told = self.tell_exhausted();
         renewed.and(programs).and(told)
+    }
+
+    fn renew_token_keys(&mut self) {
+        let renewed = self.issuer.tokens.as_mut().map(|tokens| tokens.renew_key(boot_clock::now()));
+        match renewed {
+            Some(Ok(true)) => {
+                for served in self.served.values_mut() {
+                    served.resolve(&self.issuer);
+                }
+                self.publish();
+            }
+            Some(Err(error)) => error!(%error, "the key for session tokens stays as it is"),
+            _ => {}
+        }
+    }
+
+    fn note_served(&mut self) {
+        let served = self
+            .served
+            .values()
+            .filter_map(|served| Some((served.assignment, served.wanted.port.as_str(), served.first?)));
+        if let Some(tokens) = &mut self.issuer.tokens
+            && let Err(error) = tokens.note_served(served)
+        {
+            warn!(%error, "cannot note when ports were served first: after a restart they need tokens at once");
+        }
     }
 
     fn keep_programs(&mut self) -> Result<(), Error> {
@@ -367,7 +404,7 @@ impl Reconciler {
             );
         }
         match self.served.entry(key) {
-            Entry::Occupied(mut served) => served.get_mut().update(&self.signer, wanted),
+            Entry::Occupied(mut served) => served.get_mut().update(&self.issuer, wanted),
             Entry::Vacant(vacant) => {
                 let device = &wanted.device;
                 let assignment = match adopted {
@@ -397,7 +434,16 @@ impl Reconciler {
                 info!(tap = device.name, ifindex = device.ifindex, port = wanted.port, "port found");
                 let owner = adopted.map_or_else(|| owner(wanted), |adopted| adopted.owner);
                 let tap = self.directory.tap(&device.name);
-                vacant.insert(Served::new(&self.signer, wanted, tap, assignment, owner, foreign_until));
+                let first = adopted.and_then(|adopted| self.issuer.first(&adopted, &wanted.port));
+                vacant.insert(Served::new(
+                    &self.issuer,
+                    wanted,
+                    tap,
+                    assignment,
+                    owner,
+                    first,
+                    foreign_until,
+                ));
             }
         }
     }

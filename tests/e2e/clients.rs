@@ -1,17 +1,13 @@
 //! Real clients, as images have them: what each makes of its metadata, on a tap as a hypervisor makes it.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
-};
+use std::{fs, thread};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
     agent::Options,
     check::{META_DATA, is_identity_of},
     cloud::{Chassis as _, Cloud},
+    cloud_init::{Datasource, Found, SUITES, crawl},
     command::{Words as _, require, run},
     guest::{Generation, Guest, METADATA_V6},
     http::Response,
@@ -19,14 +15,9 @@ use metadata_tests::{
     port::{GATEWAY, Port},
     stage::{Nic, Stage},
 };
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-const PYTHON: &str = "/usr/bin/python3";
-const SCRIPT: &str = include_str!("cloud_init.py");
 const ADDRESS: &str = "http://169.254.169.254";
-/// By Debian's suite: one that asks over IPv4 only, and one that asks over both families at once.
-const VERSIONS: [&str; 2] = ["bookworm", "trixie"];
 /// Bytes of user-data: more than Nova takes.
 const LONG: usize = 1 << 16;
 
@@ -38,51 +29,6 @@ fn cloud_with_guests() -> Result<(Cloud<Stage>, [Guest; 2])> {
     let cloud = Cloud::on(Stage::start_with(Nic::Tap)?, &Options { more, ..Options::default() })?;
     let guests = cloud.overlapping_guests()?;
     Ok((cloud, guests))
-}
-
-/// What cloud-init found.
-#[derive(Debug, Deserialize)]
-struct Found {
-    found: bool,
-    address: String,
-    instance_id: String,
-    hostname: String,
-    availability_zone: String,
-    public_keys: Vec<String>,
-    /// In hexadecimal digits.
-    user_data: String,
-    vendor_data: [Option<String>; 2],
-    metadata: Value,
-    ec2_metadata: Option<Value>,
-    network: Option<Value>,
-}
-
-/// Lets the cloud-init of a suite ask for its instance's metadata inside the guest.
-fn crawl(cloud: &Cloud<Stage>, guest: &Guest, suite: &str, source: &str) -> Result<Found> {
-    let modules = unpacked(suite)?;
-    let folder = cloud.chassis.sandbox().path(format!("{}-{suite}-{source}", guest.port.tap));
-    fs::create_dir(&folder)?;
-    // With the guest's own /sys, from which cloud-init knows its devices.
-    let mut python = Command::new("ip");
-    python.words(format!("netns exec {} {PYTHON} -B -c", guest.netns.name())).arg(SCRIPT).arg(source);
-    let output = python.arg(&folder).env("PYTHONPATH", modules).stdin(Stdio::null()).output()?;
-    // A boot begins with nothing that another one kept.
-    fs::remove_dir_all(&folder)?;
-    println!("{}", String::from_utf8_lossy(&output.stderr));
-    ensure!(output.status.success(), "{source} of {suite}: {}", output.status);
-    let found: Found = serde_json::from_slice(&output.stdout)?;
-    ensure!(found.found, "{source} of {suite} found nothing");
-    Ok(found)
-}
-
-/// The modules of that suite's cloud-init.
-fn unpacked(suite: &str) -> Result<PathBuf> {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().context("there is no target folder")?;
-    let modules = target.join("cloud-init").join(suite).join("root/usr/lib/python3/dist-packages");
-    if !modules.join("cloudinit").exists() {
-        bail!("there is no cloud-init in {} (`cargo xtask setup` unpacks it)", modules.display());
-    }
-    Ok(modules)
 }
 
 /// User-data that no text is: every byte, compressed data's first ones, and an end that differs for each guest.
@@ -153,8 +99,9 @@ fn cloud_init_crawls_openstack() -> Result<()> {
     for guest in &guests {
         cloud.nova.set_user_data(&guest.port, user_data(&guest.port));
     }
-    for suite in VERSIONS {
-        for (guest, found) in guests.iter().zip(crawl_at_once(&cloud, &guests, suite, "OpenStack")?) {
+    for suite in SUITES {
+        for (guest, found) in guests.iter().zip(crawl_at_once(&cloud, &guests, suite, Datasource::OpenStack)?)
+        {
             is_all_of(&guest.port, &found).with_context(|| format!("{suite}: {}", guest.port.tap))?;
             ensure!(found.address == ADDRESS, "{suite} asked {}", found.address);
             let [vendor_data, vendor_data2] = nova::vendor_data(&guest.port).map(Some);
@@ -170,8 +117,8 @@ fn cloud_init_crawls_ec2() -> Result<()> {
     for guest in &guests {
         cloud.nova.set_user_data(&guest.port, user_data(&guest.port));
     }
-    for suite in VERSIONS {
-        for (guest, found) in guests.iter().zip(crawl_at_once(&cloud, &guests, suite, "Ec2")?) {
+    for suite in SUITES {
+        for (guest, found) in guests.iter().zip(crawl_at_once(&cloud, &guests, suite, Datasource::Ec2)?) {
             is_ec2_of(&guest.port, &found).with_context(|| format!("{suite}: {}", guest.port.tap))?;
             ensure!(found.address == ADDRESS, "{suite} asked {}", found.address);
         }
@@ -188,22 +135,29 @@ fn cloud_init_races_both_families() -> Result<()> {
         cloud.nova.set_user_data(&guest.port, user_data(&guest.port));
         guest.enable_ipv6(Generation::Random)?;
     }
-    for (guest, found) in guests.iter().zip(crawl_at_once(&cloud, &guests, "trixie", "OpenStack")?) {
+    for (guest, found) in guests.iter().zip(crawl_at_once(&cloud, &guests, "trixie", Datasource::OpenStack)?)
+    {
         is_all_of(&guest.port, &found)?;
         ensure!([ADDRESS, &over_ipv6].contains(&found.address.as_str()), "it asked {}", found.address);
     }
     // Without an IPv4 address there is but one way, on which it does not look for EC2's tree.
     let [guest, _] = guests;
     guest.netns.ip("-4 addr flush dev eth0")?;
-    let found = crawl(&cloud, &guest, "trixie", "OpenStack")?;
+    let found = crawl(&cloud.chassis, &guest, "trixie", Datasource::OpenStack)?;
     is_openstack_of(&guest.port, &found)?;
     ensure!(found.address == over_ipv6, "it asked {}", found.address);
     Ok(())
 }
 
-fn crawl_at_once(cloud: &Cloud<Stage>, guests: &[Guest; 2], suite: &str, source: &str) -> Result<Vec<Found>> {
+fn crawl_at_once(
+    cloud: &Cloud<Stage>,
+    guests: &[Guest; 2],
+    suite: &str,
+    source: Datasource,
+) -> Result<Vec<Found>> {
     thread::scope(|scope| {
-        let crawling = guests.each_ref().map(|guest| scope.spawn(|| crawl(cloud, guest, suite, source)));
+        let crawl = |guest| crawl(&cloud.chassis, guest, suite, source);
+        let crawling = guests.each_ref().map(|guest| scope.spawn(move || crawl(guest)));
         crawling.into_iter().map(|thread| thread.join().ok().context("a guest's thread panicked")?).collect()
     })
 }

@@ -1,5 +1,8 @@
-//! ARCHITECTURE.md, held against the sources: the tests that its invariants name are there.
-use std::{fs, path::Path};
+//! Documents, held against the sources: the tests that ARCHITECTURE.md's invariants name are there, and so are the metrics of
+//! the alert rules, which Prometheus' own tool reads.
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use crate::{cloud_init::fetched, command::run};
 
 /// Tests by file, as the rows of a table name them: a file, and its tests behind it.
 fn named(rows: &str) -> Vec<(&str, &str)> {
@@ -52,4 +55,39 @@ fn what_is_no_test_is_none() {
     assert!(has_test(source, "one") && !has_test(source, "two") && !has_test(source, "three"));
     let rows = "| a | `x.rs` `one`, `two`; `y.rs` `three` |\n| b `c` | `z.rs` `four` |\n";
     assert_eq!(named(rows), [("x.rs", "one"), ("x.rs", "two"), ("y.rs", "three"), ("z.rs", "four")]);
+}
+
+/// Names of the agent's metrics in a text, as they are registered: without what all begin and counters end with.
+fn metrics(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let names = words.filter_map(|word| word.strip_prefix("metadata_"));
+    names.map(|name| name.strip_suffix("_total").unwrap_or(name)).collect()
+}
+
+#[test]
+fn alert_rules_are_about_metrics_that_there_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let rules = fs::read_to_string(root.join("packaging/prometheus/alerts.yml")).unwrap();
+    let source = |file| fs::read_to_string(root.join("metadata-agent/src").join(file)).unwrap();
+    let sources = ["metrics.rs", "metrics/databases.rs", "proxy/metrics.rs"].map(source).concat();
+    let named = metrics(&rules);
+    assert!(named.len() > 5, "{named:?}");
+    for name in named {
+        // Those of databases are registered together, under a prefix.
+        let registered = name.strip_prefix("ovsdb_").unwrap_or(name);
+        assert!(sources.contains(&format!("\"{registered}\"")), "no metric is registered as {name}");
+    }
+}
+
+#[test]
+fn alert_rules_are_rules_and_fire_as_their_cases_say() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let promtool = fetched("prometheus").unwrap().join("root/usr/bin/promtool");
+    assert!(promtool.exists(), "there is no {} (`cargo xtask setup` unpacks it)", promtool.display());
+    for (task, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
+        let mut command = Command::new(&promtool);
+        command.args([task, "rules", file]).current_dir(root.join("packaging/prometheus"));
+        let said = run(&mut command).unwrap();
+        assert!(said.contains("SUCCESS"), "{said}");
+    }
 }

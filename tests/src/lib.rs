@@ -24,6 +24,7 @@ pub mod astray;
 pub mod capture;
 pub mod check;
 pub mod cloud;
+pub mod cloud_init;
 pub mod command;
 #[cfg(test)]
 mod documents;

@@ -46,6 +46,31 @@ const CLOUD_INIT_FILES: &[(&str, &str)] = &[
 const OSLO_CONFIG_FILES: &[(&str, &str)] =
     &[("/usr/bin/python3", "python3"), ("/usr/lib/python3/dist-packages/oslo_config", "python3-oslo.config")];
 
+/// Readers of a request's path in front of Nova's code, and within it.
+const NOVA_FILES: &[(&str, &str)] = &[
+    ("/usr/bin/python3", "python3"),
+    ("/usr/lib/python3/dist-packages/eventlet", "python3-eventlet"),
+    ("/usr/lib/python3/dist-packages/paste/urlmap.py", "python3-paste"),
+    ("/usr/lib/python3/dist-packages/webob", "python3-webob"),
+];
+
+/// Installers of clients of EC2's interface, and what those are run by.
+const EC2_CLIENT_FILES: &[(&str, &str)] = &[
+    ("/usr/bin/python3", "python3"),
+    ("/usr/lib/python3/dist-packages/pip", "python3-pip"),
+    ("node", "nodejs"),
+    ("npm", "npm"),
+];
+
+/// Clients of EC2's interface that are PyPI's.
+const PYPI_CLIENTS: &[&str] = &["botocore==1.44.5", "ec2-metadata==3.0.0"];
+
+/// The same of npm's: the last version for the node of Debian 12.
+const NPM_CLIENTS: &[&str] = &["@aws-sdk/ec2-metadata-service@3.908.0"];
+
+/// Says which of them are in a folder.
+const REQUIREMENTS: &str = "requirements.txt";
+
 /// The suites of which the tests take cloud-init: before it asked over IPv6, and since.
 const CLOUD_INIT_SUITES: &[&str] = &["bookworm", "trixie"];
 
@@ -104,7 +129,10 @@ pub(crate) fn for_tests() -> anyhow::Result<()> {
     packages(TEST_PROGRAMS)?;
     packages(CLOUD_INIT_FILES)?;
     packages(OSLO_CONFIG_FILES)?;
+    packages(NOVA_FILES)?;
     cloud_init()?;
+    ec2_clients()?;
+    promtool()?;
     for_build()
 }
 
@@ -209,6 +237,46 @@ fn cloud_init() -> anyhow::Result<()> {
         debian::unpacked(&folder, &[suite], false, |apt, draft| apt.unpack(&["cloud-init"], draft))?;
     }
     Ok(())
+}
+
+/// promtool is unpacked as well: its package is Prometheus itself, with a service.
+fn promtool() -> anyhow::Result<()> {
+    let folder = build::target().join("prometheus");
+    debian::unpacked(&folder, &["bookworm"], false, |apt, draft| apt.unpack(&["prometheus"], draft))?;
+    Ok(())
+}
+
+/// Clients of EC2's interface are unpacked beside each other: Debian's package would bring rules for devices, and what is PyPI's
+/// or npm's is no part of the machine.
+fn ec2_clients() -> anyhow::Result<()> {
+    let folder = build::target().join("ec2-clients");
+    debian::unpacked(&folder, &["bookworm"], false, |apt, draft| apt.unpack(&["amazon-ec2-utils"], draft))?;
+    let mut pip = Command::new("/usr/bin/python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--root-user-action=ignore", "--no-compile", "--target"]);
+    modules(&folder.join("pypi"), pip, PYPI_CLIENTS)?;
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]);
+    modules(&folder.join("npm"), npm, NPM_CLIENTS)
+}
+
+/// Installs modules into a folder, unless those very ones are there.
+fn modules(folder: &Path, mut install: Command, wanted: &[&str]) -> anyhow::Result<()> {
+    let list = wanted.join("\n");
+    if fs::read_to_string(folder.join(REQUIREMENTS)).unwrap_or_default() == list {
+        return Ok(());
+    }
+    packages(EC2_CLIENT_FILES)?;
+    // What is in place is complete.
+    let draft = folder.with_extension("draft");
+    for old in [folder, &draft] {
+        if old.exists() {
+            fs::remove_dir_all(old).with_context(|| format!("cannot remove {}", old.display()))?;
+        }
+    }
+    say(&format!("fetching {}", wanted.join(", ")));
+    run_quietly(install.arg(&draft).args(wanted))?;
+    fs::write(draft.join(REQUIREMENTS), list)?;
+    Ok(fs::rename(&draft, folder)?)
 }
 
 /// A toolchain that can compile for the eBPF target; the first that can be had, in this order: one that is there,

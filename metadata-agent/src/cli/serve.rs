@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::preflight;
 use crate::{
+    boot_clock,
     config::{Config, Rate},
     control::{Control, Ending, Farewell, Parts},
     datapath::{Datapath, ServiceDevice},
@@ -24,6 +25,7 @@ use crate::{
     startup::{self, RunLock},
     supervisor::{self, Guests, Orphan, Supervisor},
     takeover::{Offering, Predecessor, store},
+    tokens::Tokens,
     version::VERSION,
 };
 
@@ -59,7 +61,9 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
 
     let directory = Arc::new(Directory::default());
     let signer = Signer::new(config.nova.secret.reveal());
-    let reconciler = Reconciler::new(datapath, limits(config), directory.clone(), signer)?;
+    let tokens = Tokens::open(config.tokens.clone(), &config.run_dir, boot_clock::now())?;
+    let reconciler =
+        Reconciler::new(datapath, limits(config), directory.clone(), signer)?.with_tokens(tokens);
     let dialler = Arc::new(Dialler::new(&config.nova)?);
     let mut orphans = Vec::new();
     match &mut predecessor {

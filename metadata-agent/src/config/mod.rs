@@ -11,6 +11,7 @@ mod ovn;
 mod references;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::{
     net::SocketAddr,
@@ -24,6 +25,7 @@ pub use limits::{Limits, RequestLimits, WindowLimit};
 pub use nova::{ClientCertificate, Endpoint, Nova, NovaTls, Secret};
 use options::{Options, boolean, number, seconds};
 use serde::{Deserialize, Serialize};
+pub use tokens::{EVERY_PATH, TokenMode, Tokens};
 
 /// Our section.
 const SECTION: &str = "metadata_ebpf";
@@ -70,6 +72,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[metadata_ebpf] admin_listen`: where else than on its socket the admin interface may be read.
     pub admin_listen: Option<SocketAddr>,
+    /// Session tokens, and what else a guest's request has to be like.
+    pub tokens: Tokens,
 }
 
 /// A configuration file or folder that the command line names.
@@ -222,6 +226,14 @@ const OWN: &[&str] = &[
     "request_head_bytes",
     "request_body_bytes",
     "admin_listen",
+    "token_mode",
+    "token_projects",
+    "token_networks",
+    "token_required_after",
+    "token_required_for",
+    "token_hop_limit",
+    "answer_hop_limit",
+    "refuse_forwarded",
 ];
 
 impl Config {
@@ -277,6 +289,7 @@ impl Config {
                 let address = text.parse().map_err(|_| "expected address:port, or [IPv6 address]:port")?;
                 Ok(Some(address))
             })?,
+            tokens: Tokens::from_ini(options)?,
         };
         // When all options were read.
         Ok(Self { differing: options.differing(), ..config })

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use aws_lc_rs::hmac;
 use serde::{Deserialize, Serialize};
 
+use super::policy::RequestPolicy;
+
 /// Identity of a guest, to Nova and in the log. Everything a request needs is computed once, here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -25,6 +27,8 @@ pub struct Identity {
 pub struct SignedIdentity {
     /// The identity itself.
     pub identity: Identity,
+    /// What its requests must bring, if anything.
+    pub policy: Option<RequestPolicy>,
     signature: String,
     forwarded_for: [Option<String>; 2],
 }
@@ -84,6 +88,7 @@ impl Signer {
         Ok(SignedIdentity {
             signature: signature.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
             forwarded_for: [of_family(true), of_family(false)],
+            policy: None,
             identity,
         })
     }

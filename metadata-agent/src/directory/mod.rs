@@ -11,6 +11,7 @@
 //! place     one of its connections               gauge     how many there are
 //! rate      how much in time                     sources   what the datapath knows of them
 //! entry     a port that travels                  changes   what of it is news to the other process
+//! policy    what a port's requests must bring
 //! ```
 #![forbid(unsafe_code)]
 mod changes;
@@ -18,6 +19,7 @@ mod entry;
 mod gauge;
 mod identity;
 mod place;
+mod policy;
 mod port;
 mod rate;
 mod sources;
@@ -39,6 +41,7 @@ pub use entry::{Entry, Known};
 pub(crate) use gauge::Gauge;
 pub use identity::{Identity, InvalidIdentity, SignedIdentity, Signer};
 pub(crate) use place::{Phase, Place};
+pub use policy::{RequestPolicy, TokenKey, TokenKeys, TokenPolicy};
 pub use port::{PROBE_ANSWER, Port, Resolution};
 pub use sources::{OpenConnection, Sources};
 pub use tap::Tap;

@@ -8,7 +8,7 @@ use std::{
 use http1::Request;
 use tracing::info;
 
-use super::{forward, metrics::Metrics, outcome::Outcome};
+use super::{forward, metrics::Metrics, outcome::Outcome, token};
 use crate::directory::{Identity, OpenConnection, Port, Resolution};
 
 /// The guest behind a connection, decided once, when it is accepted.
@@ -75,6 +75,7 @@ impl Drop for Exchange<'_> {
             bytes = outcome.bytes,
             ms = milliseconds(total),
             nova_ms = outcome.nova.map(milliseconds),
+            token = outcome.token.map(token::Outcome::name),
             reason = outcome.reason(),
             "request"
         );

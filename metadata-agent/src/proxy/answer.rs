@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use http1::{Malformed, Version, write_connection, write_field};
 
+use super::token;
 use crate::{
     config::Limits,
     directory::{Identity, Limit},
@@ -36,6 +37,8 @@ pub(super) enum Refusal {
     Broken,
     /// Nova did not answer in time.
     Timeout,
+    /// It lacks a session token, or is none that may pass.
+    Token(token::Refusal),
 }
 
 impl Refusal {
@@ -52,6 +55,7 @@ impl Refusal {
             Self::Unreachable => "nova_unreachable",
             Self::Broken => "nova_broken",
             Self::Timeout => "nova_timeout",
+            Self::Token(refusal) => refusal.name(),
         }
     }
 
@@ -87,6 +91,14 @@ impl Refusal {
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
             Self::Unreachable | Self::Broken => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Token(refusal) => match refusal {
+                token::Refusal::Missing | token::Refusal::Invalid | token::Refusal::Expired => {
+                    StatusCode::UNAUTHORIZED
+                }
+                token::Refusal::BadTimeToLive => StatusCode::BAD_REQUEST,
+                token::Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
+                token::Refusal::Forwarded => StatusCode::FORBIDDEN,
+            },
         }
     }
 
@@ -108,6 +120,7 @@ impl Refusal {
             Self::Unreachable => "the metadata service cannot reach nova, try again".to_owned(),
             Self::Broken => "nova broke off its answer, try again".to_owned(),
             Self::Timeout => "nova did not answer in time, try again".to_owned(),
+            Self::Token(refusal) => refusal.text().to_owned(),
         }
     }
 
@@ -129,6 +142,9 @@ impl Refusal {
         write_field(b"Server", b"metadata-agent", out);
         write_field(b"Content-Type", b"text/plain; charset=UTF-8", out);
         write_field(b"Content-Length", body.len().to_string().as_bytes(), out);
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            write_field(b"Allow", b"PUT", out);
+        }
         if let Some(seconds) = self.retry_after() {
             write_field(b"Retry-After", seconds.to_string().as_bytes(), out);
         }

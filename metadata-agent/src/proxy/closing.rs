@@ -40,6 +40,9 @@ pub(super) trait GuestSocket {
     /// Hands the kernel the end of the last answer without waiting. The kernel may hold it back until [`farewell`] ends our
     /// side, so that both go in one segment, and are acknowledged by one.
     fn try_send_last(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Sets the hop limit of its segments (TTL, for a socket of IPv4).
+    fn limit_hops(&self, is_v4: bool, hops: u8) -> io::Result<()>;
 }
 
 impl GuestSocket for TcpStream {
@@ -49,6 +52,11 @@ impl GuestSocket for TcpStream {
 
     fn try_send_last(&self, bytes: &[u8]) -> io::Result<usize> {
         self.try_io(Interest::WRITABLE, || SockRef::from(self).send_with_flags(bytes, libc::MSG_MORE))
+    }
+
+    fn limit_hops(&self, is_v4: bool, hops: u8) -> io::Result<()> {
+        let socket = SockRef::from(self);
+        if is_v4 { socket.set_ttl_v4(hops.into()) } else { socket.set_unicast_hops_v6(hops.into()) }
     }
 }
 
@@ -60,6 +68,10 @@ impl<T: GuestSocket> GuestSocket for &mut T {
     fn try_send_last(&self, bytes: &[u8]) -> io::Result<usize> {
         (**self).try_send_last(bytes)
     }
+
+    fn limit_hops(&self, is_v4: bool, hops: u8) -> io::Result<()> {
+        (**self).limit_hops(is_v4, hops)
+    }
 }
 
 #[cfg(test)]
@@ -70,6 +82,10 @@ impl GuestSocket for tokio::io::DuplexStream {
 
     fn try_send_last(&self, _bytes: &[u8]) -> io::Result<usize> {
         Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn limit_hops(&self, _is_v4: bool, _hops: u8) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -1,4 +1,5 @@
 //! One guest's connection: heads in, requests out to Nova, answers back.
+mod admission;
 mod body;
 
 use std::{
@@ -73,6 +74,8 @@ pub(super) struct Connection<'a, S> {
     charged: u32,
     /// Bytes that may wait besides, behind those that are being sent, in the connection to Nova.
     behind: u32,
+    /// Hop limit that the socket was given, if it was.
+    hop_limit: Option<u8>,
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
@@ -96,6 +99,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             received: BytesMut::new(),
             charged: 0,
             behind: 0,
+            hop_limit: None,
         }
     }
 
@@ -192,6 +196,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             Err(problem) => return self.refuse_unread(Refusal::Malformed(problem)).await,
         };
         let mut exchange = Exchange::begin(self.metrics, self.caller, Some(&request));
+        self.limit_answers(exchange.outcome.policy())?;
         let end = self.answer(&request, &mut exchange.outcome).await;
         concluded(end, &mut exchange.outcome)
     }
@@ -219,6 +224,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     /// Answers something that is no request, or that is not known to be one yet.
     async fn refuse_unread(&mut self, refusal: Refusal) -> io::Result<Option<End>> {
         let mut exchange = Exchange::begin(self.metrics, self.caller, None);
+        self.limit_answers(exchange.outcome.policy())?;
         let end = self.refuse(refusal, Form::LAST, &mut exchange.outcome).await;
         concluded(end, &mut exchange.outcome)
     }
@@ -235,19 +241,35 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         refusal.write(Whom { port: &self.caller.port.id, identity }, form, limits, &mut out);
         outcome.status = Some(refusal.status(limits).as_u16());
         outcome.refusal = Some(refusal);
+        self.finish(&out, form, End::Unread).await
+    }
+
+    /// Sends an answer of our own; how the connection ends, if it does.
+    async fn finish(&mut self, out: &[u8], form: Form, end: End) -> io::Result<Option<End>> {
         if form.keep_alive {
-            self.send(&out).await?;
+            self.send(out).await?;
             return Ok(None);
         }
-        self.send_last(&out).await?;
-        Ok(Some(End::Unread))
+        self.send_last(out).await?;
+        Ok(Some(end))
     }
 
     async fn answer(&mut self, request: &Request<'_>, outcome: &mut Outcome) -> io::Result<Option<End>> {
         let has_body = request.method != b"HEAD";
         let mut form = Form { version: request.version, keep_alive: request.keep_alive, has_body };
-        let who = match self.admit().await? {
-            Ok(who) => who,
+        let admitted = match self.admit().await? {
+            Ok(who) => {
+                outcome.who = Some(who.clone());
+                let token = match &who.policy {
+                    Some(policy) => self.admit_by_policy(request, policy, outcome)?,
+                    None => Ok(None),
+                };
+                token.map(|token| (who, token))
+            }
+            Err(refusal) => Err(refusal),
+        };
+        let (who, token) = match admitted {
+            Ok(admitted) => admitted,
             Err(refusal) => {
                 // Refusing costs little, but not nothing: who asks too often must connect again, which has a limit too.
                 let may_repeat = refusal.limit() != Some(Limit::RequestRate);
@@ -256,7 +278,6 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
                 return self.refuse(refusal, form, outcome).await;
             }
         };
-        outcome.who = Some(who.clone());
         let body = match timeout(self.limits.head, self.body(request))
             .await
             .unwrap_or(Ok(Err(Refusal::Slow)))?
@@ -265,6 +286,9 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             Err(refusal) => return self.refuse(refusal, Form { keep_alive: false, ..form }, outcome).await,
         };
         form.keep_alive &= !self.shutdown.retire.is_cancelled();
+        if let Some(time) = token {
+            return self.issue(time, &who, form, outcome).await;
+        }
         // What is complete counts as a request, and no longer by its bytes.
         let place = self.seat.hold(Resource::Requests).and_then(|place| Ok((place, self.charge(0)?)));
         let _place: Held<'a> = match place {

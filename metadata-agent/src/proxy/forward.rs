@@ -3,6 +3,7 @@
 //! The request is built from an allow-list, not by removing things: whatever a guest thinks of next does not travel.
 use http1::{Framing, Request, write_field};
 
+use super::token;
 use crate::directory::SignedIdentity;
 
 /// Headers of a guest that Nova may see: what describes the request and its body, nothing about who or how.
@@ -53,6 +54,9 @@ pub(super) fn to_nova(
 /// Class of a target, which may stand in a log: metadata paths are public knowledge, query strings and odd ones may not be.
 pub(super) fn path_class(target: &[u8]) -> &'static str {
     let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+    if token::is_for_token(path) {
+        return "token";
+    }
     let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).peekable();
     let Some(first) = parts.peek().copied() else { return "/" };
     let mut has_meta_data = false;
@@ -147,6 +151,7 @@ mod tests {
             ("/openstack/latest/meta_data.json", "meta_data.json"),
             ("/latest/meta-data/public-keys/0/openssh-key", "meta-data"),
             ("/openstack/2018-08-27", "openstack"),
+            ("/latest/api/token?secret", "token"),
             ("/secret", "other"),
         ] {
             assert_eq!(path_class(target.as_bytes()), class, "{target}");

@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use ::fuzz::{Random, fuzz};
@@ -24,7 +25,9 @@ use super::{
 };
 use crate::{
     config::{self, Limits, RequestLimits},
-    directory::{Directory, Identity, Port, Resolution, Signer},
+    directory::{
+        Directory, Identity, Port, RequestPolicy, Resolution, Signer, TokenKey, TokenKeys, TokenPolicy,
+    },
 };
 
 /// Seeds: requests of clients, and of attackers.
@@ -37,6 +40,8 @@ const REQUESTS: &[&str] = &[
     "GET http://169.254.169.254/a HTTP/1.1\r\nConnection: X-Instance-ID, keep-alive\r\nX-Tenant-ID: victim\r\n\r\n",
     "GET http://169.254.169.254?a HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n",
     "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n",
+    "GET /latest/user-data HTTP/1.1\r\nX-aws-ec2-metadata-token: AAAA\r\n\r\n",
     "POST / HTTP/1.1\r\nContent-Length: 40\r\n\r\nGET /smuggled HTTP/1.1\r\nX-Instance-ID: v\r\n",
 ];
 
@@ -97,7 +102,25 @@ fn requests(random: &mut Random) -> Vec<u8> {
 /// identity headers once and nobody else's.
 #[test]
 fn connections() {
-    let nova = Arc::new(SuspiciousNova::default());
+    fuzz_connections("proxy::connections", None);
+}
+
+/// The same where session tokens are required: no request for a secret reaches Nova, since none has a good one.
+#[test]
+fn connections_with_tokens() {
+    let tokens = TokenPolicy {
+        keys: TokenKeys { current: TokenKey([7; 32]), previous: None },
+        required: true,
+        required_for: config::Tokens::default().required_for,
+        required_from: Duration::ZERO,
+        hop_limit: Some(1),
+    };
+    let policy = RequestPolicy { tokens: Some(tokens), hop_limit: Some(2), ..RequestPolicy::default() };
+    fuzz_connections("proxy::connections_with_tokens", Some(policy));
+}
+
+fn fuzz_connections(name: &'static str, policy: Option<RequestPolicy>) {
+    let nova = Arc::new(SuspiciousNova { keeps_secrets: policy.is_some(), ..SuspiciousNova::default() });
     let endpoint = nova.clone().start().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _inside = runtime.enter();
@@ -118,13 +141,15 @@ fn connections() {
         network: "network".into(),
         fixed_ips: vec!["192.168.1.10".parse().unwrap()],
     };
-    let known = Resolution::Known(Arc::new(Signer::new("secret").sign(identity).unwrap()));
+    let mut signed = Signer::new("secret").sign(identity).unwrap();
+    signed.policy = policy;
+    let known = Resolution::Known(Arc::new(signed));
     let port = Port::new("port".into(), tap.clone(), 1, known);
     let caller = Caller { port: Arc::new(port), source: None, is_v4: true, open: None };
     let shutdown = Shutdown::default();
     let seat = Seat::take(&shares, &tap).unwrap();
 
-    fuzz("proxy::connections", |random| {
+    fuzz(name, |random| {
         let bytes = requests(random);
         let before = nova.requests.load(Ordering::Relaxed);
         let (guest, ours) = tokio::io::duplex(1 + random.below(4096));
@@ -172,7 +197,7 @@ fn connections() {
         );
     });
     let heard = nova.requests.load(Ordering::Relaxed);
-    println!("fuzz::proxy::connections: {heard} requests reached nova");
+    println!("fuzz::{name}: {heard} requests reached nova");
     assert!(heard > 0, "nothing reached nova");
 }
 
@@ -181,6 +206,8 @@ fn connections() {
 struct SuspiciousNova {
     requests: AtomicU64,
     problem: Mutex<Option<String>>,
+    /// Whether nobody may ask for a secret.
+    keeps_secrets: bool,
 }
 
 impl SuspiciousNova {
@@ -222,6 +249,9 @@ impl SuspiciousNova {
                 lines.push(line.iter().map(|byte| char::from(*byte)).collect());
             }
             let length = check(&lines).map_err(|problem| format!("{problem} in {lines:?}"))?;
+            if self.keeps_secrets && names_secret(&lines[0]) {
+                return Err(format!("a secret is asked for in {lines:?}"));
+            }
             let mut body = vec![0; length];
             reader.read_exact(&mut body).map_err(|error| format!("{error} within the body of {lines:?}"))?;
             self.requests.fetch_add(1, Ordering::Relaxed);
@@ -233,6 +263,12 @@ impl SuspiciousNova {
             }
         }
     }
+}
+
+/// Tells whether a request line asks for a secret, in the plain spelling.
+fn names_secret(line: &str) -> bool {
+    let path = line.split([' ', '?']).nth(1).unwrap_or_default();
+    matches!(path.rsplit('/').next(), Some("password" | "user-data"))
 }
 
 /// The length of the body, if everything else is as it should be.

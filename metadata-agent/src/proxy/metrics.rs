@@ -26,6 +26,7 @@ pub struct Metrics {
     refusals: Family<Refused, Counter>,
     limits: Family<Limited, Counter>,
     gave_way: Family<Limited, Counter>,
+    tokens: Family<ByToken, Counter>,
     bytes: Counter,
     total: Family<Answerer, Histogram>,
     nova: Histogram,
@@ -84,6 +85,11 @@ struct Limited {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByToken {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct NovaEndpoint {
     endpoint: String,
 }
@@ -106,6 +112,7 @@ impl Metrics {
             refusals: Family::default(),
             limits: Family::default(),
             gave_way: Family::default(),
+            tokens: Family::default(),
             bytes: Counter::default(),
             total: Family::new_with_constructor(seconds),
             nova: seconds(),
@@ -122,6 +129,7 @@ impl Metrics {
             refusals,
             limits,
             gave_way,
+            tokens,
             bytes,
             total,
             nova,
@@ -138,6 +146,11 @@ impl Metrics {
         registry.register("refusals", "Requests answered by the agent itself, by reason", refusals);
         registry.register("limits_hit", "Connections and requests beyond a limit", limits);
         registry.register("gave_way", "Connections that gave way to others, by limit", gave_way);
+        registry.register(
+            "tokens",
+            "Requests where there are session tokens, by what became of them",
+            tokens,
+        );
         registry.register("response_bytes", "Bytes of response bodies sent to guests", bytes);
         registry.register(
             "request_seconds",
@@ -167,7 +180,7 @@ impl Metrics {
 
     pub(super) fn request(&self, outcome: &Outcome, total: Duration) {
         if let Some(status) = outcome.status {
-            let by = if outcome.refusal.is_none() { By::nova } else { By::agent };
+            let by = if outcome.is_ours() { By::agent } else { By::nova };
             self.requests.get_or_create(&Answered { by, status }).inc();
             self.total.get_or_create(&Answerer { by }).observe(total.as_secs_f64());
         }
@@ -179,6 +192,9 @@ impl Metrics {
         };
         if let Some(reason) = unfinished {
             self.unfinished.get_or_create(&Unfinished { reason }).inc();
+        }
+        if let Some(token) = outcome.token {
+            self.tokens.get_or_create(&ByToken { outcome: token.name() }).inc();
         }
         self.bytes.inc_by(outcome.bytes);
         if let Some(nova) = outcome.nova {

@@ -11,7 +11,7 @@
 //! seat        what a connection holds   shares     who gives way to whom
 //! closing     until it is acknowledged  shutdown   how all of it ends
 //! outcome     what became of a request  access     a line for each
-//! metrics     the numbers
+//! metrics     the numbers               token      session tokens (IMDSv2)
 //! ```
 #![forbid(unsafe_code)]
 mod access;
@@ -28,6 +28,7 @@ mod seat;
 mod server;
 mod shares;
 mod shutdown;
+mod token;
 mod upstream;
 
 pub use metrics::Metrics;

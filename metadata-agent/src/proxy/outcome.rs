@@ -1,8 +1,8 @@
 //! Outcome of a request.
 use std::{io, sync::Arc, time::Duration};
 
-use super::answer::Refusal;
-use crate::directory::SignedIdentity;
+use super::{answer::Refusal, token};
+use crate::directory::{RequestPolicy, SignedIdentity};
 
 /// Outcome of a request.
 #[derive(Debug, Default)]
@@ -16,6 +16,8 @@ pub(super) struct Outcome {
     pub(super) nova: Option<Duration>,
     /// Why the agent answered in Nova's place, if it did.
     pub(super) refusal: Option<Refusal>,
+    /// Outcome by session tokens, where there are some.
+    pub(super) token: Option<token::Outcome>,
     pub(super) end: Completion,
 }
 
@@ -33,6 +35,16 @@ pub(super) enum Completion {
 }
 
 impl Outcome {
+    /// Policy of whoever is known to ask.
+    pub(super) fn policy(&self) -> Option<&RequestPolicy> {
+        self.who.as_ref()?.policy.as_ref()
+    }
+
+    /// Tells whether the answer is the agent's own.
+    pub(super) fn is_ours(&self) -> bool {
+        self.refusal.is_some() || self.token == Some(token::Outcome::Issued)
+    }
+
     /// Why the guest did not get, whole, what it asked for.
     pub(super) fn reason(&self) -> Option<String> {
         let refused = self.refusal.as_ref().and_then(Refusal::reason);

@@ -1,5 +1,5 @@
 //! One port that is served: its assignment, who it is for, and what of it is in force.
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use metadata_ebpf::map::{Limit, OWN_ADDRESSES, Owner, Port as Entered, PortKey, Source};
 use serde_json::{Value, json};
@@ -7,9 +7,11 @@ use tracing::{error, warn};
 use uuid::{Uuid, uuid};
 
 use crate::{
-    datapath::{Assignment, Device},
-    directory::{Port, Resolution, Signer, Tap},
+    boot_clock,
+    datapath::{Adopted, Assignment, Device},
+    directory::{Identity, Port, Resolution, Signer, Tap},
     inventory::{DesiredPort, Who},
+    tokens::{FirstServed, Tokens},
 };
 
 /// Why a device has no program that nobody has tried to attach yet.
@@ -42,30 +44,44 @@ pub(super) struct Served {
     pub(super) entry: Arc<Port>,
     /// Whether it was said that it has more sources than places.
     pub(super) told_exhausted: bool,
+    /// First time that it was known who is behind it; none if that is not known yet.
+    pub(super) first: Option<FirstServed>,
     foreign_until: u64,
+}
+
+/// Issuer of signed identities: all that requests are served by.
+#[derive(Debug)]
+pub(super) struct Issuer {
+    pub(super) signer: Signer,
+    /// If there are session tokens, or requests have to bring something else.
+    pub(super) tokens: Option<Tokens>,
 }
 
 impl Served {
     /// An assignment that `owner` has or had. The program is not on the tap yet.
     pub(super) fn new(
-        signer: &Signer,
+        issuer: &Issuer,
         wanted: &DesiredPort,
         tap: Arc<Tap>,
         assignment: Assignment,
         before: Owner,
+        first: Option<FirstServed>,
         foreign_until: u64,
     ) -> Self {
-        let resolution = resolve(signer, &wanted.who, &wanted.port);
-        Self {
+        let not_yet = Resolution::Pending(NOT_YET.into());
+        let mut served = Self {
             assignment,
             wanted: wanted.clone(),
             owner: latest(before, owner(wanted)),
             entered: None,
             attached: Err(NOT_YET.to_owned()),
-            entry: Arc::new(Port::new(wanted.port.clone(), tap, assignment.generation, resolution)),
+            entry: Arc::new(Port::new(wanted.port.clone(), tap, assignment.generation, not_yet)),
             told_exhausted: false,
+            first,
             foreign_until,
-        }
+        };
+        served.resolve(issuer);
+        served
     }
 
     pub(super) fn device(&self) -> &Device {
@@ -73,12 +89,28 @@ impl Served {
     }
 
     /// Takes what is known now.
-    pub(super) fn update(&mut self, signer: &Signer, wanted: &DesiredPort) {
+    pub(super) fn update(&mut self, issuer: &Issuer, wanted: &DesiredPort) {
         if self.wanted != *wanted {
-            self.entry.resolve(resolve(signer, &wanted.who, &wanted.port));
             self.owner = latest(self.owner, owner(wanted));
             self.wanted = wanted.clone();
+            self.resolve(issuer);
         }
+    }
+
+    /// Says who is behind it, by what is wanted now.
+    pub(super) fn resolve(&mut self, issuer: &Issuer) {
+        let resolution = match &self.wanted.who {
+            Who::Pending(reason) => Resolution::Pending(reason.as_str().into()),
+            Who::Conflict(reason) => {
+                error!(port = self.wanted.port, reason, "contradictory identity, the port is not served");
+                Resolution::Conflict(reason.as_str().into())
+            }
+            Who::Known(identity) => {
+                let first = *self.first.get_or_insert_with(|| FirstServed::At(boot_clock::now()));
+                issuer.issue(identity, self.assignment, first)
+            }
+        };
+        self.entry.resolve(resolution);
     }
 
     /// Whether this assignment may go on as what is wanted now. A port's addresses may change under it; which port,
@@ -138,6 +170,21 @@ impl Served {
             "project": identity.map(|identity| &identity.project),
             "network": identity.map(|identity| &identity.network),
             "fixed_ips": identity.map_or_else(Vec::new, |identity| identity.fixed_ips.clone()),
+            "tokens": self.token_mode(),
+        })
+    }
+
+    /// Mode of its session tokens, once it is known who is behind it.
+    fn token_mode(&self) -> Option<String> {
+        let Resolution::Known(signed) = self.entry.resolution() else { return None };
+        let tokens = signed.policy.as_ref().and_then(|policy| policy.tokens.as_ref());
+        Some(match tokens {
+            None => "off".to_owned(),
+            Some(tokens) if !tokens.required => "optional".to_owned(),
+            Some(tokens) => match tokens.required_from.saturating_sub(boot_clock::now()) {
+                Duration::ZERO => "required".to_owned(),
+                left => format!("required in {} s", left.as_millis().div_ceil(1000)),
+            },
         })
     }
 }
@@ -180,20 +227,31 @@ fn latest(before: Owner, now: Owner) -> Owner {
     if now.identity == [0; 2] { Owner { identity: before.identity, ..now } } else { now }
 }
 
-fn resolve(signer: &Signer, who: &Who, port: &str) -> Resolution {
-    match who {
-        Who::Pending(reason) => Resolution::Pending(reason.as_str().into()),
-        Who::Conflict(reason) => {
-            error!(port, reason, "contradictory identity, the port is not served");
-            Resolution::Conflict(reason.as_str().into())
-        }
-        Who::Known(identity) => match signer.sign(identity.clone()) {
+impl Issuer {
+    /// First time that an adopted assignment of a port was served, unless nobody has known yet who is behind it.
+    pub(super) fn first(&self, adopted: &Adopted, port: &str) -> Option<FirstServed> {
+        let noted = self.tokens.as_ref().and_then(|tokens| tokens.first_served(adopted.assignment, port));
+        noted.or_else(|| (adopted.owner.identity != [0; 2]).then_some(FirstServed::Before))
+    }
+
+    /// An identity that guests are served by, or what keeps it from being one.
+    fn issue(&self, identity: &Identity, assignment: Assignment, first: FirstServed) -> Resolution {
+        let signed = self.signer.sign(identity.clone()).map_err(|error| error.to_string());
+        let policy = match &self.tokens {
+            Some(tokens) => tokens.policy(identity, assignment, first).map_err(|error| error.to_string()),
+            None => Ok(None),
+        };
+        let issued = signed.and_then(|mut signed| {
+            signed.policy = policy?;
+            Ok(signed)
+        });
+        match issued {
             Ok(signed) => Resolution::Known(Arc::new(signed)),
             Err(error) => {
-                warn!(port, %error, "unusable identity");
-                Resolution::Pending(error.to_string().into())
+                warn!(port = identity.port, %error, "unusable identity");
+                Resolution::Pending(error.into())
             }
-        },
+        }
     }
 }
 

@@ -27,6 +27,8 @@ const SILENCE: u16 = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     KeepAlive,
+    /// The same, each of them this one.
+    KeepAliveWith(&'static [u8]),
     /// Many, for each of which the agent needs a new connection to Nova.
     Unpooled,
     /// One, and the other side closes it.
@@ -77,7 +79,7 @@ fn drive(to: SocketAddrV4, load: Load, time: Duration) -> Result<Measured> {
             if let Some(time) = exchange.proceed()? {
                 times.push(time);
                 match load.mode {
-                    Mode::KeepAlive | Mode::Unpooled => exchange.ask()?,
+                    Mode::KeepAlive | Mode::KeepAliveWith(_) | Mode::Unpooled => exchange.ask()?,
                     Mode::Close => *exchange = Exchange::open(to, load.mode)?,
                 }
             }
@@ -132,7 +134,7 @@ impl Exchange {
         self.answer.extend_from_slice(&bytes[..length]);
         let whole = is_whole(&self.answer)?;
         let done = match self.mode {
-            Mode::KeepAlive | Mode::Unpooled => {
+            Mode::KeepAlive | Mode::KeepAliveWith(_) | Mode::Unpooled => {
                 ensure!(length > 0, "the connection was closed");
                 whole
             }
@@ -154,6 +156,7 @@ impl Exchange {
     fn send(&mut self) -> Result<()> {
         let request = match self.mode {
             Mode::KeepAlive => KEEP_ALIVE,
+            Mode::KeepAliveWith(request) => request,
             Mode::Unpooled => OPTIONS,
             Mode::Close => CLOSE,
         };

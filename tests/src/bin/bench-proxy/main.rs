@@ -2,13 +2,14 @@
 //!
 //! All three are asked by the same load for the same upstream, in short rounds; what is printed are medians over the
 //! rounds, also of the ratios within each: absolute numbers say little about another machine. With `requests` as its
-//! argument it only measures those, with `crowd` one guest beside crowds.
+//! argument it only measures those, with `tokens` what session tokens cost, with `crowd` one guest beside crowds.
 #![forbid(unsafe_code)]
 
 mod crowd;
 mod haproxy;
 mod load;
 mod parked;
+mod tokens;
 mod upstream;
 
 use std::{
@@ -27,6 +28,7 @@ use metadata_tests::{
     guest::{Guest, METADATA},
     netns::Namespace,
     nova,
+    port::Network,
     process::{Daemon, family, memory},
     stage::{Path, Stage},
 };
@@ -69,11 +71,15 @@ fn main() -> Result<()> {
         return crowd::bench();
     }
     let bench = Bench::start()?;
+    if std::env::args().nth(1).as_deref() == Some("tokens") {
+        return bench.tokens();
+    }
     bench.requests()?;
     if std::env::args().nth(1).as_deref() == Some("requests") {
         return Ok(());
     }
     bench.pools()?;
+    bench.tokens()?;
     bench.memory()?;
     bench.fairness()?;
     drop(bench);
@@ -87,6 +93,8 @@ struct Bench {
     haproxy: Haproxy,
     _upstream: Daemon,
     guests: Vec<Guest>,
+    /// A network whose guests have session tokens.
+    with_tokens: Network,
     cloud: Cloud<Stage>,
 }
 
@@ -119,7 +127,10 @@ impl Bench {
         let mut more = options.map(|option| ("metadata_ebpf", option)).to_vec();
         // As long as haproxy's: on a slow machine it takes a while to open all of them.
         more.push(("metadata_haproxy", "timeout_http_keep_alive = 120".to_owned()));
-        let mut cloud = Cloud::on(Stage::start()?, &Options { more, ..Options::default() })?;
+        let stage = Stage::start()?;
+        let with_tokens = stage.add_network("tokens")?;
+        more.push(("metadata_ebpf", format!("token_networks = {}:optional", with_tokens.id)));
+        let mut cloud = Cloud::on(stage, &Options { more, ..Options::default() })?;
         cloud.quiet = true;
         let network = cloud.chassis.add_network("bench")?;
         let guests: Vec<_> =
@@ -136,7 +147,7 @@ impl Bench {
         for namespace in guests.iter().map(|guest| &guest.netns).chain([&haproxy.guest]) {
             namespace.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
         }
-        Ok(Self { haproxy, _upstream: upstream, guests, cloud })
+        Ok(Self { haproxy, _upstream: upstream, guests, with_tokens, cloud })
     }
 
     /// No proxy, haproxy, ours.
@@ -357,7 +368,7 @@ fn over(rounds: &[[Figures; 3]], figure: impl Fn(&[Figures; 3]) -> f64) -> f64 {
 fn name_of(load: Load) -> String {
     let Load { connections, mode } = load;
     match mode {
-        Mode::KeepAlive => format!("{connections}, kept alive"),
+        Mode::KeepAlive | Mode::KeepAliveWith(_) => format!("{connections}, kept alive"),
         Mode::Unpooled => format!("{connections}, kept alive, new to Nova"),
         Mode::Close => format!("{connections}, new for each request"),
     }

@@ -1,6 +1,6 @@
 """Runs one datasource of cloud-init as a boot does, and prints as JSON what it came to.
 
-Arguments: the datasource, and a folder for what cloud-init keeps. The firmware says what Nova's guests find there.
+Arguments: the datasource, a folder for what cloud-init keeps, and what the guest's firmware says, in JSON.
 """
 
 import importlib
@@ -10,9 +10,9 @@ import sys
 
 from cloudinit import distros, dmi, helpers, version
 
-name, folder = sys.argv[1:]
+name, folder, firmware = sys.argv[1:]
 logging.basicConfig(stream=sys.stderr, level=logging.DEBUG)
-dmi.read_dmi_data = {"system-product-name": "OpenStack Nova"}.get
+dmi.read_dmi_data = json.loads(firmware).get
 
 settings = {"max_wait": 30, "timeout": 10, "retries": 5}
 config = {"datasource_list": [name], "datasource": {name: settings}}

@@ -1,0 +1,491 @@
+//! Session tokens (IMDSv2): who gets one, what it is good for, for how long, and for whom it is not.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use metadata_tests::{
+    agent::Options,
+    capture::Capture,
+    check::{META_DATA, own_identity},
+    cloud::{Chassis as _, Cloud},
+    command::{Words as _, run},
+    guest::{Generation, Guest, METADATA_V6},
+    http::Response,
+    port::Port,
+    stage::{Path, Stage},
+    wait::until,
+};
+
+const TOKEN: &str = "/latest/api/token";
+const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds";
+const HEADER: &str = "X-aws-ec2-metadata-token";
+const USER_DATA: &str = "/latest/user-data";
+const SOON: Duration = Duration::from_secs(60);
+
+fn options(lines: &[&str]) -> Options {
+    let more = lines.iter().map(|line| ("metadata_ebpf", (*line).to_owned())).collect();
+    Options { more, ..Options::default() }
+}
+
+/// Two guests with one address, each with user data of its own.
+fn cloud(lines: &[&str]) -> Result<(Cloud<Stage>, [Guest; 2])> {
+    let cloud = Cloud::on(Stage::start()?, &options(lines))?;
+    let guests = cloud.overlapping_guests()?;
+    for guest in &guests {
+        cloud.nova.set_user_data(&guest.port, guest.port.instance.clone());
+    }
+    Ok((cloud, guests))
+}
+
+fn ask_for_token(guest: &Guest, seconds: &str) -> Result<Response> {
+    Ok(guest.request("PUT", TOKEN, &[(TTL, seconds)], b"")?)
+}
+
+fn token(guest: &Guest) -> Result<String> {
+    let response = ask_for_token(guest, "21600")?;
+    ensure!(response.status == 200, "{response:?}");
+    Ok(response.text())
+}
+
+fn get_with(guest: &Guest, target: &str, token: &str) -> Result<Response> {
+    Ok(guest.request("GET", target, &[(HEADER, token)], b"")?)
+}
+
+/// The token is good for that guest.
+fn is_good(guest: &Guest, token: &str) -> Result<()> {
+    let response = get_with(guest, USER_DATA, token)?;
+    ensure!(response.status == 200 && response.text() == guest.port.instance, "{response:?}");
+    Ok(())
+}
+
+/// It is worth nothing to that guest, on any path, and Nova hears nothing of it.
+fn is_worthless(cloud: &Cloud<Stage>, guest: &Guest, token: &str) -> Result<()> {
+    cloud.nova.take_requests();
+    for target in [USER_DATA, META_DATA, "/"] {
+        let response = get_with(guest, target, token)?;
+        ensure!(response.status == 401 && !response.text().contains(token), "{target}: {response:?}");
+    }
+    let heard = cloud.nova.take_requests();
+    ensure!(heard.is_empty(), "Nova heard {heard:?}");
+    Ok(())
+}
+
+#[test]
+fn a_token_is_what_aws_says_it_is() -> Result<()> {
+    let (cloud, [guest, _]) = cloud(&["token_mode = required"])?;
+    cloud.nova.take_requests();
+    let given = ask_for_token(&guest, "300")?;
+    ensure!(given.status == 200, "{given:?}");
+    assert_eq!(given.header(TTL), Some("300"));
+    assert_eq!(given.header("Content-Type"), Some("text/plain"));
+    let token = given.text();
+    for (method, headers, status) in [
+        ("PUT", &[][..], 400),
+        ("PUT", &[(TTL, "0")], 400),
+        ("PUT", &[(TTL, "21601")], 400),
+        ("PUT", &[(TTL, "60"), ("X-Forwarded-For", "192.168.1.77")], 403),
+        ("PUT", &[(TTL, "60"), ("Via", "1.1 proxy")], 403),
+        ("GET", &[(HEADER, token.as_str())], 405),
+        ("DELETE", &[(HEADER, token.as_str())], 405),
+    ] {
+        let response = guest.request(method, TOKEN, headers, b"")?;
+        ensure!(response.status == status, "{method} {headers:?}: {response:?}");
+        assert_eq!(response.header("Allow"), (status == 405).then_some("PUT"), "{response:?}");
+        assert_eq!(response.header("Server"), Some("metadata-agent"));
+    }
+    // Whoever sends a body has it read, and may go on on the same connection.
+    let mut connection = guest.connect()?;
+    for _ in 0..2 {
+        let again = connection.request("PUT", TOKEN, &[(TTL, "300")], b"what nobody wants")?;
+        ensure!(again.status == 200 && again.text() != token, "{again:?}");
+    }
+    let missing = connection.request("GET", USER_DATA, &[], b"")?;
+    ensure!(missing.status == 401 && missing.header("Connection").is_none(), "{missing:?}");
+    assert!(cloud.nova.take_requests().is_empty(), "nothing of this is Nova's");
+
+    let answered = connection.request("GET", USER_DATA, &[(HEADER, &token)], b"")?;
+    ensure!(answered.status == 200 && answered.text() == guest.port.instance, "{answered:?}");
+    own_identity(&guest)?;
+    for request in cloud.nova.take_requests() {
+        assert!(request.header(HEADER).is_empty(), "{request:?}");
+        assert!(!format!("{request:?}").contains(&token), "{request:?}");
+    }
+    // No secret is told: in no line, number or answer to the operator.
+    for outcome in
+        ["issued", "accepted", "token_missing", "token_ttl", "forwarded", "token_method", "without"]
+    {
+        cloud.agent.wait_logged(&["request", &guest.port.id, &format!("token=\"{outcome}\"")])?;
+    }
+    let log = cloud.agent.log()?;
+    let told =
+        [log, cloud.agent.admin("GET", "/metrics")?.text(), cloud.agent.admin("GET", "/ports")?.text()];
+    let kept = std::fs::read_to_string(cloud.agent.run_dir().join("token.key"))?;
+    let key = kept.split("\"key\":\"").nth(1).and_then(|rest| rest.split('"').next()).context("no key")?;
+    for text in told {
+        assert!(!text.contains(&token) && !text.contains(key), "{text}");
+    }
+    Ok(())
+}
+
+/// As it stands in AWS' documentation, but for the path of the example.
+#[test]
+fn curl_as_aws_documents_it() -> Result<()> {
+    let (_cloud, [guest, _]) = cloud(&["token_mode = required"])?;
+    let script = "TOKEN=`curl -sS -X PUT \"http://169.254.169.254/latest/api/token\" \
+                  -H \"X-aws-ec2-metadata-token-ttl-seconds: 21600\"` \
+                  && curl -sS --fail -H \"X-aws-ec2-metadata-token: $TOKEN\" http://169.254.169.254/latest/user-data";
+    let text = run(guest.netns.command("sh")?.args(["-c", script]))?;
+    assert_eq!(text, guest.port.instance);
+    let without =
+        run(guest.netns.command("curl")?.words("-sS --fail http://169.254.169.254/latest/user-data"));
+    let error = format!("{:#}", without.err().context("it had it without a token")?);
+    assert!(error.contains("401"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_token_is_worth_nothing_to_anybody_else() -> Result<()> {
+    let (cloud, [mut red, blue]) = cloud(&["token_mode = optional"])?;
+    assert_eq!(red.port.address, blue.port.address);
+    let tokens = [token(&red)?, token(&blue)?];
+    for (guest, own, other) in [(&red, &tokens[0], &tokens[1]), (&blue, &tokens[1], &tokens[0])] {
+        is_good(guest, own)?;
+        is_worthless(&cloud, guest, other)?;
+    }
+    // The same port on a new tap is another assignment, and asks for another token.
+    cloud.chassis.stop_tap(&red)?;
+    cloud.agent.wait_gone(&red.port.tap)?;
+    cloud.chassis.start_tap(&red, Path::OnLink)?;
+    cloud.agent.wait_served(&red, cloud.chassis.ifindex(&red)?)?;
+    is_worthless(&cloud, &red, &tokens[0])?;
+    is_worthless(&cloud, &blue, &tokens[0])?;
+    is_good(&blue, &tokens[1])?;
+    let renewed = token(&red)?;
+    is_good(&red, &renewed)?;
+
+    // Another instance gets the very port, tap, address and MAC.
+    let heir =
+        Port { instance: blue.port.instance.replace(|c: char| c.is_ascii_digit(), "7"), ..red.port.clone() };
+    cloud.nova.add_instance(&heir);
+    cloud.nova.set_user_data(&heir, heir.instance.clone());
+    cloud.chassis.write_inventory(&[&heir, &blue.port])?;
+    cloud.agent.reload()?;
+    red.port = heir;
+    cloud.agent.wait_served(&red, cloud.chassis.ifindex(&red)?)?;
+    is_worthless(&cloud, &red, &renewed)?;
+    let heirs = token(&red)?;
+    is_good(&red, &heirs)?;
+    // And another project with the same instance, as after a transfer.
+    let moved = Port { project: blue.port.project.clone(), ..red.port.clone() };
+    cloud.nova.add_instance(&moved);
+    cloud.chassis.write_inventory(&[&moved, &blue.port])?;
+    cloud.agent.reload()?;
+    until("its project's own token is wanted", SOON, || is_worthless(&cloud, &red, &heirs))
+}
+
+#[test]
+fn tokens_survive_the_agent() -> Result<()> {
+    let (mut cloud, [guest, other]) = cloud(&["token_mode = required"])?;
+    let token = token(&guest)?;
+    cloud.agent.stop()?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_ready()?;
+    is_good(&guest, &token)?;
+    cloud.agent.kill()?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_ready()?;
+    is_good(&guest, &token)?;
+    let mut former = cloud.agent.replace()?;
+    former.wait()?;
+    cloud.agent.wait_ready()?;
+    is_good(&guest, &token)?;
+    is_worthless(&cloud, &other, &token)?;
+    // An operator who wants all of them to end removes the key.
+    std::fs::remove_file(cloud.agent.run_dir().join("token.key"))?;
+    let mut former = cloud.agent.replace()?;
+    former.wait()?;
+    cloud.agent.wait_ready()?;
+    is_worthless(&cloud, &guest, &token)?;
+    cloud.agent.stop()?;
+    cloud.agent.clean_up()?;
+    assert!(!cloud.agent.run_dir().exists(), "the run directory is still there");
+    Ok(())
+}
+
+#[test]
+fn a_token_ends_with_its_time() -> Result<()> {
+    let (cloud, [guest, _]) = cloud(&["token_mode = optional"])?;
+    let asked = Instant::now();
+    let short = ask_for_token(&guest, "2")?.text();
+    let first = get_with(&guest, USER_DATA, &short)?.status;
+    ensure!(first == 200 || asked.elapsed() >= Duration::from_secs(2), "{first} after {:?}", asked.elapsed());
+    until("it has expired", SOON, || {
+        let response = get_with(&guest, USER_DATA, &short)?;
+        ensure!(response.status == 401 && response.text().contains("expired"), "{response:?}");
+        Ok(())
+    })?;
+    assert!(asked.elapsed() >= Duration::from_secs(2), "{:?}", asked.elapsed());
+    until("it is counted", SOON, || {
+        ensure!(cloud.agent.metric("metadata_tokens_total{outcome=\"token_expired\"}")? >= 1.0);
+        Ok(())
+    })
+}
+
+#[test]
+fn the_mode_is_that_of_network_project_or_node() -> Result<()> {
+    let mut cloud = Cloud::on(Stage::start()?, &Options::default())?;
+    let guests: [Guest; 4] = cloud.guests()?;
+    for guest in &guests {
+        cloud.nova.set_user_data(&guest.port, guest.port.instance.clone());
+    }
+    // Without any of it everything is Nova's, and nothing is kept.
+    let [plain, ..] = &guests;
+    assert_eq!(ask_for_token(plain, "60")?.status, 404);
+    assert_eq!(get_with(plain, USER_DATA, "nonsense")?.status, 200);
+    assert!(!cloud.agent.run_dir().join("token.key").exists());
+
+    let [of_node, of_project, of_network, without] = &guests;
+    let lines = [
+        "token_mode = optional".to_owned(),
+        format!(
+            "token_projects = {}*:required {}:off",
+            &of_project.port.project[..12],
+            of_network.port.project
+        ),
+        format!(
+            "token_networks = {}:required, {}*:off",
+            of_network.port.network,
+            &without.port.network[..13]
+        ),
+    ];
+    cloud.agent.configure(&cloud.chassis, &options(&lines.each_ref().map(String::as_str)))?;
+    let mut former = cloud.agent.replace()?;
+    former.wait()?;
+    cloud.agent.wait_ready()?;
+    for (guest, mode, put, get) in [
+        (of_node, "optional", 200, 200),
+        (of_project, "required", 200, 401),
+        (of_network, "required", 200, 401),
+        (without, "off", 404, 200),
+    ] {
+        assert_eq!(ask_for_token(guest, "60")?.status, put, "{mode}");
+        assert_eq!(guest.get(USER_DATA)?.status, get, "{mode}");
+        own_identity(guest)?;
+        let ports: serde_json::Value = serde_json::from_slice(&cloud.agent.admin("GET", "/ports")?.body)?;
+        let told = ports.as_array().into_iter().flatten().find(|port| port["port"] == guest.port.id.as_str());
+        assert_eq!(told.context("it is not listed")?["tokens"], mode);
+    }
+    until("all is counted", SOON, || {
+        for (outcome, expected) in
+            [("issued", 3.0), ("without_where_optional", 1.0), ("token_missing", 2.0), ("without", 6.0)]
+        {
+            let counted = cloud.agent.metric(&format!("metadata_tokens_total{{outcome=\"{outcome}\"}}"))?;
+            ensure!(counted == expected, "{outcome}: {counted}");
+        }
+        ensure!(cloud.agent.metric("metadata_requests_total{by=\"agent\",status=\"200\"}")? == 3.0);
+        Ok(())
+    })
+}
+
+/// A boot has its time without tokens, once: not again with another agent, nor with a new configuration.
+#[test]
+fn the_time_without_tokens_does_not_come_back() -> Result<()> {
+    let window = ["token_mode = required", "token_required_after = 4"];
+    let (mut cloud, [guest, other]) = cloud(&window)?;
+    let statuses = |guest: &Guest| -> Result<[u16; 2]> {
+        Ok([guest.get(USER_DATA)?.status, guest.get("/latest/meta-data/instance-id")?.status])
+    };
+    until("tokens are required", SOON, || {
+        let found = statuses(&guest)?;
+        ensure!(found == [401, 200], "{found:?}");
+        Ok(())
+    })?;
+    let log = cloud.agent.wait_logged(&["token=\"token_missing\""])?;
+    println!("{} were served before", log.matches("token=\"without_yet\"").count());
+    for kill in [false, true] {
+        if kill {
+            cloud.agent.kill()?;
+        } else {
+            cloud.agent.stop()?;
+        }
+        cloud.agent.resume()?;
+        assert_eq!(statuses(&guest)?, [401, 200]);
+        cloud.agent.wait_ready()?;
+    }
+    // A longer time is counted from the beginning, too, which has been noted.
+    let longer = ["token_mode = required", "token_required_after = 86400"];
+    cloud.agent.configure(&cloud.chassis, &options(&longer))?;
+    let mut former = cloud.agent.replace()?;
+    former.wait()?;
+    cloud.agent.wait_ready()?;
+    assert_eq!(statuses(&guest)?, [200, 200]);
+    // Where it was not, the port is an old one.
+    std::fs::remove_file(cloud.agent.run_dir().join("first-served.json"))?;
+    let mut former = cloud.agent.replace()?;
+    former.wait()?;
+    cloud.agent.wait_ready()?;
+    assert_eq!(statuses(&guest)?, [401, 200]);
+    // Whoever comes anew has it, and keeps it over a restart.
+    cloud.chassis.stop_tap(&other)?;
+    cloud.agent.wait_gone(&other.port.tap)?;
+    cloud.chassis.start_tap(&other, Path::OnLink)?;
+    cloud.agent.wait_served(&other, cloud.chassis.ifindex(&other)?)?;
+    assert_eq!(statuses(&other)?, [200, 200]);
+    cloud.agent.kill()?;
+    cloud.agent.resume()?;
+    assert_eq!((statuses(&other)?, statuses(&guest)?), ([200, 200], [401, 200]));
+    let ports = cloud.agent.admin("GET", "/ports")?.text();
+    assert!(ports.contains("required in 86") && ports.contains("\"tokens\": \"required\""), "{ports}");
+    Ok(())
+}
+
+/// User data needs a token in every spelling of its path.
+#[test]
+fn no_spelling_gets_around() -> Result<()> {
+    let (cloud, [guest, _]) = cloud(&["token_mode = required"])?;
+    cloud.nova.take_requests();
+    for target in [
+        "/latest/%75ser-data",
+        "//latest//user-data",
+        "/latest/meta-data/../user-data",
+        "/latest/meta-data/%2e%2e/user-data",
+        "/latest/user-data;x",
+        "/latest/user-data?x",
+        "/latest/user-data%00",
+        "/latest/%2575ser-data",
+        "/latest/%zz",
+        "http://169.254.169.254/latest/user-data",
+        "/openstack/latest/user_data",
+        "/openstack/2012-08-10/user_data/",
+        "/openstack/latest/password",
+        "/openstack/latest/vendor_data2.json",
+        "/openstack/content/0000",
+    ] {
+        for method in ["GET", "HEAD", "POST", "OPTIONS"] {
+            let response = guest.request(method, target, &[], b"")?;
+            ensure!(response.status == 401, "{method} {target}: {response:?}");
+        }
+    }
+    for bytes in [&b"\x85"[..], b"\xa0", b"\xa0\x85\xa0"] {
+        let mut connection = guest.connect()?;
+        connection.send(&[b"GET /latest/user-data", bytes, b" HTTP/1.1\r\nHost: x\r\n\r\n"].concat())?;
+        assert_eq!(connection.response("GET")?.status, 401);
+    }
+    assert!(cloud.nova.take_requests().is_empty());
+    Ok(())
+}
+
+#[test]
+fn every_path_may_need_a_token() -> Result<()> {
+    let (cloud, [guest, _]) = cloud(&["token_mode = required", "token_required_for = *"])?;
+    for target in ["/", META_DATA, "/latest/meta-data/", USER_DATA] {
+        assert_eq!(guest.get(target)?.status, 401, "{target}");
+    }
+    assert!(cloud.nova.take_requests().is_empty());
+    is_good(&guest, &token(&guest)?)
+}
+
+#[test]
+fn what_a_proxy_passed_on_is_refused_with_and_without_tokens() -> Result<()> {
+    let (cloud, [guest, _]) = cloud(&["refuse_forwarded = true"])?;
+    own_identity(&guest)?;
+    cloud.nova.take_requests();
+    for header in ["X-Forwarded-For", "forwarded", "VIA"] {
+        let response = guest.request("GET", META_DATA, &[(header, "x")], b"")?;
+        ensure!(response.status == 403, "{header}: {response:?}");
+    }
+    assert!(cloud.nova.take_requests().is_empty());
+    // Its path is Nova's without tokens.
+    assert_eq!(ask_for_token(&guest, "60")?.status, 404);
+    until("it is counted", SOON, || {
+        let counted = cloud.agent.metric("metadata_refusals_total{reason=\"forwarded\"}")?;
+        ensure!(counted == 3.0, "{counted}");
+        Ok(())
+    })
+}
+
+/// TTL of the segments with bytes in them that arrive while something is done.
+fn ttls(guest: &Guest, done: impl FnOnce() -> Result<()>) -> Result<Vec<u8>> {
+    let capture = Capture::start(guest)?;
+    done()?;
+    let segments = capture.segments()?;
+    let with_data = segments.iter().filter(|segment| segment.packet() > 100);
+    Ok(with_data.map(|segment| segment.bytes()[14 + 8]).collect())
+}
+
+#[test]
+fn a_hop_limit_keeps_answers_in_the_guest() -> Result<()> {
+    let (mut cloud, [guest, _]) = cloud(&["token_mode = optional", "token_hop_limit = 1"])?;
+    // A container behind the guest, which routes for it.
+    let container = metadata_tests::netns::Namespace::create(cloud.chassis.sandbox(), "container")?;
+    guest.netns.ip(format!("link add inner type veth peer name eth0 netns {}", container.name()))?;
+    guest.netns.ip("addr add 10.77.0.1/24 dev inner")?;
+    guest.netns.ip("link set inner up")?;
+    guest.netns.sysctl("net.ipv4.ip_forward", "1")?;
+    container.ip("addr add 10.77.0.2/24 dev eth0")?;
+    container.ip("link set eth0 up")?;
+    container.ip("route add default via 10.77.0.1")?;
+    let curl = |arguments: &str| -> Result<String> {
+        run(container.command("curl")?.words(format!("-sS --fail --max-time 5 {arguments}")))
+    };
+    let put = format!("-X PUT -H {TTL}:60 http://169.254.169.254{TOKEN}");
+    let get = "http://169.254.169.254/latest/meta-data/instance-id";
+    until("the container is served", SOON, || curl(get))?;
+    let unanswered = format!("{:#}", curl(&put).err().context("the container got a token")?);
+    assert!(unanswered.contains("timed out"), "{unanswered}");
+    let asked = ttls(&guest, || token(&guest).map(drop))?;
+    assert_eq!(asked, [1], "the answer with the token");
+    assert_eq!(ttls(&guest, || own_identity(&guest))?, [64, 64]);
+    // What comes after it on the connection has the same limit, since the token may have to be sent again.
+    let mut connection = guest.connect()?;
+    let kept = ttls(&guest, || {
+        for (method, target) in [("GET", META_DATA), ("PUT", TOKEN), ("GET", META_DATA)] {
+            ensure!(connection.request(method, target, &[(TTL, "60")], b"")?.status == 200);
+        }
+        Ok(())
+    })?;
+    assert_eq!(kept, [64, 1, 1]);
+
+    let lines = ["token_mode = optional", "token_hop_limit = 2", "answer_hop_limit = 1"];
+    cloud.agent.configure(&cloud.chassis, &options(&lines))?;
+    let mut former = cloud.agent.replace()?;
+    former.wait()?;
+    cloud.agent.wait_ready()?;
+    let all = ttls(&guest, || {
+        own_identity(&guest)?;
+        token(&guest)?;
+        // What is no request is answered, too.
+        let mut connection = guest.connect()?;
+        connection.send(b"nonsense\r\n\r\n")?;
+        ensure!(connection.response("GET")?.status == 400);
+        Ok(())
+    })?;
+    assert_eq!(all, [1, 1, 1, 1]);
+    let unanswered = format!("{:#}", curl(get).err().context("the container got an answer")?);
+    assert!(unanswered.contains("timed out"), "{unanswered}");
+    // Over IPv6 as well.
+    guest.enable_ipv6(Generation::Eui64)?;
+    let url = format!("http://[{METADATA_V6}%25eth0]");
+    let put = format!("-sS --fail --max-time 20 -X PUT -H {TTL}:60 {url}{TOKEN}");
+    let text = run(guest.netns.command("curl")?.words(put))?;
+    is_good(&guest, text.trim())
+}
+
+/// A token is asked for within the limits that are for every request.
+#[test]
+fn asking_for_tokens_has_limits() -> Result<()> {
+    let more = ["token_mode = optional", "request_rate = 1", "request_burst = 5"];
+    let (cloud, [guest, other]) = cloud(&more)?;
+    let mut statuses = Vec::new();
+    for _ in 0..20 {
+        statuses.push(ask_for_token(&guest, "60")?.status);
+        thread::yield_now();
+    }
+    assert!(statuses.contains(&200) && statuses.contains(&503), "{statuses:?}");
+    assert_eq!(ask_for_token(&other, "60")?.status, 200);
+    assert!(cloud.nova.take_requests().is_empty());
+    Ok(())
+}
