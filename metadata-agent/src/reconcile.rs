@@ -204,10 +204,7 @@ impl Reconciler {
     }
 
     fn note_served(&mut self) {
-        let served = self
-            .served
-            .values()
-            .filter_map(|served| Some((served.assignment, served.wanted.port.as_str(), served.first?)));
+        let served = self.served.iter().filter_map(|(key, served)| Some((*key, served.owner, served.first?)));
         if let Some(tokens) = &mut self.issuer.tokens
             && let Err(error) = tokens.note_served(served)
         {
@@ -434,7 +431,7 @@ impl Reconciler {
                 info!(tap = device.name, ifindex = device.ifindex, port = wanted.port, "port found");
                 let owner = adopted.map_or_else(|| owner(wanted), |adopted| adopted.owner);
                 let tap = self.directory.tap(&device.name);
-                let first = adopted.and_then(|adopted| self.issuer.first(&adopted, &wanted.port));
+                let first = self.issuer.first(key, served::owner(wanted), adopted.as_ref());
                 vacant.insert(Served::new(
                     &self.issuer,
                     wanted,

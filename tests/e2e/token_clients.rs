@@ -145,6 +145,20 @@ fn cloud_init_boots_in_each_mode_in_its_time() -> Result<()> {
     Ok(())
 }
 
+/// Without its time it boots, and has no user data: nobody tells it that there is some.
+#[test]
+fn cloud_init_without_its_time_has_no_user_data() -> Result<()> {
+    let (cloud, [guest, _]) = cloud(&["token_mode = required"])?;
+    for suite in SUITES {
+        for source in [Datasource::OpenStack, Datasource::Ec2] {
+            let found = crawl(&cloud.chassis, &guest, suite, source)?;
+            ensure!(found.user_data.is_empty(), "{suite} {source:?}: {found:?}");
+            ensure!(found.hostname == guest.port.hostname(), "{suite} {source:?}: {found:?}");
+        }
+    }
+    Ok(())
+}
+
 /// The Ec2 datasource asks for a token where the firmware is AWS', and has no need of a time without.
 #[test]
 fn cloud_init_of_aws_uses_tokens() -> Result<()> {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use metadata_ebpf::map::LAYOUT;
 use metadata_tests::{
     agent::Options,
     capture::Capture,
@@ -203,6 +204,18 @@ fn tokens_survive_the_agent() -> Result<()> {
     cloud.agent.wait_ready()?;
     is_good(&guest, &token)?;
     is_worthless(&cloud, &other, &token)?;
+    // The node's key was replaced, and the former one still opens.
+    let file = cloud.agent.run_dir().join("token.key");
+    let mut kept: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    kept["previous"] = kept["current"].clone();
+    kept["current"]["key"] = format!("{}=", "A".repeat(43)).into();
+    std::fs::write(&file, kept.to_string())?;
+    let mut former = cloud.agent.replace()?;
+    former.wait()?;
+    cloud.agent.wait_ready()?;
+    is_good(&guest, &token)?;
+    is_good(&guest, &self::token(&guest)?)?;
+    is_worthless(&cloud, &other, &token)?;
     // An operator who wants all of them to end removes the key.
     std::fs::remove_file(cloud.agent.run_dir().join("token.key"))?;
     let mut former = cloud.agent.replace()?;
@@ -336,6 +349,13 @@ fn the_time_without_tokens_does_not_come_back() -> Result<()> {
     assert_eq!(statuses(&other)?, [200, 200]);
     cloud.agent.kill()?;
     cloud.agent.resume()?;
+    assert_eq!((statuses(&other)?, statuses(&guest)?), ([200, 200], [401, 200]));
+    // Nor with maps that are made anew, and assignments with them.
+    cloud.agent.wait_ready()?;
+    cloud.agent.stop()?;
+    std::fs::remove_dir_all(cloud.agent.run_dir().join(format!("bpf/layout-{LAYOUT}")))?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_ready()?;
     assert_eq!((statuses(&other)?, statuses(&guest)?), ([200, 200], [401, 200]));
     let ports = cloud.agent.admin("GET", "/ports")?.text();
     assert!(ports.contains("required in 86") && ports.contains("\"tokens\": \"required\""), "{ports}");

@@ -14,6 +14,7 @@
 //! programs  the eBPF programs on single frames     model     what they should do      interpreter   what that takes
 //! capture   what arrives at a guest's NIC
 //! cloud     a chassis, a Nova and an agent, ready for a test      check     what every test asks of an answer
+//! cloud_init   what Debian's suites have of it, run inside a guest
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
 //! astray    a Nova that breaks framing, and marks each answer with whose it is          random    by a seed
 //! region    thousands of ports in a real Southbound, and the control planes of their hosts, without a kernel

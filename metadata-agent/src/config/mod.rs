@@ -248,7 +248,11 @@ impl Config {
             "[DEFAULT] metadata_proxy_shared_secret is empty: whoever reaches Nova's metadata port can ask for any \
              instance's; set it to the same secret here and in nova's [neutron]",
         );
-        empty.into_iter().collect()
+        let at_once = self.tokens.are_required_at_once().then_some(
+            "[metadata_ebpf] session tokens are required and token_required_after is 0: boot clients that know no tokens, as \
+             cloud-init on OpenStack, go on without user data; set it to longer than a boot takes",
+        );
+        empty.into_iter().chain(at_once).collect()
     }
 
     fn from_ini(options: &Options<'_>) -> Result<Self, Error> {

@@ -161,3 +161,14 @@ fn an_empty_secret_is_a_warning() {
     let error = read("[DEFAULT]\nmetadata_proxy_shared_secret = pa$word\n").unwrap_err().to_string();
     assert!(error.contains("written $$") && !error.contains("$word"), "{error}");
 }
+
+#[test]
+fn tokens_that_a_boot_has_no_time_for_are_a_warning() {
+    let warnings = |lines: &str| read(&format!("{SECRET}[metadata_ebpf]\n{lines}\n")).unwrap().warnings();
+    for lines in ["token_mode = required", "token_projects = 5*:required"] {
+        let [warning] = warnings(lines)[..] else { panic!("no warning") };
+        assert!(warning.contains("token_required_after is 0"), "{warning}");
+        assert_eq!(warnings(&format!("{lines}\ntoken_required_after = 900")), Vec::<&str>::new());
+    }
+    assert_eq!(warnings("token_mode = optional"), Vec::<&str>::new());
+}

@@ -105,8 +105,18 @@ impl Tokens {
 
     /// Tells whether any port may have tokens.
     pub fn are_used(&self) -> bool {
+        self.modes().any(|mode| mode != TokenMode::Off)
+    }
+
+    /// Tells whether a guest may need a token from its first request on.
+    pub(super) fn are_required_at_once(&self) -> bool {
+        self.required_after.is_zero() && self.modes().any(|mode| mode == TokenMode::Required)
+    }
+
+    /// Modes that a port may have.
+    fn modes(&self) -> impl Iterator<Item = TokenMode> {
         let rules = self.projects.iter().chain(&self.networks).map(|rule| rule.mode);
-        rules.chain([self.mode]).any(|mode| mode != TokenMode::Off)
+        rules.chain([self.mode])
     }
 }
 

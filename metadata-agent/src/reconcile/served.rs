@@ -36,7 +36,7 @@ pub(super) struct Served {
     pub(super) wanted: DesiredPort,
     /// Owner: which port, and instance and project as they were last known, which it stays for also while the
     /// source has lost them.
-    owner: Owner,
+    pub(super) owner: Owner,
     /// Value in the map.
     pub(super) entered: Option<Entered>,
     /// Whether the program is on the tap, and if not, why.
@@ -228,10 +228,11 @@ fn latest(before: Owner, now: Owner) -> Owner {
 }
 
 impl Issuer {
-    /// First time that an adopted assignment of a port was served, unless nobody has known yet who is behind it.
-    pub(super) fn first(&self, adopted: &Adopted, port: &str) -> Option<FirstServed> {
-        let noted = self.tokens.as_ref().and_then(|tokens| tokens.first_served(adopted.assignment, port));
-        noted.or_else(|| (adopted.owner.identity != [0; 2]).then_some(FirstServed::Before))
+    /// First time that a former agent served the guest of `now`, unless it did not, or has not known who is behind the port.
+    pub(super) fn first(&self, key: PortKey, now: Owner, adopted: Option<&Adopted>) -> Option<FirstServed> {
+        let noted = self.tokens.as_ref().and_then(|tokens| tokens.first_served(key, now));
+        let was_known = adopted.is_some_and(|adopted| adopted.owner.identity != [0; 2]);
+        noted.or_else(|| was_known.then_some(FirstServed::Before))
     }
 
     /// An identity that guests are served by, or what keeps it from being one.

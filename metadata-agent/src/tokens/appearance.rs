@@ -1,12 +1,14 @@
-//! First appearance of assignments: when each was served first, kept in the run directory for the next agent. A restart must not
-//! give anybody a second time without tokens.
-use std::{io, path::Path, time::Duration};
+//! First appearance of guests on taps: when each was served first, kept in the run directory for the next agent. Neither a
+//! restart nor maps of another layout give anybody a second time without tokens, so that it is by the device and not by the
+//! assignment, which may be another one then.
+use std::{io, path::Path};
 
+use metadata_ebpf::map::{Owner, PortKey};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::Error;
-use crate::{datapath::Assignment, files::Folder};
+use super::{Error, FirstServed};
+use crate::files::Folder;
 
 /// The file in the run directory.
 pub(super) const FILE: &str = "first-served.json";
@@ -25,14 +27,16 @@ struct Kept {
     served: Vec<Appearance>,
 }
 
-/// One assignment, which is for one port, instance and project.
+/// A guest on a tap: a device that is made anew has another index.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Appearance {
-    index: u32,
-    generation: u8,
-    port: String,
-    /// By the boot clock.
-    first: Duration,
+    ifindex: u32,
+    vlan: u32,
+    /// Fingerprint of the port.
+    port: [u64; 2],
+    /// Fingerprint of instance and project.
+    identity: [u64; 2],
+    first: FirstServed,
 }
 
 impl Appearances {
@@ -56,24 +60,29 @@ impl Appearances {
         Ok(Self { folder, kept: Kept { boot, served } })
     }
 
-    /// Time at which that assignment of a port was served first, if it was noted.
-    pub(super) fn of(&self, assignment: Assignment, port: &str) -> Option<Duration> {
-        let Assignment { index, generation } = assignment;
+    /// First time that owner's guest was served behind a tap, if it was noted. While it is not known who is behind the
+    /// port, it is the one that was there before.
+    pub(super) fn of(&self, key: PortKey, owner: Owner) -> Option<FirstServed> {
         let found = self.kept.served.iter().find(|appearance| {
-            appearance.index == index && appearance.generation == generation && appearance.port == port
+            let is_same = appearance.identity == owner.identity || owner.identity == [0; 2];
+            appearance.ifindex == key.ifindex
+                && appearance.vlan == key.vlan
+                && appearance.port == owner.port
+                && is_same
         });
         found.map(|appearance| appearance.first)
     }
 
     /// Keeps these and no others.
-    pub(super) fn replace<'a>(
+    pub(super) fn replace(
         &mut self,
-        served: impl Iterator<Item = (Assignment, &'a str, Duration)>,
+        served: impl Iterator<Item = (PortKey, Owner, FirstServed)>,
     ) -> io::Result<()> {
-        let appearance = |(Assignment { index, generation }, port, first): (_, &str, _)| Appearance {
-            index,
-            generation,
-            port: port.to_owned(),
+        let appearance = |(key, owner, first): (PortKey, Owner, _)| Appearance {
+            ifindex: key.ifindex,
+            vlan: key.vlan,
+            port: owner.port,
+            identity: owner.identity,
             first,
         };
         let served: Vec<_> = served.map(appearance).collect();
@@ -89,7 +98,7 @@ impl Appearances {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, time::Duration};
 
     use super::*;
 
@@ -98,30 +107,33 @@ mod tests {
         let path = std::env::temp_dir().join(format!("metadata-agent-appearance-{}", std::process::id()));
         fs::create_dir(&path).unwrap();
         let open = |boot: &str| Appearances::open(&path, boot.to_owned()).unwrap();
-        let assignment = Assignment { index: 7, generation: 2 };
-        let first = Duration::from_millis(1234);
+        let key = PortKey { ifindex: 7, vlan: 0 };
+        let owner = Owner { port: [1, 2], identity: [3, 4] };
+        let first = FirstServed::At(Duration::from_millis(1234));
         let mut kept = open("boot");
-        assert_eq!(kept.of(assignment, "p"), None);
-        kept.replace([(assignment, "p", first)].into_iter()).unwrap();
-        assert_eq!(kept.of(assignment, "p"), Some(first));
-        assert_eq!(open("boot").of(assignment, "p"), Some(first));
-        for (other, port) in [
-            (Assignment { index: 8, ..assignment }, "p"),
-            (Assignment { generation: 3, ..assignment }, "p"),
-            (assignment, "q"),
+        assert_eq!(kept.of(key, owner), None);
+        kept.replace([(key, owner, first)].into_iter()).unwrap();
+        assert_eq!(kept.of(key, owner), Some(first));
+        assert_eq!(open("boot").of(key, owner), Some(first));
+        assert_eq!(open("boot").of(key, Owner { identity: [0; 2], ..owner }), Some(first));
+        for (other, another) in [
+            (PortKey { ifindex: 8, ..key }, owner),
+            (PortKey { vlan: 5, ..key }, owner),
+            (key, Owner { port: [1, 3], ..owner }),
+            (key, Owner { identity: [3, 5], ..owner }),
         ] {
-            assert_eq!(open("boot").of(other, port), None);
+            assert_eq!(open("boot").of(other, another), None);
         }
         // Times of another boot say nothing.
-        assert_eq!(open("another").of(assignment, "p"), None);
+        assert_eq!(open("another").of(key, owner), None);
         // What is as it was is not written again.
         fs::remove_file(path.join(FILE)).unwrap();
-        kept.replace([(assignment, "p", first)].into_iter()).unwrap();
+        kept.replace([(key, owner, first)].into_iter()).unwrap();
         assert!(!path.join(FILE).exists());
         kept.replace([].into_iter()).unwrap();
-        assert_eq!(open("boot").of(assignment, "p"), None);
+        assert_eq!(open("boot").of(key, owner), None);
         fs::write(path.join(FILE), "damaged").unwrap();
-        assert_eq!(open("boot").of(assignment, "p"), None);
+        assert_eq!(open("boot").of(key, owner), None);
         fs::remove_dir_all(path).unwrap();
     }
 }

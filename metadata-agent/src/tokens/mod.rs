@@ -1,7 +1,7 @@
 //! Session tokens (IMDSv2), the control plane's half: which ports have them, and the keys that they are made with.
 //!
 //! ```text
-//! node_key    the node's key, in the run directory     appearance   when an assignment was served first
+//! node_key    the node's key, in the run directory     appearance   when a guest was served first
 //! ```
 #![forbid(unsafe_code)]
 mod appearance;
@@ -12,6 +12,9 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use metadata_ebpf::map::{Owner, PortKey};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{self, TokenMode},
@@ -39,8 +42,8 @@ struct State {
     appearances: Appearances,
 }
 
-/// First time that an assignment was served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// First time that a guest was served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FirstServed {
     /// At that time of the boot clock.
     At(Duration),
@@ -128,20 +131,16 @@ impl Tokens {
         self.state.as_mut().map_or(Ok(false), |state| state.keys.renew(now))
     }
 
-    /// First time that a former agent served that assignment, if it noted one.
-    pub fn first_served(&self, assignment: Assignment, port: &str) -> Option<FirstServed> {
-        self.state.as_ref()?.appearances.of(assignment, port).map(FirstServed::At)
+    /// First time that a former agent served that owner's guest behind a tap, if it noted one.
+    pub fn first_served(&self, key: PortKey, owner: Owner) -> Option<FirstServed> {
+        self.state.as_ref()?.appearances.of(key, owner)
     }
 
-    /// Notes when each assignment was served first, for a next agent. Nothing is written if nothing changed.
-    pub fn note_served<'a>(
+    /// Notes when each guest was served first, for a next agent. Nothing is written if nothing changed.
+    pub fn note_served(
         &mut self,
-        served: impl Iterator<Item = (Assignment, &'a str, FirstServed)>,
+        served: impl Iterator<Item = (PortKey, Owner, FirstServed)>,
     ) -> io::Result<()> {
-        let known = served.filter_map(|(assignment, port, first)| match first {
-            FirstServed::At(time) => Some((assignment, port, time)),
-            FirstServed::Before => None,
-        });
-        self.state.as_mut().map_or(Ok(()), |state| state.appearances.replace(known))
+        self.state.as_mut().map_or(Ok(()), |state| state.appearances.replace(served))
     }
 }
