@@ -1,19 +1,22 @@
 //! Session tokens (IMDSv2): who gets one, what it is good for, for how long, and for whom it is not.
 
+#[path = "tokens/hops.rs"]
+mod hops;
+#[path = "tokens/modes.rs"]
+mod modes;
+
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use metadata_ebpf::map::LAYOUT;
 use metadata_tests::{
     agent::Options,
-    capture::Capture,
     check::{META_DATA, own_identity},
-    cloud::{Chassis as _, Cloud},
+    cloud::Cloud,
     command::{Words as _, run},
-    guest::{Generation, Guest, METADATA_V6},
+    guest::Guest,
     http::Response,
     port::Port,
     stage::{Path, Stage},
@@ -247,121 +250,6 @@ fn a_token_ends_with_its_time() -> Result<()> {
     })
 }
 
-#[test]
-fn the_mode_is_that_of_network_project_or_node() -> Result<()> {
-    let mut cloud = Cloud::on(Stage::start()?, &Options::default())?;
-    let guests: [Guest; 4] = cloud.guests()?;
-    for guest in &guests {
-        cloud.nova.set_user_data(&guest.port, guest.port.instance.clone());
-    }
-    // Without any of it everything is Nova's, and nothing is kept.
-    let [plain, ..] = &guests;
-    assert_eq!(ask_for_token(plain, "60")?.status, 404);
-    assert_eq!(get_with(plain, USER_DATA, "nonsense")?.status, 200);
-    assert!(!cloud.agent.run_dir().join("token.key").exists());
-
-    let [of_node, of_project, of_network, without] = &guests;
-    let lines = [
-        "token_mode = optional".to_owned(),
-        format!(
-            "token_projects = {}*:required {}:off",
-            &of_project.port.project[..12],
-            of_network.port.project
-        ),
-        format!(
-            "token_networks = {}:required, {}*:off",
-            of_network.port.network,
-            &without.port.network[..13]
-        ),
-    ];
-    cloud.agent.configure(&cloud.chassis, &options(&lines.each_ref().map(String::as_str)))?;
-    let mut former = cloud.agent.replace()?;
-    former.wait()?;
-    cloud.agent.wait_ready()?;
-    for (guest, mode, put, get) in [
-        (of_node, "optional", 200, 200),
-        (of_project, "required", 200, 401),
-        (of_network, "required", 200, 401),
-        (without, "off", 404, 200),
-    ] {
-        assert_eq!(ask_for_token(guest, "60")?.status, put, "{mode}");
-        assert_eq!(guest.get(USER_DATA)?.status, get, "{mode}");
-        own_identity(guest)?;
-        let ports: serde_json::Value = serde_json::from_slice(&cloud.agent.admin("GET", "/ports")?.body)?;
-        let told = ports.as_array().into_iter().flatten().find(|port| port["port"] == guest.port.id.as_str());
-        assert_eq!(told.context("it is not listed")?["tokens"], mode);
-    }
-    until("all is counted", SOON, || {
-        for (outcome, expected) in
-            [("issued", 3.0), ("without_where_optional", 1.0), ("token_missing", 2.0), ("without", 6.0)]
-        {
-            let counted = cloud.agent.metric(&format!("metadata_tokens_total{{outcome=\"{outcome}\"}}"))?;
-            ensure!(counted == expected, "{outcome}: {counted}");
-        }
-        ensure!(cloud.agent.metric("metadata_requests_total{by=\"agent\",status=\"200\"}")? == 3.0);
-        Ok(())
-    })
-}
-
-/// A boot has its time without tokens, once: not again with another agent, nor with a new configuration.
-#[test]
-fn the_time_without_tokens_does_not_come_back() -> Result<()> {
-    let window = ["token_mode = required", "token_required_after = 4"];
-    let (mut cloud, [guest, other]) = cloud(&window)?;
-    let statuses = |guest: &Guest| -> Result<[u16; 2]> {
-        Ok([guest.get(USER_DATA)?.status, guest.get("/latest/meta-data/instance-id")?.status])
-    };
-    until("tokens are required", SOON, || {
-        let found = statuses(&guest)?;
-        ensure!(found == [401, 200], "{found:?}");
-        Ok(())
-    })?;
-    let log = cloud.agent.wait_logged(&["token=\"token_missing\""])?;
-    println!("{} were served before", log.matches("token=\"without_yet\"").count());
-    for kill in [false, true] {
-        if kill {
-            cloud.agent.kill()?;
-        } else {
-            cloud.agent.stop()?;
-        }
-        cloud.agent.resume()?;
-        assert_eq!(statuses(&guest)?, [401, 200]);
-        cloud.agent.wait_ready()?;
-    }
-    // A longer time is counted from the beginning, too, which has been noted.
-    let longer = ["token_mode = required", "token_required_after = 86400"];
-    cloud.agent.configure(&cloud.chassis, &options(&longer))?;
-    let mut former = cloud.agent.replace()?;
-    former.wait()?;
-    cloud.agent.wait_ready()?;
-    assert_eq!(statuses(&guest)?, [200, 200]);
-    // Where it was not, the port is an old one.
-    std::fs::remove_file(cloud.agent.run_dir().join("first-served.json"))?;
-    let mut former = cloud.agent.replace()?;
-    former.wait()?;
-    cloud.agent.wait_ready()?;
-    assert_eq!(statuses(&guest)?, [401, 200]);
-    // Whoever comes anew has it, and keeps it over a restart.
-    cloud.chassis.stop_tap(&other)?;
-    cloud.agent.wait_gone(&other.port.tap)?;
-    cloud.chassis.start_tap(&other, Path::OnLink)?;
-    cloud.agent.wait_served(&other, cloud.chassis.ifindex(&other)?)?;
-    assert_eq!(statuses(&other)?, [200, 200]);
-    cloud.agent.kill()?;
-    cloud.agent.resume()?;
-    assert_eq!((statuses(&other)?, statuses(&guest)?), ([200, 200], [401, 200]));
-    // Nor with maps that are made anew, and assignments with them.
-    cloud.agent.wait_ready()?;
-    cloud.agent.stop()?;
-    std::fs::remove_dir_all(cloud.agent.run_dir().join(format!("bpf/layout-{LAYOUT}")))?;
-    cloud.agent.resume()?;
-    cloud.agent.wait_ready()?;
-    assert_eq!((statuses(&other)?, statuses(&guest)?), ([200, 200], [401, 200]));
-    let ports = cloud.agent.admin("GET", "/ports")?.text();
-    assert!(ports.contains("required in 86") && ports.contains("\"tokens\": \"required\""), "{ports}");
-    Ok(())
-}
-
 /// User data needs a token in every spelling of its path.
 #[test]
 fn no_spelling_gets_around() -> Result<()> {
@@ -425,73 +313,6 @@ fn what_a_proxy_passed_on_is_refused_with_and_without_tokens() -> Result<()> {
         ensure!(counted == 3.0, "{counted}");
         Ok(())
     })
-}
-
-/// TTL of the segments with bytes in them that arrive while something is done.
-fn ttls(guest: &Guest, done: impl FnOnce() -> Result<()>) -> Result<Vec<u8>> {
-    let capture = Capture::start(guest)?;
-    done()?;
-    let segments = capture.segments()?;
-    let with_data = segments.iter().filter(|segment| segment.packet() > 100);
-    Ok(with_data.map(|segment| segment.bytes()[14 + 8]).collect())
-}
-
-#[test]
-fn a_hop_limit_keeps_answers_in_the_guest() -> Result<()> {
-    let (mut cloud, [guest, _]) = cloud(&["token_mode = optional", "token_hop_limit = 1"])?;
-    // A container behind the guest, which routes for it.
-    let container = metadata_tests::netns::Namespace::create(cloud.chassis.sandbox(), "container")?;
-    guest.netns.ip(format!("link add inner type veth peer name eth0 netns {}", container.name()))?;
-    guest.netns.ip("addr add 10.77.0.1/24 dev inner")?;
-    guest.netns.ip("link set inner up")?;
-    guest.netns.sysctl("net.ipv4.ip_forward", "1")?;
-    container.ip("addr add 10.77.0.2/24 dev eth0")?;
-    container.ip("link set eth0 up")?;
-    container.ip("route add default via 10.77.0.1")?;
-    let curl = |arguments: &str| -> Result<String> {
-        run(container.command("curl")?.words(format!("-sS --fail --max-time 5 {arguments}")))
-    };
-    let put = format!("-X PUT -H {TTL}:60 http://169.254.169.254{TOKEN}");
-    let get = "http://169.254.169.254/latest/meta-data/instance-id";
-    until("the container is served", SOON, || curl(get))?;
-    let unanswered = format!("{:#}", curl(&put).err().context("the container got a token")?);
-    assert!(unanswered.contains("timed out"), "{unanswered}");
-    let asked = ttls(&guest, || token(&guest).map(drop))?;
-    assert_eq!(asked, [1], "the answer with the token");
-    assert_eq!(ttls(&guest, || own_identity(&guest))?, [64, 64]);
-    // What comes after it on the connection has the same limit, since the token may have to be sent again.
-    let mut connection = guest.connect()?;
-    let kept = ttls(&guest, || {
-        for (method, target) in [("GET", META_DATA), ("PUT", TOKEN), ("GET", META_DATA)] {
-            ensure!(connection.request(method, target, &[(TTL, "60")], b"")?.status == 200);
-        }
-        Ok(())
-    })?;
-    assert_eq!(kept, [64, 1, 1]);
-
-    let lines = ["token_mode = optional", "token_hop_limit = 2", "answer_hop_limit = 1"];
-    cloud.agent.configure(&cloud.chassis, &options(&lines))?;
-    let mut former = cloud.agent.replace()?;
-    former.wait()?;
-    cloud.agent.wait_ready()?;
-    let all = ttls(&guest, || {
-        own_identity(&guest)?;
-        token(&guest)?;
-        // What is no request is answered, too.
-        let mut connection = guest.connect()?;
-        connection.send(b"nonsense\r\n\r\n")?;
-        ensure!(connection.response("GET")?.status == 400);
-        Ok(())
-    })?;
-    assert_eq!(all, [1, 1, 1, 1]);
-    let unanswered = format!("{:#}", curl(get).err().context("the container got an answer")?);
-    assert!(unanswered.contains("timed out"), "{unanswered}");
-    // Over IPv6 as well.
-    guest.enable_ipv6(Generation::Eui64)?;
-    let url = format!("http://[{METADATA_V6}%25eth0]");
-    let put = format!("-sS --fail --max-time 20 -X PUT -H {TTL}:60 {url}{TOKEN}");
-    let text = run(guest.netns.command("curl")?.words(put))?;
-    is_good(&guest, text.trim())
 }
 
 /// A token is asked for within the limits that are for every request.
