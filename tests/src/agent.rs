@@ -56,6 +56,9 @@ pub struct PortStatus {
     pub tap: String,
     #[serde(default)]
     pub ifindex: u32,
+    /// On a network's device.
+    #[serde(default)]
+    pub mac: Option<String>,
     #[serde(default)]
     pub index: u32,
     #[serde(default)]

@@ -1,7 +1,9 @@
 //! One port that is served: its assignment, who it is for, and what of it is in force.
 use std::sync::Arc;
 
-use metadata_ebpf::map::{Limit, OWN_ADDRESSES, Owner, Port as Entered, PortKey, Source};
+use metadata_ebpf::map::{
+    Limit, NETWORK_ADDRESSES, Network, OWN_ADDRESSES, Owner, Port as Entered, PortKey, Source,
+};
 use serde_json::{Value, json};
 use tracing::{error, warn};
 use uuid::{Uuid, uuid};
@@ -9,7 +11,7 @@ use uuid::{Uuid, uuid};
 use crate::{
     datapath::{Assignment, Device},
     directory::{Port, Resolution, Signer, Tap},
-    inventory::{DesiredPort, Who},
+    inventory::{DesiredPort, MetadataPort, Who},
 };
 
 /// Why a device has no program that nobody has tried to attach yet.
@@ -99,7 +101,8 @@ impl Served {
             meter,
             connections: limits.connections,
             answers: limits.answers,
-            foreign_until: self.foreign_until,
+            // On a network's device nobody else can be that passes what it has a connection of.
+            foreign_until: if self.wanted.metadata_port.is_some() { 0 } else { self.foreign_until },
             own,
             owner: self.owner,
             ..Entered::new(index, generation)
@@ -130,6 +133,7 @@ impl Served {
             "tap": self.wanted.device.name,
             "ifindex": key.ifindex,
             "vlan": key.vlan,
+            "mac": mac(key),
             "index": self.assignment.index,
             "generation": self.assignment.generation,
             "state": state,
@@ -149,9 +153,30 @@ pub(super) fn describe_refused(key: PortKey, port: &DesiredPort, reason: &str) -
         "tap": port.device.name,
         "ifindex": key.ifindex,
         "vlan": key.vlan,
+        "mac": mac(key),
         "state": "unserved",
         "reason": reason,
     })
+}
+
+/// MAC address of a port that has no tap.
+fn mac(key: PortKey) -> Option<String> {
+    key.is_station().then(|| key.mac.to_string())
+}
+
+/// The metadata port of a network as the map has it.
+pub(super) fn network(port: &MetadataPort) -> Network {
+    let mut addresses = [[0; 4]; NETWORK_ADDRESSES];
+    for (place, address) in addresses.iter_mut().zip(&port.addresses) {
+        *place = Source::compared(*address);
+    }
+    Network { mac: port.mac, addresses }
+}
+
+/// Name of what a port's guest is limited as: all of a tap together, and each port without one by itself, whoever shares
+/// the device.
+pub(super) fn limited_as(key: PortKey, device: &Device) -> String {
+    if key.is_station() { format!("{}/{}", device.name, key.mac) } else { device.name.clone() }
 }
 
 /// Owner of a port, by fingerprints that fit into the map.
@@ -213,8 +238,8 @@ mod tests {
                 fixed_ips: Vec::new(),
             }),
         };
-        let device = Device { ifindex: 7, name: "tap0".into() };
-        DesiredPort { device, port: port.into(), who, own: Vec::new(), policed: false }
+        let device = Device::tap(7, "tap0");
+        DesiredPort { device, port: port.into(), who, own: Vec::new(), policed: false, metadata_port: None }
     }
 
     #[test]

@@ -257,7 +257,7 @@ fn arp_is_told_apart() {
 #[test]
 fn arp_answer() {
     let mut frame = arp_frame(1, GUEST, METADATA_V4);
-    arp::answer(&mut frame);
+    arp::answer(&mut frame, SERVICE_MAC);
     let mut expected = ethernet::<{ arp::LEN }>(ETHERTYPE_ARP);
     put(&mut expected, 0, &GUEST_MAC);
     put(&mut expected, 6, &SERVICE_MAC);
@@ -305,7 +305,7 @@ fn solicitations_are_answered() {
     ];
     for (asker, destination, mac, flags) in cases {
         let mut frame = nd_frame(135, asker, METADATA_V6);
-        nd::answer(&mut frame);
+        nd::answer(&mut frame, SERVICE_MAC, nd::Detection::Multicast);
         let mut expected = frame_v6::<{ nd::ANSWER_LEN }>(58, METADATA_V6, destination);
         put(&mut expected, 0, &mac);
         put(&mut expected, 6, &SERVICE_MAC);
