@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6, TcpStream},
     os::{
         fd::{AsRawFd as _, RawFd},
         unix::fs::PermissionsExt as _,
@@ -203,6 +203,15 @@ impl Guest {
 
     pub fn connect(&self) -> http::Result<Connection<TcpStream>> {
         self.connect_with(None, TIMEOUT)
+    }
+
+    /// A connection over IPv6.
+    pub fn connect_v6(&self) -> Result<Connection<TcpStream>> {
+        let address = SocketAddrV6::new(METADATA_V6, METADATA.port(), 0, self.netns.ifindex("eth0")?);
+        let stream = self.netns.run(move || TcpStream::connect_timeout(&address.into(), TIMEOUT))?;
+        let stream = stream.context("no connection over IPv6")?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        Ok(Connection::new(stream))
     }
 
     /// A connection to the metadata address from a chosen source.

@@ -255,8 +255,8 @@ impl Lab {
     }
 
     /// The device that the agent has Open vSwitch make for a network.
-    pub fn network_device(network: &Network) -> String {
-        format!("mdn{}", &network.id.replace('-', "")[..12])
+    pub fn network_device(network: &str) -> String {
+        format!("mdn{}", &network.replace('-', "")[..12])
     }
 
     /// The ifindex that the guest's tap has now.
@@ -272,6 +272,13 @@ impl Lab {
     /// `ovs-vsctl` on this chassis.
     pub fn vsctl(&self) -> Command {
         daemons::client("ovs-vsctl", &self.sandbox, daemons::OVS_SOCKET)
+    }
+
+    /// `ovsdb-client` on the local Open vSwitch: `backup` or `restore`.
+    pub fn ovs_client(&self, command: &str) -> Command {
+        let mut client = Command::new("ovsdb-client");
+        client.arg("--timeout=30").arg(command).arg(self.ovs_remote()).arg("Open_vSwitch");
+        client
     }
 
     /// `ovn-nbctl` on this lab's Northbound.

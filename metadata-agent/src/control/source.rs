@@ -63,9 +63,7 @@ impl PortSource {
     /// What should be served; nothing as long as that cannot be said.
     pub(super) fn desired(&mut self, links: &Links, reconciler: &Reconciler) -> Option<(Desired, Unserved)> {
         match self {
-            Self::Ovn(ovn) => {
-                ovn.can_tell().then(|| ovn.desired(links.table(), |key| reconciler.served(key)))
-            }
+            Self::Ovn(ovn) => ovn.desired(links.table(), |key| reconciler.served(key)),
             Self::Static(inventory) => Some(inventory.desired(links.table())),
         }
     }

@@ -60,6 +60,7 @@ pub(super) struct Rows<'a> {
 pub(super) struct NetworkDevices {
     /// The metadata port that each is to be bound to, by network.
     wanted: BTreeMap<String, String>,
+    undecided: BTreeSet<String>,
     /// Whether what is wanted or what is there has changed since they were last compared.
     is_stale: bool,
     write: Option<Write>,
@@ -91,10 +92,11 @@ pub(super) fn device_name(network: &str) -> String {
 }
 
 impl NetworkDevices {
-    /// Takes the metadata ports, by network, to which devices have to be bound from now on.
-    pub(super) fn want(&mut self, wanted: BTreeMap<String, String>) {
-        self.is_stale |= self.wanted != wanted;
-        self.wanted = wanted;
+    /// Takes the metadata ports, by network, to which devices have to be bound from now on. Devices of networks that are
+    /// `undecided` stay as they are.
+    pub(super) fn want(&mut self, wanted: BTreeMap<String, String>, undecided: BTreeSet<String>) {
+        self.is_stale |= self.wanted != wanted || self.undecided != undecided;
+        (self.wanted, self.undecided) = (wanted, undecided);
     }
 
     /// Notes that the ports of the local Open vSwitch have changed.
@@ -163,7 +165,7 @@ impl NetworkDevices {
                 row.name == device_name(network) && row.external_ids.get("iface-id") == Some(metadata_port)
             });
             let Some((port, is_alone)) = port_of(rows, *uuid) else { continue };
-            if wanted.is_some() {
+            if wanted.is_some() || self.undecided.contains(network) {
                 there.insert(network);
             } else if is_alone {
                 let bridge = rows.bridges.iter().find(|(_, bridge)| bridge.ports.contains(&port));

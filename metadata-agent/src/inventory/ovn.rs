@@ -69,6 +69,7 @@ pub struct Ovn {
     devices: NetworkDevices,
     may_have_devices: bool,
     started: Instant,
+    answers_since: Option<Instant>,
     /// Whether the Southbound has said which ports are this chassis', or had its time to.
     is_settled: bool,
     remembered: Remembered,
@@ -152,6 +153,7 @@ impl Ovn {
             devices: NetworkDevices::default(),
             may_have_devices: network_devices,
             started: Instant::now(),
+            answers_since: None,
             is_settled: false,
             remembered: Remembered::read(state),
             liveness: Liveness::new(spread(down_time)),
@@ -245,16 +247,6 @@ impl Ovn {
         self.southbound.client.table::<PortBinding>().iter().map(|(_, row)| row.logical_port.as_str())
     }
 
-    /// Whether something can be said about ports: nothing without the local interfaces, and nothing about those behind
-    /// devices that a former agent left, before the Southbound has had its time.
-    pub fn can_tell(&mut self) -> bool {
-        let is_asked = self.southbound.down.is_none() && self.southbound.has(self.subscribed);
-        let had_its_time = self.started.elapsed() >= FIRST_WORD;
-        self.is_settled |= is_asked && (self.subscription.asks_for_chassis() || had_its_time);
-        let has_left = || self.ovs.client.table::<Interface>().iter().any(|(_, row)| is_ours(row));
-        self.ovs.synced && (self.is_settled || had_its_time || !has_left())
-    }
-
     /// Notes whether the node is ready, for Neutron to know, or what keeps it from being so.
     pub fn set_able(&mut self, problems: &[Problem]) {
         let able = problems.is_empty();
@@ -266,11 +258,17 @@ impl Ovn {
 
     /// The ports of this host, and those that are plugged and cannot be served. `served` tells which port is served behind
     /// a key now.
+    ///
+    /// Nothing can be said without the local interfaces; and nothing about those behind devices that a former agent left,
+    /// before the Southbound has had its time.
     pub fn desired<'a>(
         &mut self,
         links: &LinkTable,
         served: impl Fn(PortKey) -> Option<&'a str>,
-    ) -> (Desired, Unserved) {
+    ) -> Option<(Desired, Unserved)> {
+        if !self.ovs.synced {
+            return None;
+        }
         let ovs = &self.ovs.client;
         let interfaces: Vec<_> =
             ovs.table::<Interface>().iter().map(|(uuid, row)| (*uuid, row.as_ref())).collect();
@@ -293,7 +291,9 @@ impl Ovn {
         };
         let (mut desired, mut unserved, tapless) =
             join(&switch, interfaces.clone(), &self.bindings, &served, &without_row);
-        if self.may_have_devices {
+        if !self.may_have_devices {
+            self.is_settled = true;
+        } else {
             let now = Instant::now();
             let tapless = self.doubts.settle(now, tapless);
             let external = self.external.update(now, chassis, &self.bindings);
@@ -302,10 +302,20 @@ impl Ovn {
             let sources =
                 Sources { switch, interfaces, bindings, tapless: &tapless, external, asks_for: &asks_for };
             let decision = stations::decide(&sources, served);
-            self.networks = decision.networks.into_iter().collect();
+            self.networks = decision.networks;
+            if is_there && !self.is_settled {
+                // Without a row of the chassis' own it has nothing to say about external ports.
+                let since = *self.answers_since.get_or_insert(now);
+                let is_asked = self.subscription.asks_for_chassis() && decision.undecided.is_empty();
+                self.is_settled = is_asked || now.saturating_duration_since(since) >= FIRST_WORD;
+            }
+            let is_early = !self.is_settled && self.started.elapsed() < FIRST_WORD;
+            if is_early && interfaces.iter().any(|row| is_ours(row)) {
+                return None;
+            }
             // What a Southbound that is away does not say is not over.
             if self.is_settled && self.southbound.down.is_none() {
-                self.devices.want(decision.devices);
+                self.devices.want(decision.devices, decision.undecided);
             }
             for port in decision.desired.values() {
                 unserved.remove(&port.port);
@@ -323,7 +333,7 @@ impl Ovn {
             });
             self.remembered.replace(Instant::now(), known);
         }
-        (desired, unserved)
+        Some((desired, unserved))
     }
 
     /// Subscribes to the rows of this chassis and its ports; tells when to ask again.

@@ -5,7 +5,7 @@
 //! Behind a network's device are those ports of this host alone that have no tap (`vif.rs` says why), and those outside of
 //! the switch that OVN made this chassis responsible for. Whoever else is in the network is not served there.
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -67,7 +67,9 @@ pub(super) struct Decision {
     /// The metadata ports to which devices have to be bound, by network.
     pub(super) devices: BTreeMap<String, String>,
     /// The networks of which the metadata port has to be known.
-    pub(super) networks: Vec<String>,
+    pub(super) networks: BTreeSet<String>,
+    /// Those of them of which it is not known yet.
+    pub(super) undecided: BTreeSet<String>,
 }
 
 /// Ports whose taps may be about to be heard of, and since when.
@@ -96,10 +98,13 @@ impl Doubts {
 pub(super) fn decide<'b>(sources: &Sources<'_>, served: impl Fn(PortKey) -> Option<&'b str>) -> Decision {
     let mut decision = Decision::default();
     for (network, group) in groups(sources, &mut decision.unserved) {
-        decision.networks.push(network.to_owned());
+        decision.networks.insert(network.to_owned());
         let (metadata_port, mac) = match metadata_port(sources, network, &group) {
             Ok(found) => found,
             Err(reason) => {
+                if !(sources.asks_for)(network) {
+                    decision.undecided.insert(network.to_owned());
+                }
                 refuse(&mut decision.unserved, network, &group, &reason);
                 continue;
             }

@@ -168,13 +168,10 @@ async fn run(
             }
         }
         source.set_able(&[]);
-        if !source.can_tell() {
-            continue;
-        }
         let links = devices.borrow_and_update().clone();
         let served = publish.borrow().ports.clone();
         let served = |key| served.get(&key).map(|port| port.port.as_str());
-        let (ports, unserved) = source.desired(&links, served);
+        let Some((ports, unserved)) = source.desired(&links, served) else { continue };
         let missing = source.pending().len();
         publish.send_replace(Serves { ports: Arc::new(ports), unserved: unserved.len(), missing });
     }
