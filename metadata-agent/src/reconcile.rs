@@ -16,7 +16,7 @@ use serde_json::Value;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    datapath::{Adopted, Assignment, Datapath, Device, Error, Indexes},
+    datapath::{Adopted, Assignment, Datapath, Device, Error, Indexes, announce},
     directory::{Directory, Port, Signer},
     health::Applied,
     inventory::{Desired, DesiredPort},
@@ -406,8 +406,10 @@ impl Reconciler {
                 self.refused.remove(&key);
                 let tap = self.directory.tap(&limited_as(key, device));
                 info!(%tap, ifindex = device.ifindex, port = wanted.port, "port found");
+                let is_adopted = adopted.is_some();
                 let owner = adopted.map_or_else(|| owner(wanted), |adopted| adopted.owner);
-                vacant.insert(Served::new(&self.signer, wanted, tap, assignment, owner, foreign_until));
+                let served = Served::new(&self.signer, wanted, tap, assignment, owner, foreign_until);
+                vacant.insert(served).announced |= is_adopted;
             }
         }
     }
@@ -459,11 +461,11 @@ impl Reconciler {
     fn attach(&mut self) -> Applied {
         let started = Instant::now();
         let mut applied = Applied::default();
-        let mut waiting: Vec<&mut Served> =
-            self.served.values_mut().filter(|served| served.attached.is_err()).collect();
+        let mut waiting: Vec<_> =
+            self.served.iter_mut().filter(|(_, served)| served.attached.is_err()).collect();
         // Those that failed before come last, or they would keep the others waiting.
-        waiting.sort_by_key(|served| served.attached.as_ref().is_err_and(|error| error != NOT_YET));
-        for served in waiting {
+        waiting.sort_by_key(|(_, served)| served.attached.as_ref().is_err_and(|error| error != NOT_YET));
+        for (key, served) in waiting {
             if started.elapsed() > ATTACHING {
                 let failed_before = served.attached.as_ref().is_err_and(|error| error != NOT_YET);
                 *(if failed_before { &mut applied.failed } else { &mut applied.waiting }) += 1;
@@ -485,6 +487,12 @@ impl Reconciler {
                 }
             }
             served.attached = result;
+            if let (Ok(()), Some(port), false) =
+                (&served.attached, &served.wanted.metadata_port, served.announced)
+            {
+                served.announced = true;
+                announce(served.device(), port.mac, key.mac, served.entry.gone.clone());
+            }
         }
         applied
     }

@@ -1,4 +1,5 @@
 //! The kernel's side: programs, maps, pins, and the service device they redirect to.
+mod announce;
 mod attach;
 mod bpffs;
 mod index;
@@ -28,6 +29,7 @@ use tracing::info;
 
 use crate::config::AttachMode;
 
+pub use announce::announce;
 pub use index::{Assignment, Indexes};
 pub use netns::Netns;
 pub use open::SourceTable;

@@ -123,8 +123,7 @@ impl Entry {
             network: self.network.clone(),
             fixed_ips: self.fixed_ips.clone(),
         };
-        let own = self.fixed_ips.clone();
-        DesiredPort { device, port, who: Who::Known(identity), own, policed: false, metadata_port: None }
+        DesiredPort::on_tap(device, port, Who::Known(identity), self.fixed_ips.clone())
     }
 }
 

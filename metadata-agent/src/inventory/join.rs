@@ -62,7 +62,7 @@ pub(super) fn join<'a, 'b>(
         let mut insert = |vlan, port: &str, who: Who, row: Option<&PortBinding>, policed| {
             let own = own_addresses(&who, row);
             let (device, port) = (device.clone(), port.to_owned());
-            let port = DesiredPort { device, port, who, own, policed, metadata_port: None };
+            let port = DesiredPort { policed, ..DesiredPort::on_tap(device, port, who, own) };
             desired.insert(PortKey::tap(ifindex, vlan), port);
         };
         if binding.is_none() {

@@ -43,6 +43,15 @@ pub struct DesiredPort {
     pub policed: bool,
     /// On a network's device, the metadata port as which it answers.
     pub metadata_port: Option<MetadataPort>,
+    /// Whether it is outside of the switch, in a physical network that has to learn where the metadata port is.
+    pub is_external: bool,
+}
+
+impl DesiredPort {
+    /// One that has a tap.
+    pub fn on_tap(device: Device, port: String, who: Who, own: Vec<IpAddr>) -> Self {
+        Self { device, port, who, own, policed: false, metadata_port: None, is_external: false }
+    }
 }
 
 /// The metadata port of a network.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     Desired, DesiredPort, MetadataPort, Unserved, UnservedPort, Who,
-    bindings::Bindings,
+    bindings::{Bindings, EXTERNAL},
     join::{Tapless, identify, network},
     network_devices::{device_name, is_of},
     rows::{Interface, PortBinding},
@@ -159,6 +159,7 @@ pub(super) fn decide<'b>(sources: &Sources<'_>, served: impl Fn(PortKey) -> Opti
                 who,
                 policed: false,
                 metadata_port: Some(MetadataPort { mac, addresses: addresses.clone() }),
+                is_external: station.row.kind == EXTERNAL,
             };
             decision.desired.insert(PortKey::station(ifindex, station.mac), port);
         }

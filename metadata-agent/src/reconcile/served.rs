@@ -42,6 +42,8 @@ pub(super) struct Served {
     /// Whether the program is on the tap, and if not, why.
     pub(super) attached: Result<(), String>,
     pub(super) entry: Arc<Port>,
+    /// Whether its network has been told where its metadata port is, or knows.
+    pub(super) announced: bool,
     /// Whether it was said that it has more sources than places.
     pub(super) told_exhausted: bool,
     foreign_until: u64,
@@ -65,6 +67,7 @@ impl Served {
             entered: None,
             attached: Err(NOT_YET.to_owned()),
             entry: Arc::new(Port::new(wanted.port.clone(), tap, assignment.generation, resolution)),
+            announced: !wanted.is_external,
             told_exhausted: false,
             foreign_until,
         }
@@ -239,7 +242,7 @@ mod tests {
             }),
         };
         let device = Device::tap(7, "tap0");
-        DesiredPort { device, port: port.into(), who, own: Vec::new(), policed: false, metadata_port: None }
+        DesiredPort::on_tap(device, port.into(), who, Vec::new())
     }
 
     #[test]

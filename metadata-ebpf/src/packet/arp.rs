@@ -1,7 +1,7 @@
 //! ARP for the metadata address (RFC 826, RFC 5227), and for those of a network's metadata port.
 use core::net::Ipv4Addr;
 
-use super::{ETHERNET_LEN, field, holds, mac_source, set_field, set_macs};
+use super::{ETHERNET_LEN, ETHERTYPE_ARP, field, holds, mac_source, set_field, set_macs};
 use crate::address::METADATA_V4;
 
 /// Bytes of Ethernet header and an ARP packet for IPv4 over Ethernet.
@@ -64,6 +64,20 @@ pub fn answer(frame: &mut [u8; LEN], mac: [u8; 6]) {
     set_field(frame, SENDER_MAC, mac);
     set_field(frame, SENDER, asked);
     set_field(frame, TARGET_MAC, sender);
+}
+
+/// A reply that nobody asked for: the address is at `mac`, for who has the other one.
+pub fn announcement(address: Ipv4Addr, mac: [u8; 6], to: [u8; 6]) -> [u8; LEN] {
+    let mut frame = [0; LEN];
+    set_macs(&mut frame, to, mac);
+    set_field(&mut frame, ETHERNET_LEN - 2, ETHERTYPE_ARP.to_be_bytes());
+    set_field(&mut frame, FIXED, ETHERNET_IPV4);
+    set_field(&mut frame, OPERATION, REPLY);
+    set_field(&mut frame, SENDER_MAC, mac);
+    set_field(&mut frame, SENDER, address.octets());
+    set_field(&mut frame, TARGET_MAC, to);
+    set_field(&mut frame, TARGET, address.octets());
+    frame
 }
 
 #[inline(always)]

@@ -269,6 +269,16 @@ fn arp_answer() {
     assert_eq!(frame, expected);
 }
 
+#[test]
+fn an_announcement_is_a_reply_for_one_alone() {
+    let mut expected = arp_frame(2, METADATA_V4, METADATA_V4);
+    put(&mut expected, 0, &GUEST_MAC);
+    put(&mut expected, 6, &SERVICE_MAC);
+    put(&mut expected, 22, &SERVICE_MAC);
+    put(&mut expected, 32, &GUEST_MAC);
+    assert_eq!(arp::announcement(METADATA_V4, SERVICE_MAC, GUEST_MAC), expected);
+}
+
 const SOLICITED_NODE: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xfffe, 0xa9fe);
 
 fn nd_frame(kind: u8, source: Ipv6Addr, target: Ipv6Addr) -> [u8; nd::ANSWER_LEN] {

@@ -42,10 +42,12 @@ impl Lab {
         Ok(())
     }
 
-    /// Has that chassis be the first of the port's.
-    pub fn prefer(&self, port: &Port, chassis: &str) -> Result<()> {
+    /// Gives a chassis another place among the port's: the highest number is first, and 100 whom it was made with.
+    pub fn set_priority(&self, port: &Port, chassis: &str, priority: u32) -> Result<()> {
         let group = format!("neutron-{}", port.id);
-        run(self.nbctl().words(format!("--wait=sb ha-chassis-group-add-chassis {group} {chassis} 200")))?;
+        run(self
+            .nbctl()
+            .words(format!("--wait=sb ha-chassis-group-add-chassis {group} {chassis} {priority}")))?;
         Ok(())
     }
 
@@ -54,6 +56,12 @@ impl Lab {
         let group = format!("neutron-{}", port.id);
         run(self.nbctl().words(format!("--wait=sb ha-chassis-group-remove-chassis {group} {chassis}")))?;
         Ok(())
+    }
+
+    /// The row of the chassis that has a port, in the Southbound; empty if none has.
+    pub fn chassis_of(&self, port: &Port) -> Result<String> {
+        let find = format!("--bare --columns=chassis find Port_Binding logical_port={}", port.id);
+        Ok(run(self.sbctl().words(find))?.trim().to_owned())
     }
 
     /// An instance on an internal port of Open vSwitch, whose device is in the instance's own namespace.
