@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{Lab, Routing, fabric::PHYSICAL};
+use super::{Lab, MTU, Routing, fabric::PHYSICAL};
 use crate::{
     command::{Words as _, run},
     guest::Guest,
@@ -76,7 +76,10 @@ impl Lab {
                 "external_ids={{iface-id=\"{id}\",iface-status=active,attached-mac=\"{mac}\",vm-uuid=\"{instance}\"}}"
             )))?;
         self.ovs.ip(format!("link set {tap} netns {}", guest.netns.name()))?;
-        guest.netns.ip(format!("link set {tap} name eth0 address {mac} up"))?;
+        // The kernel's datapath knows it by its name, which stays.
+        guest.netns.ip("link add eth0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
+        guest.netns.ip(format!("link set {tap} master eth0 up"))?;
+        guest.netns.ip(format!("link set eth0 address {mac} mtu {MTU} up"))?;
         self.wait_bound(&guest)?;
         self.explain(guest.dhcp())?;
         Ok(guest)
