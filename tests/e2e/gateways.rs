@@ -2,10 +2,6 @@
 //! hear of each other over their tunnels (BFD). A machine asks meanwhile.
 
 use std::{
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
     thread,
     time::{Duration, Instant},
 };
@@ -20,6 +16,7 @@ use metadata_tests::{
     nova::Nova,
     ovn::{Fabric, Lab, Neighbour},
     port::Port,
+    traffic::{Asked, while_asking},
     wait::until,
 };
 
@@ -92,66 +89,6 @@ impl Site {
     }
 }
 
-/// What the machine sees of its requests, one after the other, while something is done.
-#[derive(Debug, Default)]
-struct Asked {
-    /// When answers came.
-    answers: Mutex<Vec<Instant>>,
-    is_over: AtomicBool,
-}
-
-impl Asked {
-    /// Asks until it is over. Each answer has to be its own; a connection that nobody answers is given up, and tried again, as
-    /// clients do.
-    fn ask(&self, machine: &Guest) -> Result<()> {
-        while !self.is_over.load(Ordering::Relaxed) {
-            let asked = machine.connect_with(None, Duration::from_millis(300));
-            let Ok(mut connection) = asked else { continue };
-            if let Ok(response) = connection.request("GET", META_DATA, &[("Connection", "close")], b"") {
-                is_identity_of(&machine.port, &response)?;
-                self.answers().push(Instant::now());
-            }
-        }
-        Ok(())
-    }
-
-    fn answers(&self) -> MutexGuard<'_, Vec<Instant>> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn count(&self) -> usize {
-        self.answers().len()
-    }
-
-    /// Waits for more answers.
-    fn wait_answers(&self) -> Result<()> {
-        let before = self.count();
-        until("the machine is answered", SOON, || {
-            ensure!(self.count() >= before + 20);
-            Ok(())
-        })
-    }
-
-    /// The longest time without an answer.
-    fn gap(&self) -> Duration {
-        let answers = self.answers();
-        answers.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default()
-    }
-}
-
-/// Does something while the machine asks.
-fn meanwhile(machine: &Guest, work: impl FnOnce(&Asked) -> Result<()>) -> Result<Asked> {
-    let asked = Asked::default();
-    thread::scope(|scope| {
-        let asking = scope.spawn(|| asked.ask(machine));
-        let done = asked.wait_answers().and_then(|()| work(&asked)).and_then(|()| asked.wait_answers());
-        asked.is_over.store(true, Ordering::Relaxed);
-        asking.join().ok().context("the machine panicked")??;
-        done
-    })?;
-    Ok(asked)
-}
-
 fn is_not_served(agent: &Agent, port: &Port) -> Result<()> {
     until("it is not served there", SOON, || {
         let ports = agent.ports()?;
@@ -210,7 +147,7 @@ fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
         site.cloud.chassis.exclude(&machine.port, &other.name)?;
         is_not_served(&other.agent, &machine.port)
     };
-    let asked = meanwhile(machine, moves)?;
+    let asked = while_asking(machine, moves)?;
     println!("{} answers, the longest time without one {:?}", asked.count(), asked.gap());
     site.cloud.agent.wait_station(machine)?;
     own_identity(machine)
@@ -236,7 +173,7 @@ fn another_chassis_serves_when_one_dies() -> Result<()> {
     let [dies, heir] = others.as_mut_slice() else { panic!("there are two") };
     heir.nova.take_requests();
     let started = Instant::now();
-    let asked = meanwhile(machine, |_| {
+    let asked = while_asking(machine, |_| {
         dies.chassis.die()?;
         heir.agent.wait_station(machine)?;
         let after = started.elapsed();

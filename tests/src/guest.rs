@@ -16,8 +16,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::{
     errno::Errno,
+    ifaddrs::getifaddrs,
     libc,
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket},
+    sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, bind, send, sendto, socket,
+    },
 };
 
 use crate::{
@@ -162,6 +165,23 @@ impl Guest {
         };
         self.netns.run(send)?.context("cannot send a packet of our own making")?;
         Ok(())
+    }
+
+    /// Sends the reverse ARP request that QEMU sends for a machine that has moved.
+    pub fn announce_itself(&self) -> Result<()> {
+        let octets = self.port.mac.split(':').map(|octet| u8::from_str_radix(octet, 16));
+        let mac = octets.collect::<Result<Vec<_>, _>>()?;
+        let head = [&[0xff; 6][..], &mac, &[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]].concat();
+        let frame = [&head[..], &mac, &[0; 4], &mac, &[0; 4]].concat();
+        let transmit = || -> nix::Result<()> {
+            let addresses = getifaddrs()?.filter(|interface| interface.interface_name == "eth0");
+            let mut links = addresses.filter_map(|interface| interface.address?.as_link_addr().copied());
+            let address = links.next().ok_or(Errno::ENODEV)?;
+            let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+            bind(socket.as_raw_fd(), &address)?;
+            send(socket.as_raw_fd(), &frame, MsgFlags::empty()).map(drop)
+        };
+        self.netns.run(transmit)?.context("cannot send a frame of our own making")
     }
 
     /// Sends SYNs to the metadata address until told to stop; returns how many.
