@@ -15,13 +15,15 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
+use tokio::runtime;
 
 use self::{config_files::ConfigFiles, serve::serve, show::Show};
 use crate::{
     admin,
-    config::{self, Config},
+    config::{self, Config, Source},
     control::{self, Ending},
     datapath::{Datapath, Netns, ServiceDevice},
+    inventory::remove_network_devices,
     link, startup,
     supervisor::Orphan,
     takeover, tokens, version,
@@ -62,7 +64,8 @@ enum Command {
     CheckConfig(ConfigFiles),
     /// Ask the running agent.
     Show(Show),
-    /// Remove programs, pins, the service device and its namespace. A running agent is ended, for good: from then on new
+    /// Remove programs, pins, the service device and its namespace, and the devices of networks. A running agent is ended,
+    /// for good: from then on new
     /// connections go to whoever else serves the taps, while those under way are served.
     Cleanup(ConfigFiles),
 }
@@ -143,11 +146,28 @@ fn held(run_dir: &Path) -> String {
     format!("another agent runs in {}, and does not answer: stop it first", run_dir.display())
 }
 
+/// Removes the devices that ports without a tap were served by.
+fn remove_devices(ovs: &ovsdb_client::Config) -> Result<(), String> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    runtime.block_on(remove_network_devices(ovs.clone())).map(drop)
+}
+
 fn cleanup(config: &Config) -> anyhow::Result<()> {
     startup::check_capabilities()?;
     let _lock = leave(&config.run_dir)?;
     Orphan::end_all(&config.run_dir)
         .context("cannot end the guest-facing process of an agent that was killed")?;
+    // Before their programs go: what these devices receive is for nobody else.
+    if let Source::Ovn { ovs, .. } = &config.source
+        && let Err(error) = remove_devices(ovs)
+    {
+        eprintln!(
+            "warning: the local Open vSwitch cannot be asked for devices of networks ({error}): if `ovs-vsctl \
+             --columns=name find Interface external_ids:metadata-agent-network!=''` names any, remove them with `ovs-vsctl \
+             del-port`"
+        );
+    }
     Datapath::remove(&config.run_dir)?;
     ServiceDevice::remove().context("cannot remove the service device")?;
     Netns::remove(&config.netns).with_context(|| format!("cannot remove the namespace {}", config.netns))?;

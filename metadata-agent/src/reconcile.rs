@@ -11,20 +11,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metadata_ebpf::map::{Port as Entered, PortKey};
+use metadata_ebpf::map::{Network, Port as Entered, PortKey};
 use serde_json::Value;
 use tracing::{debug, error, info, warn};
 
 use crate::{
     boot_clock,
-    datapath::{Adopted, Assignment, Datapath, Device, Error, Indexes},
+    datapath::{Adopted, Assignment, Datapath, Device, Error, Indexes, announce},
     directory::{Directory, Port, Signer},
     health::Applied,
     inventory::{Desired, DesiredPort},
     tokens::Tokens,
 };
 pub use served::Limits;
-use served::{Issuer, NOT_YET, Served, owner};
+use served::{Issuer, NOT_YET, Served, limited_as, network, owner};
 
 /// Time slice of attaching, for which the control plane does no other work: a TCX link waits for the kernel's RCU grace period,
 /// which is some ten milliseconds for each tap and cannot be had in parallel (the kernel holds its RTNL lock meanwhile).
@@ -47,6 +47,8 @@ pub struct Reconciler {
     /// Whether agents of other layouts may have left something.
     succeeding: bool,
     served: BTreeMap<PortKey, Served>,
+    /// The networks' devices, as the map has them.
+    networks: BTreeMap<u32, Network>,
     /// Ports for which there was no room.
     refused: BTreeMap<PortKey, DesiredPort>,
     /// Assignments that have ended, and when.
@@ -98,6 +100,7 @@ impl Reconciler {
             adopted: Some(adopted),
             succeeding: true,
             served: BTreeMap::new(),
+            networks: BTreeMap::new(),
             refused: BTreeMap::new(),
             ended: VecDeque::new(),
             looked_at: 0,
@@ -267,10 +270,10 @@ impl Reconciler {
         if let Some(former) = self.probe.take() {
             self.ended.push_back((Instant::now(), former.assignment));
             self.datapath.detach(former.device.ifindex)?;
-            self.datapath.end(PortKey { ifindex: former.device.ifindex, vlan: 0 }, former.assignment)?;
+            self.datapath.end(PortKey::tap(former.device.ifindex, 0), former.assignment)?;
         }
         self.datapath.set_probe(device)?;
-        let key = PortKey { ifindex: device.ifindex, vlan: 0 };
+        let key = PortKey::tap(device.ifindex, 0);
         let assignment = self.reserved.take().or_else(|| self.indexes.take()).ok_or(Error::Full)?;
         let tap = self.directory.tap(&device.name);
         let entry = Arc::new(Port::probe(&device.name, tap, assignment.generation));
@@ -326,8 +329,11 @@ impl Reconciler {
         // now, and is not to hear of connections that were not its own.
         let hears = self.datapath.is_on(device);
         let shared = self.served.keys().chain(desired.keys()).any(|other| other.ifindex == key.ifindex);
-        if !shared && let Err(error) = self.datapath.detach(key.ifindex) {
-            error!(%error, tap = device.name, "cannot detach");
+        if !shared {
+            self.networks.remove(&key.ifindex);
+            if let Err(error) = self.datapath.detach(key.ifindex) {
+                error!(%error, tap = device.name, "cannot detach");
+            }
         }
         if let Err(error) = self.datapath.end(key, served.assignment) {
             error!(%error, tap = device.name, "cannot end a port's assignment");
@@ -373,6 +379,10 @@ impl Reconciler {
                 error!(%error, ifindex = key.ifindex, "cannot release a port's entries");
             }
             self.indexes.give_back(assignment);
+        }
+        let is_network = |ifindex| desired.keys().any(|key| key.ifindex == ifindex && key.is_station());
+        if let Err(error) = self.datapath.keep_networks(is_network) {
+            error!(%error, "cannot forget the networks of a former agent");
         }
         let pinned = self.datapath.attached().unwrap_or_else(|error| {
             error!(%error, "cannot list the pinned links");
@@ -428,19 +438,14 @@ impl Reconciler {
                     }
                 };
                 self.refused.remove(&key);
-                info!(tap = device.name, ifindex = device.ifindex, port = wanted.port, "port found");
+                let tap = self.directory.tap(&limited_as(key, device));
+                info!(%tap, ifindex = device.ifindex, port = wanted.port, "port found");
+                let is_adopted = adopted.is_some();
                 let owner = adopted.map_or_else(|| owner(wanted), |adopted| adopted.owner);
-                let tap = self.directory.tap(&device.name);
                 let first = self.issuer.first(key, served::owner(wanted), adopted.as_ref());
-                vacant.insert(Served::new(
-                    &self.issuer,
-                    wanted,
-                    tap,
-                    assignment,
-                    owner,
-                    first,
-                    foreign_until,
-                ));
+                let issuer = &self.issuer;
+                let served = Served::new(issuer, wanted, tap, assignment, owner, first, foreign_until);
+                vacant.insert(served).announced |= is_adopted;
             }
         }
     }
@@ -450,10 +455,24 @@ impl Reconciler {
         let meters: HashMap<u32, u32> = self
             .served
             .iter()
-            .filter(|(key, _)| key.vlan == 0)
+            .filter(|(key, _)| key.vlan == 0 && !key.is_station())
             .map(|(key, served)| (key.ifindex, served.assignment.index))
             .collect();
         for (key, served) in &mut self.served {
+            if let Some(value) = served.wanted.metadata_port.as_ref().map(network)
+                && self.networks.get(&key.ifindex) != Some(&value)
+            {
+                match self.datapath.enter_network(key.ifindex, value) {
+                    Ok(()) => {
+                        self.networks.insert(key.ifindex, value);
+                    }
+                    Err(error) => {
+                        error!(%error, device = served.device().name, "cannot enter a network");
+                        served.attached = Err(error.to_string());
+                        continue;
+                    }
+                }
+            }
             let meter = meters.get(&key.ifindex).copied().unwrap_or(served.assignment.index);
             let value = served.value(self.limits, meter);
             if served.entered == Some(value) {
@@ -478,11 +497,11 @@ impl Reconciler {
     fn attach(&mut self) -> Applied {
         let started = Instant::now();
         let mut applied = Applied::default();
-        let mut waiting: Vec<&mut Served> =
-            self.served.values_mut().filter(|served| served.attached.is_err()).collect();
+        let mut waiting: Vec<_> =
+            self.served.iter_mut().filter(|(_, served)| served.attached.is_err()).collect();
         // Those that failed before come last, or they would keep the others waiting.
-        waiting.sort_by_key(|served| served.attached.as_ref().is_err_and(|error| error != NOT_YET));
-        for served in waiting {
+        waiting.sort_by_key(|(_, served)| served.attached.as_ref().is_err_and(|error| error != NOT_YET));
+        for (key, served) in waiting {
             if started.elapsed() > ATTACHING {
                 let failed_before = served.attached.as_ref().is_err_and(|error| error != NOT_YET);
                 *(if failed_before { &mut applied.failed } else { &mut applied.waiting }) += 1;
@@ -504,6 +523,12 @@ impl Reconciler {
                 }
             }
             served.attached = result;
+            if let (Ok(()), Some(port), false) =
+                (&served.attached, &served.wanted.metadata_port, served.announced)
+            {
+                served.announced = true;
+                announce(served.device(), port.mac, key.mac, served.entry.gone.clone());
+            }
         }
         applied
     }

@@ -93,6 +93,10 @@ counters! {
     RewriteFailed => "rewrite_failed",
     /// Dropped: the service namespace sent something that is no reply to a guest.
     ServiceOther => "service_other",
+    /// Dropped: a frame to the service on a network's device, from a MAC address that no port served there has.
+    OtherStation => "other_station",
+    /// Dropped: a frame to the service on a network's device, from an address that is not its port's.
+    ForeignSource => "foreign_source",
 }
 
 #[cfg(test)]

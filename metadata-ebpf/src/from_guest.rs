@@ -1,14 +1,14 @@
 //! What happens to a frame that a guest sends.
 #![forbid(unsafe_code)]
 use metadata_ebpf::{
-    address::Tag,
+    address::{SERVICE_MAC, Tag},
     counter::Counter,
     map::{Port, PortKey, Source},
     packet::{
         ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Verdict,
         arp::{self, Arp},
         ipv4, ipv6,
-        nd::{self, Nd},
+        nd::{self, Detection, Nd},
         tcp,
     },
 };
@@ -42,17 +42,17 @@ fn ipv4(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
         return Ok(Outcome::PASS);
     }
     let checked = ipv4::check(head);
-    let Some(port) = port(skb)? else { return Ok(Outcome::PASS) };
+    let Some(asker) = asker(skb)? else { return Ok(Outcome::PASS) };
     checked?;
     match kind {
-        ipv4::Kind::Tcp => tcp4(skb, packet, port),
-        ipv4::Kind::Icmp => echo4(skb, packet, port),
+        ipv4::Kind::Tcp => tcp4(skb, packet, asker),
+        ipv4::Kind::Icmp => echo4(skb, packet, asker),
         ipv4::Kind::Other => Ok(Outcome::PASS),
     }
 }
 
 #[inline(always)]
-fn tcp4(skb: Skb<'_>, mut packet: Packet<'_>, port: &Port) -> Result {
+pub(crate) fn tcp4(skb: Skb<'_>, mut packet: Packet<'_>, asker: Asker) -> Result {
     let frame = packet.head_for_writing::<{ ipv4::TCP_LEN }>().ok_or(Counter::TcpTruncated)?;
     match ipv4::classify_tcp(frame) {
         Verdict::Pass => return Ok(Outcome::PASS),
@@ -61,8 +61,8 @@ fn tcp4(skb: Skb<'_>, mut packet: Packet<'_>, port: &Port) -> Result {
     }
     let guest = ipv4::source(frame);
     let (source, kind) = (sources::seen(frame, Source::mapped(guest)), ipv4::tcp_kind(frame));
-    let tag = tag(skb, port, Segment { source, kind })?;
-    if may_be_foreign(port, source)
+    let tag = tag(skb, asker, Segment { source, kind })?;
+    if may_be_foreign(asker.port, source)
         && !matches!(kind, tcp::Kind::Opening)
         && !skb.is_connected(tag.to_v4(), ipv4::source_port(frame))
     {
@@ -75,14 +75,14 @@ fn tcp4(skb: Skb<'_>, mut packet: Packet<'_>, port: &Port) -> Result {
 }
 
 #[inline(always)]
-fn echo4(skb: Skb<'_>, mut packet: Packet<'_>, port: &Port) -> Result {
+pub(crate) fn echo4(skb: Skb<'_>, mut packet: Packet<'_>, asker: Asker) -> Result {
     let Some(frame) = packet.head_for_writing::<{ ipv4::ICMP_LEN }>() else { return Ok(Outcome::PASS) };
     match ipv4::classify_icmp(frame) {
         Verdict::Pass => return Ok(Outcome::PASS),
         Verdict::Drop(counter) => return Err(counter.into()),
         Verdict::Take => {}
     }
-    limit_answers(port)?;
+    limit_answers(asker.port)?;
     ipv4::answer_icmp(frame);
     Ok(back(skb, Counter::EchoAnswered))
 }
@@ -93,16 +93,16 @@ fn ipv6(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
     match ipv6::kind(head) {
         ipv6::Kind::Other => Ok(Outcome::PASS),
         ipv6::Kind::Icmp { to_us } => icmp6(skb, packet, to_us),
-        ipv6::Kind::Unusable(counter) => refuse(port6(skb)?, counter),
-        ipv6::Kind::Tcp => match port6(skb)? {
-            Some(port) => tcp6(skb, packet, port),
+        ipv6::Kind::Unusable(counter) => refuse(asker6(skb)?, counter),
+        ipv6::Kind::Tcp => match asker6(skb)? {
+            Some(asker) => tcp6(skb, packet, asker),
             None => Ok(Outcome::PASS),
         },
     }
 }
 
 #[inline(always)]
-fn tcp6(skb: Skb<'_>, mut packet: Packet<'_>, port: &Port) -> Result {
+pub(crate) fn tcp6(skb: Skb<'_>, mut packet: Packet<'_>, asker: Asker) -> Result {
     let frame = packet.head_for_writing::<{ ipv6::TCP_LEN }>().ok_or(Counter::TcpTruncated)?;
     match ipv6::classify_tcp(frame) {
         Verdict::Pass => return Ok(Outcome::PASS),
@@ -117,7 +117,7 @@ fn tcp6(skb: Skb<'_>, mut packet: Packet<'_>, port: &Port) -> Result {
         maps::count(skb.ifindex(), Counter::Leaving as u32);
         return Ok(Outcome::PASS);
     }
-    let tag = tag(skb, port, Segment { source, kind })?;
+    let tag = tag(skb, asker, Segment { source, kind })?;
     ipv6::to_service(frame, tag.to_v6());
     packet.replace_tcp6_checksum(guest, Source::words(tag.to_v6())).ok_or(Counter::RewriteFailed)?;
     to_service(skb, packet)
@@ -128,35 +128,51 @@ fn icmp6(skb: Skb<'_>, mut packet: Packet<'_>, to_us: bool) -> Result {
     if let Some(head) = packet.head::<{ nd::TARGET_LEN }>() {
         match nd::classify(head) {
             Nd::Other => {}
-            Nd::Solicitation => return solicitation(skb, packet),
-            Nd::Claim => return refuse(port6(skb)?, Counter::NdClaim),
-            Nd::Invalid(counter) => return refuse(port6(skb)?, counter),
+            Nd::Solicitation => {
+                return match asker6(skb)? {
+                    Some(asker) => solicitation(skb, packet, asker, SERVICE_MAC, Detection::Multicast),
+                    None => Ok(Outcome::PASS),
+                };
+            }
+            Nd::Claim => return refuse(asker6(skb)?, Counter::NdClaim),
+            Nd::Invalid(counter) => return refuse(asker6(skb)?, counter),
         }
     }
-    if to_us { echo6(skb, packet) } else { Ok(Outcome::PASS) }
+    if !to_us {
+        return Ok(Outcome::PASS);
+    }
+    match asker6(skb)? {
+        Some(asker) => echo6(skb, packet, asker),
+        None => Ok(Outcome::PASS),
+    }
 }
 
+/// Answers a solicitation: its target is at `mac`.
 #[inline(always)]
-fn solicitation(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
-    let Some(port) = port6(skb)? else { return Ok(Outcome::PASS) };
-    limit_answers(port)?;
+pub(crate) fn solicitation(
+    skb: Skb<'_>,
+    mut packet: Packet<'_>,
+    asker: Asker,
+    mac: [u8; 6],
+    detection: Detection,
+) -> Result {
+    limit_answers(asker.port)?;
     // A solicitation may have no option, or others; its answer has exactly one.
     packet.set_len(nd::ANSWER_LEN as u32).ok_or(Counter::RewriteFailed)?;
     let frame = packet.head_for_writing::<{ nd::ANSWER_LEN }>().ok_or(Counter::RewriteFailed)?;
-    nd::answer(frame);
+    nd::answer(frame, mac, detection);
     Ok(back(skb, Counter::NdAnswered))
 }
 
 #[inline(always)]
-fn echo6(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
-    let Some(port) = port6(skb)? else { return Ok(Outcome::PASS) };
+pub(crate) fn echo6(skb: Skb<'_>, mut packet: Packet<'_>, asker: Asker) -> Result {
     let Some(frame) = packet.head_for_writing::<{ ipv6::ICMP_LEN }>() else { return Ok(Outcome::PASS) };
     match ipv6::classify_echo(frame) {
         Verdict::Pass => return Ok(Outcome::PASS),
         Verdict::Drop(counter) => return Err(counter.into()),
         Verdict::Take => {}
     }
-    limit_answers(port)?;
+    limit_answers(asker.port)?;
     ipv6::answer_icmp(frame);
     Ok(back(skb, Counter::EchoAnswered))
 }
@@ -166,26 +182,41 @@ fn arp(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
     let Some(head) = packet.head::<{ arp::LEN }>() else { return Ok(Outcome::PASS) };
     match arp::classify(head) {
         Arp::Pass => return Ok(Outcome::PASS),
-        Arp::Claim => return refuse(port(skb)?, Counter::ArpClaim),
+        Arp::Claim => return refuse(asker(skb)?, Counter::ArpClaim),
         Arp::Request => {}
     }
-    let Some(port) = port(skb)? else { return Ok(Outcome::PASS) };
-    limit_answers(port)?;
+    match asker(skb)? {
+        Some(asker) => arp_request(skb, packet, asker, SERVICE_MAC),
+        None => Ok(Outcome::PASS),
+    }
+}
+
+/// Answers a request for an address: it is at `mac`.
+#[inline(always)]
+pub(crate) fn arp_request(skb: Skb<'_>, mut packet: Packet<'_>, asker: Asker, mac: [u8; 6]) -> Result {
+    limit_answers(asker.port)?;
     let frame = packet.head_for_writing::<{ arp::LEN }>().ok_or(Counter::RewriteFailed)?;
-    arp::answer(frame);
+    arp::answer(frame, mac);
     Ok(back(skb, Counter::ArpAnswered))
+}
+
+/// A port, and the key by which a frame was found to be its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Asker {
+    pub(crate) key: PortKey,
+    pub(crate) port: &'static Port,
 }
 
 /// The port of the frame's device and VLAN, while its agent lives: nothing is ours for one that is gone. A tagged frame
 /// that is no subport's is none of ours: a network may carry its tenant's own VLANs.
 #[inline(always)]
-fn port(skb: Skb<'_>) -> core::result::Result<Option<&'static Port>, Outcome> {
-    if !maps::control().is_some_and(|control| skb::now() < control.alive_until) {
+fn asker(skb: Skb<'_>) -> core::result::Result<Option<Asker>, Outcome> {
+    if !is_alive() {
         return Ok(None);
     }
-    let key = key(skb);
+    let key = PortKey::tap(skb.ifindex(), skb.vlan());
     match maps::port(key) {
-        Some(port) => Ok(Some(port)),
+        Some(port) => Ok(Some(Asker { key, port })),
         None if key.vlan != 0 => Ok(None),
         None => Err(Counter::UnknownPort.into()),
     }
@@ -194,33 +225,37 @@ fn port(skb: Skb<'_>) -> core::result::Result<Option<&'static Port>, Outcome> {
 /// The same for IPv6, which is nothing of ours on a host without it: a guest that hears of no IPv6 address asks the
 /// other one at once.
 #[inline(always)]
-fn port6(skb: Skb<'_>) -> core::result::Result<Option<&'static Port>, Outcome> {
-    if maps::control().is_some_and(|control| control.ipv6 != 0) { port(skb) } else { Ok(None) }
+fn asker6(skb: Skb<'_>) -> core::result::Result<Option<Asker>, Outcome> {
+    if has_ipv6() { asker(skb) } else { Ok(None) }
+}
+
+/// Whether the agent lives.
+#[inline(always)]
+pub(crate) fn is_alive() -> bool {
+    maps::control().is_some_and(|control| skb::now() < control.alive_until)
+}
+
+/// Whether the service has its IPv6 address.
+#[inline(always)]
+pub(crate) fn has_ipv6() -> bool {
+    maps::control().is_some_and(|control| control.ipv6 != 0)
 }
 
 /// Drops what must not leave the port, if it is one.
 #[inline(always)]
-fn refuse(port: Option<&Port>, counter: Counter) -> Result {
-    match port {
+fn refuse(asker: Option<Asker>, counter: Counter) -> Result {
+    match asker {
         Some(_) => Err(counter.into()),
         None => Ok(Outcome::PASS),
     }
 }
 
-#[inline(always)]
-fn key(skb: Skb<'_>) -> PortKey {
-    PortKey { ifindex: skb.ifindex(), vlan: skb.vlan() }
-}
-
 /// The state of a port, if it is still the assignment that the frame was matched with.
 #[inline(always)]
-fn state(skb: Skb<'_>, port: &Port) -> core::result::Result<PortState, Counter> {
+fn state(asker: Asker) -> core::result::Result<PortState, Counter> {
+    let Asker { key, port } = asker;
     let state = maps::state(port.index).ok_or(Counter::UnknownPort)?;
-    let PortKey { ifindex, vlan } = key(skb);
-    let same = state.generation() == port.generation
-        && state.ifindex() == ifindex
-        && state.vlan() == vlan
-        && !state.has_ended();
+    let same = state.generation() == port.generation && state.key() == key && !state.has_ended();
     if same { Ok(state) } else { Err(Counter::UnknownPort) }
 }
 
@@ -243,9 +278,9 @@ struct Segment {
 /// reset, for which it has to find the way back. Without it a guest that lost its connections (its assignment ended, or
 /// it was migrated here) would wait for as long as its patience lasts.
 #[inline(always)]
-fn tag(skb: Skb<'_>, port: &Port, segment: Segment) -> core::result::Result<Tag, Outcome> {
+fn tag(skb: Skb<'_>, asker: Asker, segment: Segment) -> core::result::Result<Tag, Outcome> {
     let Segment { source, kind } = segment;
-    let state = state(skb, port)?;
+    let (port, state) = (asker.port, state(asker)?);
     let tag = |number| Tag::new(port.generation as u8, port.index, number);
     if matches!(kind, tcp::Kind::Opening) {
         if maps::is_leaving() {

@@ -1,4 +1,5 @@
-//! The two TC programs of the datapath: `from_guest` on each tap, `to_guest` on the host end of the service device.
+//! The TC programs of the datapath: `from_guest` on each tap, `from_network` on the device of each network that has ports
+//! without a tap, `to_guest` on the host end of the service device.
 //!
 //! Each is one match from what the frame is to what is done with it. Once a frame is ours it never falls through half
 //! rewritten: it is redirected, answered, or dropped and counted.
@@ -9,6 +10,8 @@
 mod branchless;
 #[cfg(target_arch = "bpf")]
 mod from_guest;
+#[cfg(target_arch = "bpf")]
+mod from_network;
 #[cfg(target_arch = "bpf")]
 mod limits;
 #[cfg(target_arch = "bpf")]
@@ -35,7 +38,7 @@ mod program {
     use metadata_ebpf::counter::Counter;
 
     use crate::{
-        from_guest, maps,
+        from_guest, from_network, maps,
         skb::{self, Skb},
         to_guest,
     };
@@ -98,6 +101,18 @@ mod program {
     pub(crate) fn from_guest(mut ctx: TcContext) -> i32 {
         let (skb, packet) = skb::of(&mut ctx);
         conclude(skb, from_guest::handle(skb, packet))
+    }
+
+    /// TC ingress of a network's device: frames that the switch delivers to its metadata port. Nothing passes: behind the
+    /// device is the host's own stack, which no guest is to reach.
+    #[classifier]
+    #[inline(always)]
+    pub(crate) fn from_network(mut ctx: TcContext) -> i32 {
+        let (skb, packet) = skb::of(&mut ctx);
+        match conclude(skb, from_network::handle(skb, packet)) {
+            TC_ACT_UNSPEC => TC_ACT_SHOT as i32,
+            action => action,
+        }
     }
 
     /// TC ingress of the service device's host end: frames of the service.

@@ -15,6 +15,9 @@ pub const SOURCE_IDLE_NS: u64 = 5 * 1_000_000_000;
 /// Most addresses of a port itself that the programs know: those after them count as any other source.
 pub const OWN_ADDRESSES: usize = 16;
 
+/// Most addresses of a network's metadata port that the programs answer for.
+pub const NETWORK_ADDRESSES: usize = 8;
+
 /// Value of `CONTROL`, a single entry: what the agent tells the programs about itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
@@ -44,14 +47,28 @@ pub struct OpenSources {
     pub addresses: [[u32; 4]; SOURCES_PER_PORT],
 }
 
-/// Key of `PORTS`: the device a frame came in on, and its VLAN.
+/// Key of `PORTS`: the device a frame came in on, and what tells those behind it apart. That is the VLAN on a tap, and
+/// the MAC address on a network's device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 #[repr(C)]
 pub struct PortKey {
-    /// Interface index of the tap.
+    /// Interface index of the tap, or of the network's device.
     pub ifindex: u32,
     /// VLAN id of the frame, 0 for untagged frames.
     pub vlan: u32,
+    /// MAC address of the station, [`Mac::NONE`] on a tap.
+    pub mac: Mac,
+}
+
+/// Value of `NETWORKS`, by the interface index of a network's device: the metadata port that the device is bound to, as
+/// which it answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Network {
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its addresses, an IPv4 address as `::ffff:a.b.c.d`; zeros where there are no more.
+    pub addresses: [[u32; 4]; NETWORK_ADDRESSES],
 }
 
 /// Value of `PORTS`: the assignment of a port. Written by the agent only.
@@ -63,7 +80,7 @@ pub struct Port {
     /// Generation of the assignment, 1 to 255.
     pub generation: u32,
     /// Index into `SOURCES` of the port at whose limits this one's requests are counted: that of the tap's untagged
-    /// frames, so that a trunk's subports give a guest nothing more.
+    /// frames, so that a trunk's subports give a guest nothing more. A station has limits of its own.
     pub meter: u32,
     /// Keeps what follows aligned.
     pub reserved: u32,
@@ -116,8 +133,10 @@ pub struct PortSources {
     pub vlan: u32,
     /// Generation of the assignment; kept when the index is released, so that the next one differs.
     pub generation: u32,
-    /// Held by the processor that changes what follows.
+    /// Held by the processor that changes what follows, but for the MAC address.
     pub lock: bpf_spin_lock,
+    /// MAC address of the station, [`Mac::NONE`] on a tap.
+    pub mac: Mac,
     /// State of [`Port::connections`].
     pub connections: u64,
     /// State of [`Port::answers`].
@@ -157,11 +176,12 @@ pub struct Source {
 }
 
 /// A MAC address in one 64-bit word, so that it is read and written whole: the six bytes, then two zero bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 #[repr(transparent)]
 pub struct Mac(u64);
 
-const _: () = assert!(size_of::<PortKey>() == 8);
+const _: () = assert!(size_of::<PortKey>() == 16);
+const _: () = assert!(size_of::<Network>() == 8 + NETWORK_ADDRESSES * 16);
 const _: () =
     assert!(size_of::<Port>() == 16 + 2 * size_of::<Limit>() + 8 + OWN_ADDRESSES * 16 + size_of::<Owner>());
 const _: () = assert!(size_of::<Owner>() == 32);
@@ -170,7 +190,48 @@ const _: () = assert!(size_of::<OpenSources>() == SOURCES_PER_PORT * (4 + 16));
 // The kernel rounds values up to that, and their memory is one array.
 const _: () = assert!(size_of::<OpenSources>().is_multiple_of(8));
 const _: () = assert!(size_of::<Source>() == 8 + 16 + 8 + 8);
-const _: () = assert!(size_of::<PortSources>() == 48 + SOURCES_PER_PORT * size_of::<Source>());
+const _: () = assert!(size_of::<PortSources>() == 56 + SOURCES_PER_PORT * size_of::<Source>());
+
+impl PortKey {
+    /// Frames of a VLAN on a tap, 0 for untagged ones.
+    #[inline(always)]
+    pub const fn tap(ifindex: u32, vlan: u32) -> Self {
+        Self { ifindex, vlan, mac: Mac::NONE }
+    }
+
+    /// Frames from a MAC address on a network's device.
+    #[inline(always)]
+    pub const fn station(ifindex: u32, mac: Mac) -> Self {
+        Self { ifindex, vlan: 0, mac }
+    }
+
+    /// Whether it is on a network's device, which it shares with others.
+    pub fn is_station(&self) -> bool {
+        self.mac != Mac::NONE
+    }
+}
+
+impl Network {
+    /// Whether an address, as [`Source::compared`] gives it, is one of the metadata port's.
+    #[inline(always)]
+    pub fn has(&self, address: [u32; 4]) -> bool {
+        contains(&self.addresses, address)
+    }
+}
+
+/// Whether an address is in a list of them.
+#[inline(always)]
+fn contains<const N: usize>(list: &[[u32; 4]; N], address: [u32; 4]) -> bool {
+    let [a, b, c, d] = address;
+    let mut found = false;
+    let mut i = 0;
+    while i < N {
+        let one = &list[i];
+        found |= one[3] == d && one[2] == c && one[1] == b && one[0] == a;
+        i += 1;
+    }
+    found
+}
 
 impl Limit {
     /// `rate` events a second, and `burst` at once; no limit for a rate of 0.
@@ -210,15 +271,7 @@ impl Port {
     /// Whether an address, as [`Source::compared`] gives it, is one of the port's own.
     #[inline(always)]
     pub fn owns(&self, address: [u32; 4]) -> bool {
-        let [a, b, c, d] = address;
-        let mut found = false;
-        let mut i = 0;
-        while i < OWN_ADDRESSES {
-            let own = &self.own[i];
-            found |= own[3] == d && own[2] == c && own[1] == b && own[0] == a;
-            i += 1;
-        }
-        found
+        contains(&self.own, address)
     }
 }
 
@@ -228,6 +281,9 @@ pub const LINK_LOCAL: u32 = 0xfe80_0000_u32.to_be();
 pub const LINK_LOCAL_MASK: u32 = 0xffc0_0000_u32.to_be();
 
 impl Mac {
+    /// No station's.
+    pub const NONE: Self = Self(0);
+
     /// From the bytes as they stand in a frame.
     #[inline(always)]
     pub const fn new(bytes: [u8; 6]) -> Self {
@@ -240,6 +296,33 @@ impl Mac {
     pub const fn bytes(self) -> [u8; 6] {
         let [a, b, c, d, e, f, _, _] = self.0.to_ne_bytes();
         [a, b, c, d, e, f]
+    }
+}
+
+impl core::fmt::Display for Mac {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let [a, b, c, d, e, g] = self.bytes();
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// The text is no MAC address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InvalidMac;
+
+impl core::str::FromStr for Mac {
+    type Err = InvalidMac;
+
+    /// Six numbers of two hexadecimal digits, with colons.
+    fn from_str(text: &str) -> Result<Self, InvalidMac> {
+        let mut bytes = [0; 6];
+        let mut words = text.split(':');
+        for byte in &mut bytes {
+            let word =
+                words.next().filter(|word| word.len() == 2 && !word.starts_with('+')).ok_or(InvalidMac)?;
+            *byte = u8::from_str_radix(word, 16).map_err(|_| InvalidMac)?;
+        }
+        if words.next().is_some() { Err(InvalidMac) } else { Ok(Self::new(bytes)) }
     }
 }
 
@@ -309,6 +392,7 @@ impl PortSources {
             vlan: key.vlan,
             generation: generation as u32,
             lock: bpf_spin_lock { val: 0 },
+            mac: key.mac,
             connections: 0,
             answers: 0,
             exhausted: 0,
@@ -320,7 +404,7 @@ impl PortSources {
 
     /// An index as the agent releases it: nothing leads to a device any more, the generation is remembered.
     pub const fn released(generation: u8) -> Self {
-        Self::assigned(PortKey { ifindex: 0, vlan: 0 }, generation)
+        Self::assigned(PortKey::tap(0, 0), generation)
     }
 
     /// The same index once its assignment has ended: the sources are still known, for the resets of their connections.
@@ -337,6 +421,19 @@ mod tests {
     fn mac_round_trip() {
         let bytes = [0xfa, 0x16, 0x3e, 1, 2, 3];
         assert_eq!(Mac::new(bytes).bytes(), bytes);
+        assert_eq!("FA:16:3e:01:02:03".parse(), Ok(Mac::new(bytes)));
+        assert_eq!(Mac::new(bytes).to_string(), "fa:16:3e:01:02:03");
+        for text in [
+            "",
+            "unknown",
+            "router",
+            "fa:16:3e:01:02",
+            "fa:16:3e:01:02:03:04",
+            "fa:16:3e:1:2:3",
+            "+a:16:3e:01:02:03",
+        ] {
+            assert_eq!(text.parse::<Mac>(), Err(InvalidMac), "{text}");
+        }
     }
 
     #[test]

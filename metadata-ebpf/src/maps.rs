@@ -4,7 +4,7 @@ mod state;
 
 use aya_ebpf::{
     Global,
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps,
     macros::{btf_map, map},
     maps::{Array, HashMap, PerCpuArray},
@@ -12,7 +12,7 @@ use aya_ebpf::{
 use metadata_ebpf::{
     address::MAX_PORTS,
     counter,
-    map::{Control, OpenSources, Port, PortKey, PortSources},
+    map::{Control, Network, OpenSources, Port, PortKey, PortSources},
 };
 
 pub(crate) use self::state::{Locked, Meter, Open, PortState};
@@ -35,6 +35,10 @@ static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 #[map]
 static OPEN: Array<OpenSources> = Array::with_max_entries(MAX_PORTS, BPF_F_MMAPABLE);
 
+/// Memory for the networks that there are: most hosts have none.
+#[map]
+static NETWORKS: HashMap<u32, Network> = HashMap::with_max_entries(MAX_PORTS, BPF_F_NO_PREALLOC);
+
 /// Interface index of the host end of the service device.
 #[unsafe(no_mangle)]
 static SERVICE_IFINDEX: Global<u32> = Global::new(0);
@@ -51,6 +55,14 @@ static SERVICE_NAMESPACE: Global<i32> = Global::new(-1);
 pub(crate) fn port(key: PortKey) -> Option<&'static Port> {
     // SAFETY: the memory of a map value stays valid, whatever it holds, for as long as the program runs.
     unsafe { PORTS.get(key) }
+}
+
+/// The metadata port that a network's device is bound to.
+#[inline(always)]
+pub(crate) fn network(ifindex: u32) -> Option<&'static Network> {
+    // SAFETY: as in `port`; an entry that is deleted meanwhile may become that of another network, whose ports are not
+    // found behind this device.
+    unsafe { NETWORKS.get(ifindex) }
 }
 
 /// The state of a port.

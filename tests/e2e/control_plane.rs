@@ -40,7 +40,7 @@ fn cloud(more: &[(&'static str, &str)]) -> Result<Cloud<Lab>> {
 fn connected_server(cloud: &Cloud<Lab>) -> Result<usize> {
     until("the agent says where it is connected", RECOVERY, || {
         let log = cloud.agent.log()?;
-        let connected = |line: &&str| line.contains(" connected ") && line.contains("OVN_Southbound");
+        let connected = |line: &&str| line.contains(" connected database=\"OVN_Southbound\"");
         let line = log.lines().rev().find(connected).context("the agent never connected")?;
         let remotes = cloud.chassis.southbound_remotes();
         remotes

@@ -1,10 +1,6 @@
 //! Metadata over IPv6: the same guests, the same identities, on networks that have no IPv6 subnet at all.
 
-use std::{
-    fs,
-    net::{SocketAddrV6, TcpStream},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
@@ -13,7 +9,6 @@ use metadata_tests::{
     cloud::{Chassis as _, Cloud},
     command::{Words as _, run},
     guest::{Generation, Guest, METADATA_V6 as METADATA},
-    http::Connection,
     stage::Stage,
     wait::until,
 };
@@ -22,18 +17,8 @@ use metadata_tests::{
 const DETECTION: Duration = Duration::from_secs(60);
 const SERVICE_MAC: &str = "02:00:a9:fe:a9:fe";
 
-fn connect(guest: &Guest) -> Result<Connection<TcpStream>> {
-    let scope = guest.netns.ifindex("eth0")?;
-    let address = SocketAddrV6::new(METADATA, 80, 0, scope);
-    let stream =
-        guest.netns.run(move || TcpStream::connect_timeout(&address.into(), Duration::from_secs(30)))?;
-    let stream = stream.context("no connection over IPv6")?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    Ok(Connection::new(stream))
-}
-
 fn own_identity_v6(guest: &Guest) -> Result<()> {
-    let response = connect(guest)?.request("GET", META_DATA, &[("Connection", "close")], b"")?;
+    let response = guest.connect_v6()?.request("GET", META_DATA, &[("Connection", "close")], b"")?;
     is_identity_of(&guest.port, &response)
 }
 
@@ -75,7 +60,7 @@ fn a_port_with_both_families_is_forwarded_for_the_one_used() -> Result<()> {
         Ok(())
     })?;
     is_identity_of(&guest.port, &guest.get(META_DATA)?)?;
-    is_identity_of(&guest.port, &connect(&guest)?.request("GET", META_DATA, &[], b"")?)?;
+    is_identity_of(&guest.port, &guest.connect_v6()?.request("GET", META_DATA, &[], b"")?)?;
     let requests = cloud.nova.take_requests();
     let told: Vec<_> = requests.iter().map(|request| request.header("X-Forwarded-For")).collect();
     assert_eq!(told, [[guest.port.address.to_string()], ["fd00::5".to_owned()]]);
@@ -101,7 +86,7 @@ fn both_families_count_together() -> Result<()> {
     // On a slow machine there may be another one by now, of either family.
     until("both are refused", DETECTION, || {
         let v4 = guest.get(META_DATA)?;
-        let v6 = connect(&guest)?.request("GET", META_DATA, &[("Connection", "close")], b"")?;
+        let v6 = guest.connect_v6()?.request("GET", META_DATA, &[("Connection", "close")], b"")?;
         ensure!((v4.status, v6.status) == (503, 503), "{} and {}", v4.status, v6.status);
         Ok(())
     })?;
@@ -118,7 +103,7 @@ fn a_large_answer_arrives_whole() -> Result<()> {
     for offloads in ["off", "on"] {
         run(guest.netns.command("ethtool")?.words(format!("-K eth0 tx {offloads} rx {offloads}")))?;
         let response =
-            connect(&guest)?.request("GET", "/latest/user-data", &[("Connection", "close")], b"")?;
+            guest.connect_v6()?.request("GET", "/latest/user-data", &[("Connection", "close")], b"")?;
         ensure!(response.body == user_data, "offloads {offloads}: {} bytes", response.body.len());
     }
     let wrong = guest.netns.tcp_statistic("InCsumErrors")?;

@@ -6,10 +6,12 @@ use std::{cell::RefCell, env, fs, thread};
 use anyhow::{Context as _, Result};
 use metadata_ebpf::{
     address::MAX_PORTS,
-    map::{Control, Limit, OpenSources, Port, PortKey, Source as Entry},
+    map::{Control, Limit, Mac, NETWORK_ADDRESSES, Network, OpenSources, Port, PortKey, Source as Entry},
 };
 use metadata_tests::{
-    model::{Agent, DROP, METADATA_V4, METADATA_V6, Outcome, REDIRECT, Source, World, map_sources},
+    model::{
+        Agent, DROP, METADATA_V4, METADATA_V6, MetadataPort, Outcome, REDIRECT, Source, World, map_sources,
+    },
     programs::{ALIVE, IFINDEX, Programs, Which},
 };
 use proptest::{
@@ -17,10 +19,17 @@ use proptest::{
     test_runner::{Config, FileFailurePersistence, TestRunner},
 };
 
-const KEY: PortKey = PortKey { ifindex: IFINDEX, vlan: 0 };
+const KEY: PortKey = PortKey::tap(IFINDEX, 0);
 /// How many frames each program gets; more by METADATA_TEST_FRAMES.
 const FRAMES: u32 = 100_000;
 const LIMIT: Limit = Limit { interval: 1, tolerance: 0 };
+
+/// The metadata port of the network whose device it is.
+const METADATA_PORT: MetadataPort = MetadataPort {
+    mac: [0xfa, 0x16, 0x3e, 0xaa, 0xbb, 0xcc],
+    v4: [192, 168, 1, 2],
+    v6: [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
+};
 
 const MACS: [[u8; 6]; 4] =
     [[0xfa, 0x16, 0x3e, 1, 2, 3], [0xfa, 0x16, 0x3e, 9, 9, 9], [2, 0, 0xa9, 0xfe, 0xa9, 0xfe], [0xff; 6]];
@@ -30,21 +39,30 @@ fn mac() -> impl Strategy<Value = [u8; 6]> {
 }
 
 fn v4() -> impl Strategy<Value = [u8; 4]> {
-    let known =
-        [[192, 168, 1, 10], [192, 168, 1, 11], METADATA_V4, [0, 0, 0, 0], [127, 0, 0, 1], [240, 0, 0, 0x70]];
+    let known = [
+        [192, 168, 1, 10],
+        [192, 168, 1, 11],
+        METADATA_V4,
+        METADATA_PORT.v4,
+        [0, 0, 0, 0],
+        [127, 0, 0, 1],
+        [240, 0, 0, 0x70],
+    ];
     prop_oneof![6 => proptest::sample::select(known[..2].to_vec()), 2 => proptest::sample::select(known.to_vec()), 1 => any::<[u8; 4]>()]
 }
 
 fn v6() -> impl Strategy<Value = [u8; 16]> {
     let mut guest = METADATA_V6;
     guest[15] = 1;
+    let mut fixed = METADATA_PORT.v6;
+    fixed[15] = 10;
     let mut tagged = [0; 16];
     tagged[..6].copy_from_slice(&[0xfd, 0, 0xa9, 0xfe, 0xa9, 0xfe]);
     let mut mapped = [0; 16];
     mapped[10..].copy_from_slice(&[0xff, 0xff, 192, 168, 1, 10]);
     let mut all_nodes = [0; 16];
     (all_nodes[0], all_nodes[1], all_nodes[15]) = (0xff, 2, 1);
-    let known = vec![guest, METADATA_V6, [0; 16], tagged, mapped, all_nodes];
+    let known = vec![guest, fixed, METADATA_V6, METADATA_PORT.v6, [0; 16], tagged, mapped, all_nodes];
     prop_oneof![6 => Just(guest), 2 => proptest::sample::select(known), 1 => any::<[u8; 16]>()]
 }
 
@@ -223,8 +241,13 @@ fn worlds() -> impl Strategy<Value = World> {
     let exhausted = proptest::bool::weighted(0.1);
     let ended = proptest::bool::weighted(0.1);
     let bits = || prop_oneof![Just(0_u16), Just(u16::MAX), any::<u16>()];
-    (known, exhausted, ended, sources(), bits(), bits(), agents()).prop_map(
-        |(known, exhausted, ended, sources, open, own, agent)| World {
+    let v4 = world().address;
+    let mut v6 = METADATA_PORT.v6;
+    v6[15] = 10;
+    let address = proptest::sample::select(vec![v4, v4, v6]);
+    (known, exhausted, ended, sources(), bits(), bits(), agents(), address).prop_map(
+        |(known, exhausted, ended, sources, open, own, agent, address)| World {
+            address,
             known,
             exhausted,
             sources,
@@ -250,6 +273,8 @@ fn world() -> World {
         address: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 1, 10],
         agent: Agent { alive: true, leaving: false, ipv6: true, young: false },
         ended: false,
+        station: MACS[0],
+        metadata_port: METADATA_PORT,
     }
 }
 
@@ -262,12 +287,28 @@ fn port(world: &World) -> Port {
     port
 }
 
-fn set(programs: &mut Programs, world: &World) -> Result<()> {
+/// The key of the world's port, as that program looks it up.
+fn key(which: Which, world: &World) -> PortKey {
+    match which {
+        Which::FromNetwork => PortKey::station(IFINDEX, Mac::new(world.station)),
+        Which::FromGuest | Which::ToGuest => KEY,
+    }
+}
+
+fn network(MetadataPort { mac, v4, v6 }: MetadataPort) -> Network {
+    let mut addresses = [[0; 4]; NETWORK_ADDRESSES];
+    (addresses[0], addresses[1]) = (Entry::compared(v4.into()), Entry::compared(v6.into()));
+    Network { mac: Mac::new(mac), addresses }
+}
+
+fn set(programs: &mut Programs, which: Which, world: &World) -> Result<()> {
     let Agent { alive, leaving, ipv6, .. } = world.agent;
     let alive_until = if alive { u64::MAX } else { 1 };
     programs.set_control(Control { alive_until, leaving: leaving.into(), ipv6: ipv6.into(), ..ALIVE })?;
-    programs.set_port(KEY, world.known.then(|| port(world)))?;
-    let sources = map_sources(world, IFINDEX, uptime());
+    let key = key(which, world);
+    programs.set_network(network(world.metadata_port))?;
+    programs.set_port(key, world.known.then(|| port(world)))?;
+    let sources = map_sources(world, key, uptime());
     let connections = std::array::from_fn(|source| (world.open >> source & 1).into());
     let addresses = sources.sources.map(|source| source.address);
     programs.set_open(world.index, OpenSources { connections, addresses })?;
@@ -282,12 +323,13 @@ fn uptime() -> u64 {
 
 /// Runs one frame through program and model, in one world.
 fn compare(programs: &mut Programs, which: Which, world: &World, frame: &[u8]) -> Result<()> {
-    set(programs, world)?;
+    set(programs, which, world)?;
     let before = programs.counters()?;
     let (action, bytes) = programs.run(which, frame)?;
     let after = programs.counters()?;
     let expected = match which {
         Which::FromGuest => world.from_guest(frame),
+        Which::FromNetwork => world.from_network(frame),
         Which::ToGuest => world.to_guest(frame),
     };
     let Outcome { action: expected_action, frame: expected_frame, counters, sources, own } = expected;
@@ -308,7 +350,7 @@ fn compare(programs: &mut Programs, which: Which, world: &World, frame: &[u8]) -
         );
     }
     let held = programs.sources(world.index)?;
-    let told = map_sources(&World { sources, own, ..world.clone() }, IFINDEX, uptime());
+    let told = map_sources(&World { sources, own, ..world.clone() }, key(which, world), uptime());
     anyhow::ensure!(held.own == told.own, "its own are {:#b}, the model says {:#b}", held.own, told.own);
     for (number, (held, told)) in held.sources.iter().zip(&told.sources).enumerate() {
         let of = |source: &metadata_ebpf::map::Source| {
@@ -377,6 +419,11 @@ fn from_guest_does_what_the_model_does() -> Result<()> {
 }
 
 #[test]
+fn from_network_does_what_the_model_does() -> Result<()> {
+    check(Which::FromNetwork, guest_frames())
+}
+
+#[test]
 fn to_guest_does_what_the_model_does() -> Result<()> {
     check(Which::ToGuest, service_frames())
 }
@@ -394,7 +441,7 @@ fn processors_that_learn_at_once_learn_once() -> Result<()> {
     };
     let mut programs = Programs::load()?;
     for round in 0..200 {
-        programs.set_sources(7, map_sources(&world(), IFINDEX, uptime()))?;
+        programs.set_sources(7, map_sources(&world(), KEY, uptime()))?;
         programs.set_port(KEY, Some(Port::new(7, 3)))?;
         let before = programs.counters()?;
         let programs = &programs;

@@ -160,3 +160,25 @@ fn plugging_changes_no_condition() -> Result<()> {
     cloud.agent.wait_logged(&["ovsdb_client::wire", "received", "update3", &guest.port.id])?;
     Ok(())
 }
+
+/// Of a network that has a port without a tap here the metadata port is asked for, once, and nothing else of the region.
+#[test]
+fn a_metadata_port_is_one_change_for_each_network() -> Result<()> {
+    let cloud = Cloud::with_network_devices()?;
+    let networks = [(); 3].map(|()| cloud.chassis.add_network("red", Routing::Isolated));
+    let [red, blue, green] = networks;
+    let (red, blue, _green) = (red?, blue?, green?);
+    let first = cloud.add_internal(&red)?;
+    let before = changes(&cloud.agent)?;
+    let second = cloud.add_internal(&red)?;
+    ensure!(changes(&cloud.agent)? == before, "a second port of the network changed the conditions");
+    let third = cloud.add_internal(&blue)?;
+    ensure!(changes(&cloud.agent)? == before + 1.0);
+    for guest in [&first, &second, &third] {
+        own_identity(guest)?;
+    }
+    // Three ports and two metadata ports; the chassis' rows in two tables, and SB_Global.
+    let rows = cloud.agent.metric("metadata_ovsdb_rows{database=\"OVN_Southbound\"}")?;
+    ensure!(rows == 8.0, "{rows} rows are kept");
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! Trunks: a tagged frame is its subport's and the answer carries the tag; a VLAN that is nobody's is none of ours.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpStream},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use metadata_tests::{
     cloud::{Chassis as _, Cloud},
     command::{Words as _, require, run},
     guest::{Guest, METADATA},
-    http::{Connection, Error},
+    http::Error,
     netns::Namespace,
     ovn::{Lab, Routing},
     port::Port,
@@ -23,7 +23,6 @@ use metadata_tests::{
 /// The same in every trunk, and on both its subports the same addresses.
 const SUBPORTS: [(u16, Ipv4Addr); 2] =
     [(101, Ipv4Addr::new(192, 168, 1, 20)), (4094, Ipv4Addr::new(192, 168, 1, 21))];
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
 /// Long enough for a SYN and its first retransmission.
 const NO_ANSWER: Duration = Duration::from_millis(1500);
 const REACTION: Duration = Duration::from_secs(30);
@@ -136,11 +135,9 @@ fn whatever_is_answered_is_answered_with_the_tag() -> Result<()> {
             ensure!(addresses.contains("fe80::"), "{addresses:?}");
             Ok(())
         })?;
-        let metadata = SocketAddrV6::new(METADATA_V6, 80, 0, guest.netns.ifindex("eth0")?);
-        let stream = guest.netns.run(|| TcpStream::connect_timeout(&metadata.into(), REACTION))??;
-        stream.set_read_timeout(Some(REACTION))?;
+        let mut connection = guest.connect_v6()?;
         cloud.nova.take_requests();
-        is_identity_of(&guest.port, &Connection::new(stream).request("GET", META_DATA, &[], b"")?)?;
+        is_identity_of(&guest.port, &connection.request("GET", META_DATA, &[], b"")?)?;
         cloud.nova.take_requests().iter().try_for_each(|request| was_signed_for(&guest.port, request))?;
         let after = cloud.agent.settled_counters()?;
         let counted = |name: &str| after[name] - before[name];

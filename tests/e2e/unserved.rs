@@ -1,11 +1,10 @@
-//! Ports that are plugged and have no tap that could be served: each is named with its reason, and no device that is not
-//! known to face a guest gets a program.
+//! Ports that are plugged and cannot be served: each is named with its reason, and no device that is not known to face a
+//! guest gets the program of a tap.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use metadata_tests::{
-    agent::PortStatus,
     check::own_identity,
     cloud::{Chassis as _, Cloud},
     command::{Words as _, run},
@@ -15,16 +14,6 @@ use metadata_tests::{
 };
 
 const SOON: Duration = Duration::from_secs(30);
-
-fn unserved(cloud: &Cloud<Lab>, port: &str, words: &str) -> Result<PortStatus> {
-    until(&format!("{port} is not served: {words}"), SOON, || {
-        let ports = cloud.agent.ports()?;
-        let found = ports.iter().find(|status| status.port == port && status.state == "unserved");
-        let found = found.with_context(|| format!("{ports:?}"))?;
-        ensure!(found.reason.contains(words), "{found:?}");
-        Ok(found.clone())
-    })
-}
 
 /// Adds an interface with a logical port's id, and returns that id.
 fn plug(cloud: &Cloud<Lab>, name: &str, more: &str) -> Result<String> {
@@ -51,7 +40,7 @@ fn every_port_that_is_not_served_is_named() -> Result<()> {
         (plug(&cloud, "o-hm0", "type=internal")?, "internal port of Open vSwitch"),
     ];
     for (port, words) in &ports {
-        unserved(&cloud, port, words)?;
+        cloud.agent.wait_unserved(port, words)?;
     }
     // One that is here, and another device for Open vSwitch.
     let other = cloud.chassis.boot(Port::new(&network)?)?;
@@ -61,7 +50,7 @@ fn every_port_that_is_not_served_is_named() -> Result<()> {
     let index = cloud.chassis.ifindex(&other)?;
     cloud.chassis.host().ip(format!("link set {tap} down"))?;
     cloud.chassis.host().ip(format!("link set {tap} name elsewhere"))?;
-    unserved(&cloud, &other.port.id, "another network namespace")?;
+    cloud.agent.wait_unserved(&other.port.id, "another network namespace")?;
     cloud.chassis.host().ip(format!("link set elsewhere name {tap}"))?;
     cloud.chassis.host().ip(format!("link set {tap} up"))?;
     until("it is served", SOON, || {
@@ -101,7 +90,7 @@ fn a_port_of_the_switch_gets_no_program() -> Result<()> {
         .vsctl()
         .words("--no-wait add-port br-int o-hm0 -- set Interface o-hm0 type=internal")
         .arg(format!("external_ids={{iface-id=\"{}\"}}", guest.port.id)))?;
-    unserved(&cloud, &guest.port.id, "internal port of Open vSwitch")?;
+    cloud.agent.wait_unserved(&guest.port.id, "internal port of Open vSwitch")?;
     let programs = cloud.chassis.host().ip("-d link show dev o-hm0")?;
     ensure!(!programs.contains("from_guest"), "{programs}");
     let pins = cloud.agent.run_dir().join("bpf");

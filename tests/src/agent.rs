@@ -24,6 +24,8 @@ use crate::{
     guest::Guest,
     http::{Connection, Response},
     netns, nova,
+    ovn::Lab,
+    port::Port,
     process::{Daemon, family},
     sandbox,
     wait::until,
@@ -59,6 +61,9 @@ pub struct PortStatus {
     pub tap: String,
     #[serde(default)]
     pub ifindex: u32,
+    /// On a network's device.
+    #[serde(default)]
+    pub mac: Option<String>,
     #[serde(default)]
     pub index: u32,
     #[serde(default)]
@@ -263,6 +268,39 @@ impl Agent {
                     && status.instance.as_ref() == Some(&port.instance)
             });
             found.cloned().with_context(|| format!("/ports says {ports:?}"))
+        })
+    }
+
+    /// Waits until a guest without a tap is served by the device of its network.
+    pub fn wait_station(&self, guest: &Guest) -> Result<PortStatus> {
+        self.wait_station_of(&guest.port)
+    }
+
+    /// The same for a port that no guest of ours has.
+    pub fn wait_station_of(&self, port: &Port) -> Result<PortStatus> {
+        let device = Lab::network_device(&port.network);
+        until(&format!("{} is served by {device}", port.id), REACTION, || {
+            let ports = self.ports()?;
+            let found = ports.iter().find(|status| {
+                status.port == port.id
+                    && status.tap == device
+                    && status.mac.as_ref() == Some(&port.mac)
+                    && status.state == "known"
+                    && status.reason.is_empty()
+                    && status.instance.as_ref() == Some(&port.instance)
+            });
+            found.cloned().with_context(|| format!("/ports says {ports:?}"))
+        })
+    }
+
+    /// Waits until a port is listed as one that is not served, for a reason with these words.
+    pub fn wait_unserved(&self, port: &str, words: &str) -> Result<PortStatus> {
+        until(&format!("{port} is not served: {words}"), REACTION, || {
+            let ports = self.ports()?;
+            let found = ports.iter().find(|status| status.port == port && status.state == "unserved");
+            let found = found.with_context(|| format!("{ports:?}"))?;
+            ensure!(found.reason.contains(words), "{found:?}");
+            Ok(found.clone())
         })
     }
 

@@ -7,8 +7,8 @@ use crate::{
     guest::Guest,
     netns::Namespace,
     nova::Nova,
-    ovn::{Lab, Routing},
-    port::Network,
+    ovn::{Fabric, Lab, Routing},
+    port::{Network, Port},
     sandbox::Sandbox,
     stage::{Path, Stage},
 };
@@ -45,6 +45,32 @@ impl Cloud<Lab> {
         let guest = self.chassis.add_guest(network)?;
         self.nova.add_instance(&guest.port);
         Ok(guest)
+    }
+
+    /// A chassis whose switch is in the host's own namespace, where the devices of networks are made.
+    pub fn with_network_devices() -> Result<Self> {
+        Self::on(Lab::start_whole()?, &Options::default())
+    }
+
+    /// A guest on an internal port of Open vSwitch, known to Nova and served.
+    pub fn add_internal(&self, network: &Network) -> Result<Guest> {
+        let port = Port::new(network)?;
+        self.nova.add_instance(&port);
+        let guest = self.chassis.add_internal(port)?;
+        self.agent.wait_station(&guest)?;
+        Ok(guest)
+    }
+
+    /// A machine on the physical network, for which this chassis is responsible, known to Nova, served, with its address.
+    pub fn add_external(&self, fabric: &Fabric, network: &Network) -> Result<Guest> {
+        let port = Port::new(network)?;
+        self.nova.add_instance(&port);
+        self.chassis.create_port(&port)?;
+        self.chassis.make_external(&port, &[self.chassis.chassis_name()?])?;
+        let machine = fabric.add_machine(self.chassis.sandbox(), port)?;
+        self.agent.wait_station(&machine)?;
+        machine.dhcp()?;
+        Ok(machine)
     }
 
     /// Two guests with one address in two networks, one of them with a router.

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6, TcpStream},
     os::{
         fd::{AsRawFd as _, RawFd},
         unix::fs::PermissionsExt as _,
@@ -16,8 +16,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::{
     errno::Errno,
+    ifaddrs::getifaddrs,
     libc,
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket},
+    sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, bind, send, sendto, socket,
+    },
 };
 
 use crate::{
@@ -164,6 +167,23 @@ impl Guest {
         Ok(())
     }
 
+    /// Sends the reverse ARP request that QEMU sends for a machine that has moved.
+    pub fn announce_itself(&self) -> Result<()> {
+        let octets = self.port.mac.split(':').map(|octet| u8::from_str_radix(octet, 16));
+        let mac = octets.collect::<Result<Vec<_>, _>>()?;
+        let head = [&[0xff; 6][..], &mac, &[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]].concat();
+        let frame = [&head[..], &mac, &[0; 4], &mac, &[0; 4]].concat();
+        let transmit = || -> nix::Result<()> {
+            let addresses = getifaddrs()?.filter(|interface| interface.interface_name == "eth0");
+            let mut links = addresses.filter_map(|interface| interface.address?.as_link_addr().copied());
+            let address = links.next().ok_or(Errno::ENODEV)?;
+            let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+            bind(socket.as_raw_fd(), &address)?;
+            send(socket.as_raw_fd(), &frame, MsgFlags::empty()).map(drop)
+        };
+        self.netns.run(transmit)?.context("cannot send a frame of our own making")
+    }
+
     /// Sends SYNs to the metadata address until told to stop; returns how many.
     pub fn flood(&self, stop: &AtomicBool) -> Result<u64> {
         let mut packet = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0];
@@ -203,6 +223,15 @@ impl Guest {
 
     pub fn connect(&self) -> http::Result<Connection<TcpStream>> {
         self.connect_with(None, TIMEOUT)
+    }
+
+    /// A connection over IPv6.
+    pub fn connect_v6(&self) -> Result<Connection<TcpStream>> {
+        let address = SocketAddrV6::new(METADATA_V6, METADATA.port(), 0, self.netns.ifindex("eth0")?);
+        let stream = self.netns.run(move || TcpStream::connect_timeout(&address.into(), TIMEOUT))?;
+        let stream = stream.context("no connection over IPv6")?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        Ok(Connection::new(stream))
     }
 
     /// A connection to the metadata address from a chosen source.

@@ -5,7 +5,7 @@
 
 use metadata_ebpf::{
     counter::Counter,
-    map::{PortSources, SOURCE_IDLE_NS},
+    map::{PortKey, PortSources, SOURCE_IDLE_NS},
 };
 
 pub const PASS: i32 = -1;
@@ -35,6 +35,17 @@ pub struct World {
     pub agent: Agent,
     /// Whether the assignment has ended.
     pub ended: bool,
+    /// The port's MAC address, by which it is known on a network's device, and the metadata port that the device is bound to.
+    pub station: [u8; 6],
+    pub metadata_port: MetadataPort,
+}
+
+/// The metadata port of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetadataPort {
+    pub mac: [u8; 6],
+    pub v4: [u8; 4],
+    pub v6: [u8; 16],
 }
 
 /// What there is to say of the agent.
@@ -83,6 +94,16 @@ impl World {
         after.conclude(frame, bytes, counters, result)
     }
 
+    /// Whatever passes is dropped: behind a network's device is nobody but the host itself.
+    pub fn from_network(&self, frame: &[u8]) -> Outcome {
+        let mut after = self.clone();
+        let mut bytes = frame.to_vec();
+        let mut counters = Vec::new();
+        let result = after.network_frame(&mut bytes, &mut counters);
+        let outcome = after.conclude(frame, bytes, counters, result);
+        Outcome { action: if outcome.action == PASS { DROP } else { outcome.action }, ..outcome }
+    }
+
     pub fn to_guest(&self, frame: &[u8]) -> Outcome {
         let mut bytes = frame.to_vec();
         let result = self.reply(&mut bytes);
@@ -123,6 +144,78 @@ impl World {
             (0x08, 0x06) if frame.len() >= 42 => self.arp(frame),
             (0x86, 0xdd) if frame.len() >= 54 && self.agent.ipv6 => self.ipv6(frame, counters),
             _ => Err(Verdict::Pass),
+        }
+    }
+
+    fn network_frame(&mut self, frame: &mut Vec<u8>, counters: &mut Vec<Counter>) -> Step<Counter> {
+        let MetadataPort { v4, v6, .. } = self.metadata_port;
+        let is_arp = |at: usize, frame: &[u8]| frame[at..at + 4] == METADATA_V4 || frame[at..at + 4] == v4;
+        match (frame[12], frame[13]) {
+            (0x08, 0x00) if frame.len() >= 34 && frame[30..34] == METADATA_V4 => {
+                if !matches!(frame[23], 1 | 6) {
+                    return Err(Verdict::Pass);
+                }
+                self.must_be_station(frame)?;
+                self.ipv4(frame)?;
+                let mapped = [&[0; 10][..], &[0xff, 0xff], &frame[26..30]].concat();
+                self.must_be_own(&mapped)?;
+                if frame[23] == 6 { self.tcp(frame, 34, counters) } else { self.echo(frame, 34, 8, 0) }
+            }
+            (0x08, 0x06) if frame.len() >= 42 && frame[14..20] == [0, 1, 8, 0, 6, 4] => {
+                if is_arp(28, frame) {
+                    return Err(Verdict::Drop(Counter::ArpClaim));
+                }
+                if !is_arp(38, frame) || frame[20..22] != [0, 1] {
+                    return Err(Verdict::Pass);
+                }
+                self.must_be_station(frame)?;
+                self.arp_answer(frame, self.metadata_port.mac)
+            }
+            (0x86, 0xdd) if frame.len() >= 54 && self.agent.ipv6 => {
+                let to_us = frame[38..54] == METADATA_V6;
+                let is_nd = frame[20] == 58 && frame.len() >= 78 && matches!(frame[54], 135 | 136);
+                if is_nd && (frame[62..78] == METADATA_V6 || frame[62..78] == v6) {
+                    let asker = &frame[22..38];
+                    let pretends = asker == METADATA_V6 || asker == v6;
+                    check_discovery(frame, pretends)?;
+                    self.must_be_station(frame)?;
+                    return self.advertise(frame, self.metadata_port.mac, true);
+                }
+                if !to_us || !matches!(frame[20], 0 | 6 | 43 | 44 | 50 | 51 | 58 | 60 | 135 | 139 | 140) {
+                    return Err(Verdict::Pass);
+                }
+                self.must_be_station(frame)?;
+                if frame[22] != 0xfe || frame[23] & 0xc0 != 0x80 {
+                    self.must_be_own(&frame[22..38])?;
+                }
+                match frame[20] {
+                    6 => self.tcp(frame, 54, counters),
+                    58 => self.echo(frame, 54, 128, 129),
+                    44 => Err(Verdict::Drop(Counter::Fragment)),
+                    _ => Err(Verdict::Drop(Counter::Ipv6Extension)),
+                }
+            }
+            _ => Err(Verdict::Pass),
+        }
+    }
+
+    fn must_be_station(&self, frame: &[u8]) -> Step<()> {
+        if !self.agent.alive {
+            return Err(Verdict::Pass);
+        }
+        if self.known && frame[6..12] == self.station {
+            Ok(())
+        } else {
+            Err(Verdict::Drop(Counter::OtherStation))
+        }
+    }
+
+    fn must_be_own(&self, address: &[u8]) -> Step<()> {
+        // An unspecified address is as good as any here, and no source of anything.
+        if address == self.address || address == [0; 16] {
+            Ok(())
+        } else {
+            Err(Verdict::Drop(Counter::ForeignSource))
         }
     }
 
@@ -281,39 +374,41 @@ impl World {
             return Err(Verdict::Pass);
         }
         self.must_be_known()?;
+        self.arp_answer(frame, SERVICE_MAC)
+    }
+
+    fn arp_answer(&self, frame: &mut [u8], mac: [u8; 6]) -> Step<Counter> {
         self.answers()?;
         let asker = frame[6..12].to_vec();
-        let sender = frame[22..32].to_vec();
+        let (sender, asked) = (frame[22..32].to_vec(), frame[38..42].to_vec());
         frame[..6].copy_from_slice(&asker);
-        frame[6..12].copy_from_slice(&SERVICE_MAC);
+        frame[6..12].copy_from_slice(&mac);
         frame[21] = 2;
-        frame[22..28].copy_from_slice(&SERVICE_MAC);
-        frame[28..32].copy_from_slice(&METADATA_V4);
+        frame[22..28].copy_from_slice(&mac);
+        frame[28..32].copy_from_slice(&asked);
         frame[32..42].copy_from_slice(&sender);
         Ok(Counter::ArpAnswered)
     }
 
     fn neighbour_discovery(&self, frame: &mut Vec<u8>) -> Step<Counter> {
         self.must_be_known()?;
-        if frame[54] == 136 {
-            return Err(Verdict::Drop(Counter::NdClaim));
-        }
-        let asker: [u8; 16] = array(&frame[22..38]);
-        if frame[21] != 255 || frame[55] != 0 || frame[6] & 1 != 0 || asker[0] == 0xff || asker == METADATA_V6
-        {
-            return Err(Verdict::Drop(Counter::NdInvalid));
-        }
+        check_discovery(frame, frame[22..38] == METADATA_V6)?;
+        self.advertise(frame, SERVICE_MAC, false)
+    }
+
+    fn advertise(&self, frame: &mut Vec<u8>, from: [u8; 6], unicast: bool) -> Step<Counter> {
         self.answers()?;
+        let (asker, target): ([u8; 16], [u8; 16]) = (array(&frame[22..38]), array(&frame[62..78]));
         let detection = asker == [0; 16];
         let all_nodes: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-        let mac: [u8; 6] = if detection { [0x33, 0x33, 0, 0, 0, 1] } else { array(&frame[6..12]) };
-        let mut answer = [&mac[..], &SERVICE_MAC, &[0x86, 0xdd], &frame[14..18], &[0, 32, 58, 255]].concat();
-        answer.extend(METADATA_V6);
+        let to: [u8; 6] = if detection && !unicast { [0x33, 0x33, 0, 0, 0, 1] } else { array(&frame[6..12]) };
+        let mut answer = [&to[..], &from, &[0x86, 0xdd], &frame[14..18], &[0, 32, 58, 255]].concat();
+        answer.extend(target);
         answer.extend(if detection { all_nodes } else { asker });
         answer.extend([136, 0, 0, 0, if detection { 0x20 } else { 0x60 }, 0, 0, 0]);
-        answer.extend(METADATA_V6);
+        answer.extend(target);
         answer.extend([2, 1]);
-        answer.extend(SERVICE_MAC);
+        answer.extend(from);
         let sum = !sum(&[&answer[22..], &[0, 32, 0, 58]].concat());
         answer[56..58].copy_from_slice(&sum.to_be_bytes());
         *frame = answer;
@@ -370,6 +465,18 @@ impl World {
         replace(frame, at, destination, address);
         Ok(Counter::Replied)
     }
+}
+
+/// An advertisement claims its target; a solicitation has to be one that may be answered, and its source must not pretend
+/// to be ours.
+fn check_discovery(frame: &[u8], pretends: bool) -> Step<()> {
+    if frame[54] == 136 {
+        return Err(Verdict::Drop(Counter::NdClaim));
+    }
+    if frame[21] != 255 || frame[55] != 0 || frame[6] & 1 != 0 || frame[22] == 0xff || pretends {
+        return Err(Verdict::Drop(Counter::NdInvalid));
+    }
+    Ok(())
 }
 
 /// Where source and destination address of the packet begin whose payload begins there.
@@ -433,9 +540,9 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 /// A world's sources as the map holds them.
-pub fn map_sources(world: &World, key_ifindex: u32, now: u64) -> PortSources {
-    use metadata_ebpf::map::{Mac, PortKey, Source as Entry};
-    let mut port = PortSources::assigned(PortKey { ifindex: key_ifindex, vlan: 0 }, world.generation);
+pub fn map_sources(world: &World, key: PortKey, now: u64) -> PortSources {
+    use metadata_ebpf::map::{Mac, Source as Entry};
+    let mut port = PortSources::assigned(key, world.generation);
     for (entry, source) in port.sources.iter_mut().zip(&world.sources) {
         if let Some(source) = source {
             let word = |at: usize| u32::from_ne_bytes(array(&source.address[at..at + 4]));

@@ -12,13 +12,19 @@
 //!
 //! Where the kernel has a datapath, there is nothing in between: `Datapath::Kernel`, with everything in the host
 //! namespace and guests on taps as a hypervisor makes them.
+//!
+//! Open vSwitch makes the devices of networks in its own namespace: what is about those is in one namespace with it
+//! (`Lab::start_whole`). There the userspace datapath gets what a tap's guest sends besides the program.
 
 mod by_hand;
 mod control;
 mod daemons;
+mod fabric;
+mod neighbour;
 mod northbound;
 mod pki;
 mod southbound;
+mod tapless;
 mod trunk;
 
 use std::{
@@ -30,6 +36,8 @@ use anyhow::{Context as _, Result};
 pub use by_hand::{ByHand, Named, Schema};
 pub use control::ChassisPrivate;
 use daemons::Daemons;
+pub use fabric::Fabric;
+pub use neighbour::Neighbour;
 pub use pki::{Credentials, Pki};
 use southbound::Southbound;
 
@@ -74,6 +82,16 @@ pub enum Datapath {
     Kernel,
 }
 
+impl Datapath {
+    /// Its name in the local Open vSwitch.
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Userspace => "netdev",
+            Self::Kernel => "system",
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Lab {
     // Dropped in this order: who uses something goes before it.
@@ -92,22 +110,27 @@ impl Lab {
     }
 
     pub fn start_on(datapath: Datapath) -> Result<Self> {
-        Self::start_with(datapath, Southbound::Standalone)
+        Self::start_with(datapath, Southbound::Standalone, datapath == Datapath::Userspace)
+    }
+
+    /// The same with the switch in the host's own namespace.
+    pub fn start_whole() -> Result<Self> {
+        Self::start_with(Datapath::Userspace, Southbound::Standalone, false)
     }
 
     /// The same with a cluster in the Southbound's place.
     pub fn start_with_cluster() -> Result<Self> {
         require(&["ovs-pki"])?;
-        Self::start_with(Datapath::Userspace, Southbound::Cluster)
+        Self::start_with(Datapath::Userspace, Southbound::Cluster, true)
     }
 
-    fn start_with(datapath: Datapath, southbound: Southbound) -> Result<Self> {
+    fn start_with(datapath: Datapath, southbound: Southbound, is_split: bool) -> Result<Self> {
         require(&PROGRAMS)?;
         let sandbox = Sandbox::create()?;
         let host = Namespace::create(&sandbox, "host")?;
-        let ovs = match datapath {
-            Datapath::Userspace => Namespace::create(&sandbox, "ovs")?,
-            Datapath::Kernel => Namespace::existing(host.name()),
+        let ovs = match is_split {
+            true => Namespace::create(&sandbox, "ovs")?,
+            false => Namespace::existing(host.name()),
         };
         let daemons = Daemons::start(&sandbox, &host, &ovs, datapath, southbound)
             .with_context(|| format!("OVN did not start\n{}", sandbox.log_tails()))?;
@@ -169,7 +192,12 @@ impl Lab {
             return guest.insert_tap(&self.host, ifindex, MTU);
         }
         guest.insert_nic(&self.host, ifindex, MTU)?;
-        self.bridge_tap(&guest.port, ifindex)
+        if self.is_split() { self.bridge_tap(&guest.port, ifindex) } else { Ok(()) }
+    }
+
+    /// Whether the switch is in a namespace of its own.
+    fn is_split(&self) -> bool {
+        self.host.name() != self.ovs.name()
     }
 
     /// Leads a tap of the host namespace to the one that the userspace datapath has.
@@ -195,7 +223,7 @@ impl Lab {
     pub fn stop_tap(&self, guest: &Guest) -> Result<()> {
         let tap = &guest.port.tap;
         self.host.ip(format!("link del {tap}"))?;
-        if self.datapath == Datapath::Kernel {
+        if !self.is_split() {
             return Ok(());
         }
         self.host.ip(format!("link del qbr{}", tap.trim_start_matches("tap")))?;
@@ -226,6 +254,11 @@ impl Lab {
         Ok(())
     }
 
+    /// The device that the agent has Open vSwitch make for a network.
+    pub fn network_device(network: &str) -> String {
+        format!("mdn{}", &network.replace('-', "")[..12])
+    }
+
     /// The ifindex that the guest's tap has now.
     pub fn ifindex(&self, guest: &Guest) -> Result<u32> {
         self.host.ifindex(&guest.port.tap)
@@ -239,6 +272,13 @@ impl Lab {
     /// `ovs-vsctl` on this chassis.
     pub fn vsctl(&self) -> Command {
         daemons::client("ovs-vsctl", &self.sandbox, daemons::OVS_SOCKET)
+    }
+
+    /// `ovsdb-client` on the local Open vSwitch: `backup` or `restore`.
+    pub fn ovs_client(&self, command: &str) -> Command {
+        let mut client = Command::new("ovsdb-client");
+        client.arg("--timeout=30").arg(command).arg(self.ovs_remote()).arg("Open_vSwitch");
+        client
     }
 
     /// `ovn-nbctl` on this lab's Northbound.

@@ -11,7 +11,7 @@ use aya::{
 use metadata_agent::datapath::OBJECT;
 use metadata_ebpf::{
     counter::Counter,
-    map::{Control, OpenSources, Port, PortKey, PortSources},
+    map::{Control, Network, OpenSources, Port, PortKey, PortSources},
 };
 
 /// The device that test runs are on: the kernel takes the namespace's loopback.
@@ -23,6 +23,7 @@ const OUTPUT: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
     FromGuest,
+    FromNetwork,
     ToGuest,
 }
 
@@ -30,6 +31,7 @@ impl Which {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::FromGuest => "from_guest",
+            Self::FromNetwork => "from_network",
             Self::ToGuest => "to_guest",
         }
     }
@@ -39,6 +41,7 @@ pub struct Programs {
     ebpf: Ebpf,
     ports: HashMap<MapData, PortKey, Port>,
     sources: Array<MapData, PortSources>,
+    networks: HashMap<MapData, u32, Network>,
     counters: PerCpuArray<MapData, u64>,
     control: Array<MapData, Control>,
     open: Array<MapData, OpenSources>,
@@ -56,18 +59,19 @@ impl std::fmt::Debug for Programs {
 impl Programs {
     pub fn load() -> Result<Self> {
         let mut ebpf = EbpfLoader::new().override_global("SERVICE_IFINDEX", &IFINDEX, true).load(OBJECT)?;
-        for which in [Which::FromGuest, Which::ToGuest] {
+        for which in [Which::FromGuest, Which::FromNetwork, Which::ToGuest] {
             let program: &mut SchedClassifier =
                 ebpf.program_mut(which.name()).context("no program")?.try_into()?;
             program.load()?;
         }
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("no map {name}"));
         let (ports, sources, counters) = (take("PORTS")?, take("SOURCES")?, take("COUNTERS")?);
-        let (control, open) = (take("CONTROL")?, take("OPEN")?);
+        let (control, open, networks) = (take("CONTROL")?, take("OPEN")?, take("NETWORKS")?);
         let mut programs = Self {
             ebpf,
             ports: ports.try_into()?,
             sources: sources.try_into()?,
+            networks: networks.try_into()?,
             counters: counters.try_into()?,
             control: control.try_into()?,
             open: open.try_into()?,
@@ -95,6 +99,11 @@ impl Programs {
             None => {}
         }
         Ok(())
+    }
+
+    /// The metadata port of the network whose device test runs are on.
+    pub fn set_network(&mut self, network: Network) -> Result<()> {
+        Ok(self.networks.insert(IFINDEX, network, 0)?)
     }
 
     pub fn set_sources(&mut self, index: u32, sources: PortSources) -> Result<()> {

@@ -1,7 +1,10 @@
 //! Guests that ask again and again while something happens behind the agent, and must not notice.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -11,10 +14,15 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     check::{META_DATA, is_identity_of},
     guest::Guest,
+    wait::until,
 };
 
 /// Each guest asks about as often as a busy boot does.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Patience of a client that tries again.
+const PATIENCE: Duration = Duration::from_millis(300);
+const ANSWERED: Duration = Duration::from_secs(60);
 
 /// What one guest saw.
 #[derive(Debug, Clone, Copy)]
@@ -63,4 +71,64 @@ fn ask(guest: &Guest, going: &AtomicBool) -> Result<Answers> {
     }
     ensure!(answers.count > 0, "there was no time to ask");
     Ok(answers)
+}
+
+/// What a guest that tries again sees of its requests, one after the other.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// When answers came.
+    answers: Mutex<Vec<Instant>>,
+    is_over: AtomicBool,
+}
+
+impl Asked {
+    /// Asks until it is over. Each answer has to be its own; a connection that nobody answers is given up, and tried again, as
+    /// clients do.
+    fn ask(&self, guest: &Guest) -> Result<()> {
+        while !self.is_over.load(Ordering::Relaxed) {
+            let asked = guest.connect_with(None, PATIENCE);
+            let Ok(mut connection) = asked else { continue };
+            if let Ok(response) = connection.request("GET", META_DATA, &[("Connection", "close")], b"") {
+                is_identity_of(&guest.port, &response)?;
+                self.answers().push(Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Vec<Instant>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn count(&self) -> usize {
+        self.answers().len()
+    }
+
+    /// Waits for more answers.
+    pub fn wait_answers(&self) -> Result<()> {
+        let before = self.count();
+        until("the guest is answered", ANSWERED, || {
+            ensure!(self.count() >= before + 20);
+            Ok(())
+        })
+    }
+
+    /// The longest time without an answer.
+    pub fn gap(&self) -> Duration {
+        let answers = self.answers();
+        answers.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default()
+    }
+}
+
+/// Does `work` while a guest asks that may be without an answer for a while, but never gets a wrong one.
+pub fn while_asking(guest: &Guest, work: impl FnOnce(&Asked) -> Result<()>) -> Result<Asked> {
+    let asked = Asked::default();
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| asked.ask(guest));
+        let done = asked.wait_answers().and_then(|()| work(&asked)).and_then(|()| asked.wait_answers());
+        asked.is_over.store(true, Ordering::Relaxed);
+        asking.join().ok().context("the guest panicked")??;
+        done
+    })?;
+    Ok(asked)
 }

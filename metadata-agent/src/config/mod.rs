@@ -118,6 +118,8 @@ pub enum Source {
         down_time: Duration,
         /// `[metadata_ebpf] southbound_monitor_all`: follow all rows of ports, and not those of this chassis.
         monitor_all: bool,
+        /// `[metadata_ebpf] network_devices`: serve ports without a tap, by a device for each network that has any.
+        network_devices: bool,
     },
     /// `[metadata_ebpf] inventory`: a file that names taps and their identities.
     Static(PathBuf),
@@ -208,6 +210,7 @@ const OWN: &[&str] = &[
     "attach",
     "lease",
     "southbound_monitor_all",
+    "network_devices",
     "connection_rate",
     "connection_burst",
     "answer_rate",

@@ -59,7 +59,8 @@ pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
         Ok(Duration::from_secs(seconds.into()))
     })?;
     let monitor_all = options.parse(SECTION, "southbound_monitor_all", false, boolean)?;
-    Ok(Source::Ovn { ovs, southbound, down_time, monitor_all })
+    let network_devices = options.parse(SECTION, "network_devices", true, boolean)?;
+    Ok(Source::Ovn { ovs, southbound, down_time, monitor_all, network_devices })
 }
 
 fn has_tls(config: &ovsdb_client::Config) -> bool {

@@ -23,7 +23,7 @@ pub(super) enum PortSource {
 impl PortSource {
     pub(super) fn open(config: &Config, nova: Arc<Reachability>) -> anyhow::Result<Self> {
         Ok(match &config.source {
-            Source::Ovn { ovs, southbound, down_time, monitor_all } => {
+            Source::Ovn { ovs, southbound, down_time, monitor_all, network_devices } => {
                 let (ovs, southbound) = (ovs.as_ref().clone(), southbound.as_ref().clone());
                 Self::Ovn(Box::new(Ovn::connect(
                     ovs,
@@ -31,6 +31,7 @@ impl PortSource {
                     *down_time,
                     &config.state_dir,
                     *monitor_all,
+                    *network_devices,
                     nova,
                 )))
             }
@@ -62,9 +63,7 @@ impl PortSource {
     /// What should be served; nothing as long as that cannot be said.
     pub(super) fn desired(&mut self, links: &Links, reconciler: &Reconciler) -> Option<(Desired, Unserved)> {
         match self {
-            Self::Ovn(ovn) => {
-                ovn.has_interfaces().then(|| ovn.desired(links.table(), |key| reconciler.served(key)))
-            }
+            Self::Ovn(ovn) => ovn.desired(links.table(), |key| reconciler.served(key)),
             Self::Static(inventory) => Some(inventory.desired(links.table())),
         }
     }

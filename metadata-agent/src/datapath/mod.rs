@@ -1,9 +1,11 @@
 //! The kernel's side: programs, maps, pins, and the service device they redirect to.
+mod announce;
 mod attach;
 mod bpffs;
 mod index;
 mod netlink;
 mod netns;
+mod networks;
 mod probe;
 mod service;
 mod tables;
@@ -20,13 +22,14 @@ use aya::{Ebpf, EbpfLoader, maps::MapError, programs::SchedClassifier};
 use metadata_ebpf::{
     address::MAX_PORTS,
     counter::Counter,
-    map::{LAYOUT, Port, PortKey},
+    map::{LAYOUT, Network, Port, PortKey},
 };
 use tables::{PINNED, Tables, pinned};
 use tracing::info;
 
 use crate::config::AttachMode;
 
+pub use announce::announce;
 pub use index::{Assignment, Indexes};
 pub use netns::Netns;
 pub use probe::{Family, Probe};
@@ -107,6 +110,14 @@ pub enum Error {
     /// The network devices cannot be listed.
     #[error("cannot list the network devices: {0}")]
     Devices(io::Error),
+    /// A network's device cannot be set up.
+    #[error("cannot set up the network's device with ifindex {ifindex}: {error}")]
+    Network {
+        /// Its interface index.
+        ifindex: u32,
+        /// Why.
+        error: io::Error,
+    },
     /// A pin cannot be written or removed.
     #[error("pin {path}: {error}", path = .path.display())]
     Pin {
@@ -145,6 +156,39 @@ pub struct Device {
     pub ifindex: u32,
     /// Name at the time of the last netlink message.
     pub name: String,
+    /// Whose frames come in.
+    pub kind: DeviceKind,
+}
+
+/// Kind of a device that has a program, by whose frames come in there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// One guest's.
+    Tap,
+    /// Those that the switch delivers to a network's metadata port.
+    Network,
+}
+
+impl DeviceKind {
+    /// Name of the program that such a device has.
+    fn program(self) -> &'static str {
+        match self {
+            Self::Tap => "from_guest",
+            Self::Network => "from_network",
+        }
+    }
+}
+
+impl Device {
+    /// A guest's, or another one that is alone behind it.
+    pub fn tap(ifindex: u32, name: impl Into<String>) -> Self {
+        Self { ifindex, name: name.into(), kind: DeviceKind::Tap }
+    }
+
+    /// A network's.
+    pub fn network(ifindex: u32, name: impl Into<String>) -> Self {
+        Self { ifindex, name: name.into(), kind: DeviceKind::Network }
+    }
 }
 
 /// The loaded datapath. Control plane only: one owner, no locks.
@@ -201,7 +245,7 @@ impl Datapath {
             loader.map_pin_path(map, maps_dir.join(map));
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| Error::Load(error.into()))?;
-        for name in ["from_guest", "to_guest"] {
+        for name in ["from_guest", "from_network", "to_guest"] {
             program(&mut ebpf, name)?.load().map_err(|error| Error::Load(error.into()))?;
         }
         let to_guest = program(&mut ebpf, "to_guest")?;
@@ -321,21 +365,37 @@ impl Datapath {
         self.foreign_until
     }
 
-    /// Puts `from_guest` on a tap; does nothing when it is there.
-    pub fn attach(&mut self, tap: &Device) -> Result<(), Error> {
-        let from_guest = program(&mut self.ebpf, "from_guest")?;
-        self.attachment.attach(from_guest, &attach::pin(tap), tap)
+    /// Notes which metadata port a network's device is bound to. To be called before the program is attached.
+    pub fn enter_network(&mut self, ifindex: u32, network: Network) -> Result<(), Error> {
+        self.tables.enter_network(ifindex, network)
     }
 
-    /// Those of the taps that have lost the program, as the kernel tells.
-    pub fn lacking(&mut self, taps: &[Device]) -> Result<Vec<u32>, Error> {
-        let from_guest = program(&mut self.ebpf, "from_guest")?;
-        self.attachment.lacking(from_guest, attach::pin, taps)
+    /// Puts the program for its kind on a device; does nothing when it is there. A network's device is up from then on.
+    pub fn attach(&mut self, device: &Device) -> Result<(), Error> {
+        let program = program(&mut self.ebpf, device.kind.program())?;
+        self.attachment.attach(program, &attach::pin(device), device)?;
+        match device.kind {
+            DeviceKind::Tap => Ok(()),
+            DeviceKind::Network => networks::set_up(device),
+        }
     }
 
-    /// Tells whether the kernel says that a tap has the program.
-    pub fn is_on(&mut self, tap: &Device) -> bool {
-        program(&mut self.ebpf, "from_guest").is_ok_and(|from_guest| self.attachment.is_on(from_guest, tap))
+    /// Those of the devices that have lost the program, as the kernel tells, or are down if they are networks'.
+    pub fn lacking(&mut self, devices: &[Device]) -> Result<Vec<u32>, Error> {
+        let (taps, networks): (Vec<Device>, Vec<Device>) =
+            devices.iter().cloned().partition(|device| device.kind == DeviceKind::Tap);
+        let mut lacking = networks::down(&networks)?;
+        for (kind, devices) in [(DeviceKind::Tap, taps), (DeviceKind::Network, networks)] {
+            let program = program(&mut self.ebpf, kind.program())?;
+            lacking.extend(self.attachment.lacking(program, attach::pin, &devices)?);
+        }
+        Ok(lacking)
+    }
+
+    /// Tells whether the kernel says that a device has the program.
+    pub fn is_on(&mut self, device: &Device) -> bool {
+        let program = program(&mut self.ebpf, device.kind.program());
+        program.is_ok_and(|program| self.attachment.is_on(program, device))
     }
 
     /// Asks the kernel whether the service device has lost its program.
@@ -356,12 +416,24 @@ impl Datapath {
         self.service.ifindex
     }
 
-    /// Takes `from_guest` off a device, which may be gone already.
+    /// Forgets the networks' devices of a former agent that are not to be kept, and sets them down.
+    pub fn keep_networks(&mut self, keep: impl Fn(u32) -> bool) -> Result<(), Error> {
+        for ifindex in self.tables.networks()?.into_iter().filter(|ifindex| !keep(*ifindex)) {
+            self.tables.leave_network(ifindex)?;
+            networks::set_down(ifindex)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the program off a device, which may be gone already. A network's device is down from before then on.
     pub fn detach(&mut self, ifindex: u32) -> Result<(), Error> {
+        if self.tables.leave_network(ifindex)? {
+            networks::set_down(ifindex)?;
+        }
         self.attachment.detach(ifindex)
     }
 
-    /// Interface indexes of the taps that have a pinned link.
+    /// Interface indexes of the devices that have a pinned link.
     pub fn attached(&self) -> Result<Vec<u32>, Error> {
         self.attachment.attached()
     }

@@ -81,7 +81,7 @@ impl Probe {
         };
         let spawned = thread::Builder::new().name("metadata-probe".to_owned()).spawn(inside);
         spawned.map_err(failed("starting its thread"))?;
-        let device = Device { ifindex, name: HOST_END.to_owned() };
+        let device = Device::tap(ifindex, HOST_END);
         Ok(Self { device, netns, questions, answers, asked: false })
     }
 

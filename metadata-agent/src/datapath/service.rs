@@ -111,7 +111,7 @@ impl ServiceDevice {
             netns = Netns::open_or_create(name).map_err(failed(name, "making it"))?;
         }
         let mut device = Self {
-            host_end: Device { ifindex: 0, name: HOST_END.to_owned() },
+            host_end: Device::tap(0, HOST_END),
             succeeds,
             number: -1,
             netns,

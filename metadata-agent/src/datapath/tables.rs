@@ -9,19 +9,20 @@ use aya::{
 use metadata_ebpf::{
     address::MAX_PORTS,
     counter::Counter,
-    map::{Control, Owner, Port, PortKey, PortSources},
+    map::{Control, Network, Owner, Port, PortKey, PortSources},
 };
 use nix::time::{ClockId, clock_gettime};
 
 use super::{Assignment, Error, Indexes};
 
 /// Maps that outlive the agent, so that a restarted one finds ports and sources as they were.
-pub(super) const PINNED: [&str; 5] = ["PORTS", "SOURCES", "COUNTERS", "CONTROL", "OPEN"];
+pub(super) const PINNED: [&str; 6] = ["PORTS", "SOURCES", "NETWORKS", "COUNTERS", "CONTROL", "OPEN"];
 
 /// The maps of the loaded programs.
 pub(super) struct Tables {
     ports: HashMap<MapData, PortKey, Port>,
     sources: Array<MapData, PortSources>,
+    networks: HashMap<MapData, u32, Network>,
     counters: PerCpuArray<MapData, u64>,
     control: Array<MapData, Control>,
     /// Each once more, to pin it again if somebody took the pin away.
@@ -46,6 +47,7 @@ impl Tables {
         Ok(Self {
             ports: typed(ebpf, "PORTS")?,
             sources: typed(ebpf, "SOURCES")?,
+            networks: typed(ebpf, "NETWORKS")?,
             counters: typed(ebpf, "COUNTERS")?,
             control: typed(ebpf, "CONTROL")?,
             pins: pins.into_iter().collect::<Result<_, _>>()?,
@@ -78,8 +80,8 @@ impl Tables {
         let mut assigned = BTreeMap::new();
         for (key, port) in entries.map_err(|error| failed("PORTS", error))? {
             let is_whole = states.get(port.index as usize).is_some_and(|state| {
-                (state.ifindex, state.vlan, state.generation, state.ended)
-                    == (key.ifindex, key.vlan, port.generation, 0)
+                let of = PortKey { ifindex: state.ifindex, vlan: state.vlan, mac: state.mac };
+                (of, state.generation, state.ended) == (key, port.generation, 0)
             });
             if is_whole {
                 let assignment = Assignment { index: port.index, generation: port.generation as u8 };
@@ -107,6 +109,25 @@ impl Tables {
     /// Makes frames of `key` belong to a port, or changes what is known about it; what was learned behind it stays.
     pub(super) fn enter(&mut self, key: PortKey, port: Port) -> Result<(), Error> {
         self.ports.insert(key, port, 0).map_err(|error| failed("PORTS", error))
+    }
+
+    /// Notes which metadata port the network's device with this index is bound to.
+    pub(super) fn enter_network(&mut self, ifindex: u32, network: Network) -> Result<(), Error> {
+        self.networks.insert(ifindex, network, 0).map_err(|error| failed("NETWORKS", error))
+    }
+
+    /// The networks' devices.
+    pub(super) fn networks(&self) -> Result<Vec<u32>, Error> {
+        self.networks.keys().collect::<Result<_, _>>().map_err(|error| failed("NETWORKS", error))
+    }
+
+    /// Forgets it, and tells whether that was a network's device.
+    pub(super) fn leave_network(&mut self, ifindex: u32) -> Result<bool, Error> {
+        if self.networks.get(&ifindex, 0).is_err() {
+            return Ok(false);
+        }
+        self.networks.remove(&ifindex).map_err(|error| failed("NETWORKS", error))?;
+        Ok(true)
     }
 
     /// Ends an assignment: from now on nothing comes in for it, and nothing but resets goes out.

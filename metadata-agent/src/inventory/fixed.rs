@@ -97,7 +97,7 @@ impl Inventory {
             let name = entry.tap.clone();
             match by_name.get(name.as_str()) {
                 Some(&ifindex) => {
-                    desired.insert(untagged(ifindex), entry.port_on(Device { ifindex, name }));
+                    desired.insert(untagged(ifindex), entry.port_on(Device::tap(ifindex, name)));
                 }
                 None => {
                     let reason = format!("there is no device {name}");
@@ -123,7 +123,7 @@ impl Entry {
             network: self.network.clone(),
             fixed_ips: self.fixed_ips.clone(),
         };
-        DesiredPort { device, port, who: Who::Known(identity), own: self.fixed_ips.clone(), policed: false }
+        DesiredPort::on_tap(device, port, Who::Known(identity), self.fixed_ips.clone())
     }
 }
 

@@ -5,11 +5,12 @@ use metadata_ebpf::map::PortKey;
 
 use super::{
     Desired, DesiredPort, Unserved, UnservedPort, Who,
-    bindings::Bindings,
+    bindings::{Bindings, LOCALPORT},
+    network_devices::is_ours,
     remembered::Remembered,
     rows::{Interface, PortBinding},
     untagged,
-    vif::Switch,
+    vif::{NoTap, Switch},
 };
 use crate::directory::Identity;
 
@@ -22,42 +23,47 @@ use crate::directory::Identity;
 ///
 /// A trunk's subports (`parent_port`, `tag`) share the tap of their parent.
 ///
+/// A port that has a row and no tap may be reached through the switch (`stations.rs`): it is unserved as far as this goes,
+/// and among the third of what is returned.
+///
 /// `served` tells which port is served behind a key now.
 pub(super) fn join<'a, 'b>(
     switch: &Switch<'a>,
     interfaces: impl Iterator<Item = &'a Interface>,
-    bindings: &Bindings,
+    bindings: &'a Bindings,
     served: impl Fn(PortKey) -> Option<&'b str>,
     without_row: &WithoutRow<'_>,
-) -> (Desired, Unserved) {
-    let (mut desired, mut unserved) = (Desired::new(), Unserved::new());
-    for interface in interfaces {
+) -> (Desired, Unserved, Vec<Tapless<'a>>) {
+    let (mut desired, mut unserved, mut tapless) = (Desired::new(), Unserved::new(), Vec::new());
+    for interface in interfaces.filter(|interface| !is_ours(interface)) {
         let Some(port) = interface.external_ids.get("iface-id") else { continue };
         let is_served = |ifindex| served(untagged(ifindex)) == Some(port.as_str());
         let binding = bindings.port(port);
         let found = match binding.map_or("", |binding| binding.kind.as_str()) {
             "" => switch.tap(interface, is_served),
             // Of another metadata agent, and no guest.
-            "localport" => continue,
-            kind => Err(format!("its row in the Southbound is of type {kind}")),
+            LOCALPORT => continue,
+            kind => Err(format!("its row in the Southbound is of type {kind}").into()),
         };
         let found = found.and_then(|(device, tap)| match (binding, local_instance(interface)) {
-            (None, None) if !is_served(device.ifindex) => Err(without_row.nobody(port)),
+            (None, None) if !is_served(device.ifindex) => Err(without_row.nobody(port).into()),
             _ => Ok((device, tap)),
         });
         let (device, tap) = match found {
             Ok(found) => found,
-            Err(reason) => {
-                let interface = interface.name.clone();
-                unserved.insert(port.clone(), UnservedPort { interface, reason });
+            Err(no_tap) => {
+                let reason = no_tap.reason.clone();
+                unserved.insert(port.clone(), UnservedPort { interface: interface.name.clone(), reason });
+                tapless.extend(binding.map(|binding| Tapless { interface, binding, no_tap }));
                 continue;
             }
         };
         let ifindex = device.ifindex;
         let mut insert = |vlan, port: &str, who: Who, row: Option<&PortBinding>, policed| {
             let own = own_addresses(&who, row);
-            let port = DesiredPort { device: device.clone(), port: port.to_owned(), who, own, policed };
-            desired.insert(PortKey { ifindex, vlan }, port);
+            let (device, port) = (device.clone(), port.to_owned());
+            let port = DesiredPort { policed, ..DesiredPort::on_tap(device, port, who, own) };
+            desired.insert(PortKey::tap(ifindex, vlan), port);
         };
         if binding.is_none() {
             for (vlan, identity) in without_row.subports(interface, port) {
@@ -81,7 +87,15 @@ pub(super) fn join<'a, 'b>(
         };
         insert(0, port, who, binding, tap.ingress_policing_rate > 0);
     }
-    (desired, unserved)
+    (desired, unserved, tapless)
+}
+
+/// A port of this host that has a row in the Southbound, and no tap.
+#[derive(Debug)]
+pub(super) struct Tapless<'a> {
+    pub(super) interface: &'a Interface,
+    pub(super) binding: &'a PortBinding,
+    pub(super) no_tap: NoTap,
 }
 
 /// The addresses that are the port's own: fixed ones first, then those that it may send as besides.
@@ -154,7 +168,7 @@ fn vlan(subport: &PortBinding) -> Option<u32> {
 }
 
 /// The identity of `port`, whose instance and project are those of `owner`: itself, or its trunk's parent.
-fn identify(interface: &Interface, port: &PortBinding, owner: &PortBinding) -> Who {
+pub(super) fn identify(interface: &Interface, port: &PortBinding, owner: &PortBinding) -> Who {
     let Some(instance) = id(owner, "neutron:device_id") else {
         return Who::Pending("its row in the Southbound names no instance (neutron:device_id)".to_owned());
     };
@@ -171,15 +185,19 @@ fn identify(interface: &Interface, port: &PortBinding, owner: &PortBinding) -> W
     let Some(project) = id(owner, "neutron:project_id") else {
         return Who::Pending("its row in the Southbound names no project (neutron:project_id)".to_owned());
     };
-    let network = id(port, "neutron:network_name").unwrap_or_default();
     let cidrs = id(port, "neutron:cidrs").unwrap_or_default();
     Who::Known(Identity {
         port: port.logical_port.clone(),
         instance: instance.to_owned(),
         project: project.to_owned(),
-        network: network.strip_prefix("neutron-").unwrap_or(network).to_owned(),
+        network: network(port).unwrap_or_default().to_owned(),
         fixed_ips: cidrs.split_whitespace().filter_map(address).collect(),
     })
+}
+
+/// The id of a port's network in Neutron.
+pub(super) fn network(row: &PortBinding) -> Option<&str> {
+    id(row, "neutron:network_name").map(|name| name.strip_prefix("neutron-").unwrap_or(name))
 }
 
 fn id<'a>(row: &'a PortBinding, key: &str) -> Option<&'a str> {
@@ -242,7 +260,8 @@ mod tests {
         let rows = [(ovsdb_client::Uuid::default(), interface)];
         let switch = Switch::new(&links, &rows, [].into_iter(), [].into_iter());
         let served = |key| (key == untagged(7)).then_some(served);
-        join(&switch, [interface].into_iter(), bindings, served, without_row)
+        let (desired, unserved, _) = join(&switch, [interface].into_iter(), bindings, served, without_row);
+        (desired, unserved)
     }
 
     /// The Southbound has the last word.
@@ -284,7 +303,7 @@ mod tests {
         let desired = |ids: &[(&str, &str)], without_row: &WithoutRow<'_>| {
             joined(&interface("tap0", 7, ids), &Bindings::default(), "port", without_row).0
         };
-        let subport = PortKey { ifindex: 7, vlan: 101 };
+        let subport = PortKey::tap(7, 101);
         let same = desired(&[("iface-id", "port"), ("vm-uuid", VM)], &without_row);
         assert_eq!(same.keys().collect::<Vec<_>>(), [&untagged(7), &subport]);
         assert_eq!(same[&untagged(7)].who, Who::Known(was("port")));
@@ -386,13 +405,11 @@ mod tests {
         let rows = rows.iter().collect();
         let (desired, _) = joined_by_all(&interface, &rows, "served");
         assert_eq!(desired.len(), 3);
-        let Who::Known(identity) = &desired[&PortKey { ifindex: 7, vlan: 101 }].who else {
-            panic!("not known")
-        };
+        let Who::Known(identity) = &desired[&PortKey::tap(7, 101)].who else { panic!("not known") };
         assert_eq!((identity.port.as_str(), identity.instance.as_str()), ("sub", VM));
         assert_eq!(identity.project, "project", "the instance's project");
         assert_eq!(identity.fixed_ips, ["10.0.0.5".parse::<IpAddr>().unwrap()]);
-        assert!(matches!(desired[&PortKey { ifindex: 7, vlan: 102 }].who, Who::Conflict(_)));
+        assert!(matches!(desired[&PortKey::tap(7, 102)].who, Who::Conflict(_)));
     }
 
     #[test]

@@ -4,22 +4,26 @@
 //! So it does not matter whether events are lost, merged or reordered.
 #![forbid(unsafe_code)]
 mod bindings;
+mod external;
 mod fixed;
 mod join;
 mod links;
 mod liveness;
+mod network_devices;
 mod ovn;
 mod remembered;
 mod rows;
+mod stations;
 mod subscription;
 mod vif;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use metadata_ebpf::map::PortKey;
+use metadata_ebpf::map::{Mac, PortKey};
 
 pub use fixed::Inventory as StaticInventory;
 pub use links::{LinkTable, Links};
+pub use network_devices::remove_network_devices;
 pub use ovn::{DatabaseStatus, Ovn};
 
 use crate::{datapath::Device, directory::Identity};
@@ -37,6 +41,26 @@ pub struct DesiredPort {
     pub own: Vec<IpAddr>,
     /// Whether Open vSwitch is to limit what the guest sends, for which it needs the tap's ingress qdisc.
     pub policed: bool,
+    /// On a network's device, the metadata port as which it answers.
+    pub metadata_port: Option<MetadataPort>,
+    /// Whether it is outside of the switch, in a physical network that has to learn where the metadata port is.
+    pub is_external: bool,
+}
+
+impl DesiredPort {
+    /// One that has a tap.
+    pub fn on_tap(device: Device, port: String, who: Who, own: Vec<IpAddr>) -> Self {
+        Self { device, port, who, own, policed: false, metadata_port: None, is_external: false }
+    }
+}
+
+/// The metadata port of a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataPort {
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Identity behind a port, as the sources have it.
@@ -56,10 +80,10 @@ pub type Desired = BTreeMap<PortKey, DesiredPort>;
 /// Ports that are plugged on this host and cannot be served, by their ids.
 pub type Unserved = BTreeMap<String, UnservedPort>;
 
-/// An Interface of Open vSwitch that names a port and has no tap.
+/// A port that cannot be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnservedPort {
-    /// Its name.
+    /// Name of the Interface of Open vSwitch that is plugged for it, or of its network's device if none is.
     pub interface: String,
     /// Why it cannot be served.
     pub reason: String,
@@ -67,5 +91,5 @@ pub struct UnservedPort {
 
 /// The key of a tap's untagged frames.
 fn untagged(ifindex: u32) -> PortKey {
-    PortKey { ifindex, vlan: 0 }
+    PortKey::tap(ifindex, 0)
 }

@@ -23,10 +23,13 @@ use tracing::{debug, error, info, warn};
 use super::{
     Desired, LinkTable, Unserved, Who,
     bindings::Bindings,
+    external::External,
     join::{WithoutRow, join},
     liveness::{Chassis, Liveness, Step, is_hidden, spread},
+    network_devices::{NetworkDevices, Rows, is_ours},
     remembered::Remembered,
     rows::{Bridge, ChassisPrivate, ChassisRow, Interface, OpenVSwitch, Port, PortBinding, SbGlobal},
+    stations::{self, Doubts, Sources},
     subscription::Subscription,
     untagged,
     vif::Switch,
@@ -41,6 +44,9 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT_LOCK: &str = "metadata_agent_heartbeat";
 /// After how long it is written all the same.
 const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout of the Southbound's first word, where a former agent has left devices of networks: whom they serve, nobody else
+/// can say.
+const FIRST_WORD: Duration = Duration::from_secs(3);
 
 /// The two databases, and what is derived from them.
 #[derive(Debug)]
@@ -55,6 +61,17 @@ pub struct Ovn {
     /// The logical ports that interfaces are plugged for.
     plugged: BTreeSet<String>,
     bindings: Bindings,
+    external: External,
+    doubts: Doubts,
+    /// The networks of which the metadata port has to be known.
+    networks: BTreeSet<String>,
+    /// The devices of networks, and whether there may be any.
+    devices: NetworkDevices,
+    may_have_devices: bool,
+    started: Instant,
+    answers_since: Option<Instant>,
+    /// Whether the Southbound has said which ports are this chassis', or had its time to.
+    is_settled: bool,
     remembered: Remembered,
     liveness: Liveness,
     /// The write that is under way, and what tells it that it has the lock.
@@ -98,13 +115,14 @@ pub struct DatabaseStatus {
 
 impl Ovn {
     /// Begins to connect to both databases. Identities are remembered in `state`; Neutron takes an agent for dead that is
-    /// silent for `down_time`.
+    /// silent for `down_time`. Ports without a tap are served if there may be `network_devices`.
     pub fn connect(
         ovs: Config,
         southbound: Config,
         down_time: Duration,
         state: &Path,
         monitor_all: bool,
+        network_devices: bool,
         nova: Arc<Reachability>,
     ) -> Self {
         let subscription = Subscription::new(monitor_all);
@@ -129,6 +147,14 @@ impl Ovn {
             chassis: None,
             plugged: BTreeSet::new(),
             bindings: Bindings::default(),
+            external: External::default(),
+            doubts: Doubts::default(),
+            networks: BTreeSet::new(),
+            devices: NetworkDevices::default(),
+            may_have_devices: network_devices,
+            started: Instant::now(),
+            answers_since: None,
+            is_settled: false,
             remembered: Remembered::read(state),
             liveness: Liveness::new(spread(down_time)),
             beat: None,
@@ -145,6 +171,7 @@ impl Ovn {
             let remember = self.remembered.write_at();
             let heartbeat = self.heartbeat();
             let subscribe = self.subscribe(Instant::now());
+            let devices = self.write_devices(Instant::now()).await;
             let changed = tokio::select! {
                 event = self.ovs.client.recv() => {
                     let changed = self.ovs.take(&event);
@@ -159,6 +186,7 @@ impl Ovn {
                     self.note_bindings(&event).unwrap_or(changed)
                 }
                 () = sleep_until(subscribe.unwrap_or_else(Instant::now)), if subscribe.is_some() => false,
+                () = sleep_until(devices.unwrap_or_else(Instant::now)), if devices.is_some() => false,
                 () = sleep_until(remember.unwrap_or_else(Instant::now)), if remember.is_some() => {
                     self.remembered.write(Instant::now());
                     false
@@ -173,12 +201,15 @@ impl Ovn {
 
     /// Follows the interfaces of the local Open vSwitch.
     fn note_plugged(&mut self, event: &Event) {
+        if matches!(event, Event::Batch(_)) {
+            self.devices.note_rows();
+        }
         if let Event::Batch(batch) = event
             && !batch.of::<Interface>().is_empty()
         {
-            let interfaces = self.ovs.client.table::<Interface>();
-            let plugged = interfaces.iter().filter_map(|(_, row)| row.external_ids.get("iface-id").cloned());
-            self.plugged = plugged.collect();
+            let interfaces = self.ovs.client.table::<Interface>().iter().map(|(_, row)| row);
+            let of_others = interfaces.filter(|row| !is_ours(row));
+            self.plugged = of_others.filter_map(|row| row.external_ids.get("iface-id").cloned()).collect();
         }
     }
 
@@ -216,11 +247,6 @@ impl Ovn {
         self.southbound.client.table::<PortBinding>().iter().map(|(_, row)| row.logical_port.as_str())
     }
 
-    /// Whether the local interfaces are known, without which nothing can be said about any port.
-    pub fn has_interfaces(&self) -> bool {
-        self.ovs.synced
-    }
-
     /// Notes whether the node is ready, for Neutron to know, or what keeps it from being so.
     pub fn set_able(&mut self, problems: &[Problem]) {
         let able = problems.is_empty();
@@ -232,11 +258,17 @@ impl Ovn {
 
     /// The ports of this host, and those that are plugged and cannot be served. `served` tells which port is served behind
     /// a key now.
+    ///
+    /// Nothing can be said without the local interfaces; and nothing about those behind devices that a former agent left,
+    /// before the Southbound has had its time.
     pub fn desired<'a>(
         &mut self,
         links: &LinkTable,
         served: impl Fn(PortKey) -> Option<&'a str>,
-    ) -> (Desired, Unserved) {
+    ) -> Option<(Desired, Unserved)> {
+        if !self.ovs.synced {
+            return None;
+        }
         let ovs = &self.ovs.client;
         let interfaces: Vec<_> =
             ovs.table::<Interface>().iter().map(|(uuid, row)| (*uuid, row.as_ref())).collect();
@@ -244,6 +276,7 @@ impl Ovn {
         let bridges = ovs.table::<Bridge>().iter().map(|(_, row)| row.as_ref());
         let switch = Switch::new(links, &interfaces, ports, bridges);
         let interfaces = interfaces.iter().map(|(_, row)| *row);
+        let chassis = self.chassis_row();
         let away = match (&self.southbound.down, self.southbound.has(self.subscribed)) {
             // Not why, which is another thing with each server that is tried: `show ready` tells that.
             (Some(_), _) => Some("there is no connection to the Southbound".to_owned()),
@@ -256,7 +289,40 @@ impl Ovn {
             away,
             asks_for: &|port| self.subscription.asks_for(port),
         };
-        let (desired, unserved) = join(&switch, interfaces, &self.bindings, served, &without_row);
+        let (mut desired, mut unserved, tapless) =
+            join(&switch, interfaces.clone(), &self.bindings, &served, &without_row);
+        if !self.may_have_devices {
+            self.is_settled = true;
+        } else {
+            let now = Instant::now();
+            let tapless = self.doubts.settle(now, tapless);
+            let external = self.external.update(now, chassis, &self.bindings);
+            let asks_for = |network: &str| is_there && self.subscription.asks_for_network(network);
+            let (switch, bindings, interfaces) = (&switch, &self.bindings, &interfaces.collect::<Vec<_>>());
+            let sources =
+                Sources { switch, interfaces, bindings, tapless: &tapless, external, asks_for: &asks_for };
+            let decision = stations::decide(&sources, served);
+            self.networks = decision.networks;
+            if is_there && !self.is_settled {
+                // Without a row of the chassis' own it has nothing to say about external ports.
+                let since = *self.answers_since.get_or_insert(now);
+                let is_asked = self.subscription.asks_for_chassis() && decision.undecided.is_empty();
+                self.is_settled = is_asked || now.saturating_duration_since(since) >= FIRST_WORD;
+            }
+            let is_early = !self.is_settled && self.started.elapsed() < FIRST_WORD;
+            if is_early && interfaces.iter().any(|row| is_ours(row)) {
+                return None;
+            }
+            // What a Southbound that is away does not say is not over.
+            if self.is_settled && self.southbound.down.is_none() {
+                self.devices.want(decision.devices, decision.undecided);
+            }
+            for port in decision.desired.values() {
+                unserved.remove(&port.port);
+            }
+            unserved.extend(decision.unserved);
+            desired.extend(decision.desired);
+        }
         if is_there {
             let known = desired.iter().filter_map(|(key, port)| match &port.who {
                 Who::Known(identity) => {
@@ -267,7 +333,7 @@ impl Ovn {
             });
             self.remembered.replace(Instant::now(), known);
         }
-        (desired, unserved)
+        Some((desired, unserved))
     }
 
     /// Subscribes to the rows of this chassis and its ports; tells when to ask again.
@@ -277,11 +343,8 @@ impl Ovn {
         if !self.ovs.synced || self.southbound.down.is_some() || !self.southbound.has(self.subscribed) {
             return None;
         }
-        let name = self.chassis.as_ref().map(|chassis| chassis.name.as_str());
-        let chassis = self.southbound.client.table::<ChassisRow>();
-        let chassis = chassis.iter().find(|(_, row)| Some(row.name.as_str()) == name).map(|(uuid, _)| *uuid);
-        let (changed, again) =
-            self.subscription.update(now, &self.plugged, |port| self.bindings.port(port).is_some(), chassis);
+        let (chassis, has_row) = (self.chassis_row(), |port: &str| self.bindings.port(port).is_some());
+        let (changed, again) = self.subscription.update(now, &self.plugged, &self.networks, has_row, chassis);
         if !changed {
             return again;
         }
@@ -290,6 +353,24 @@ impl Ovn {
             Err(error) => warn!(%error, "cannot change the subscription to the Southbound"),
         }
         None
+    }
+
+    /// The row of this chassis in the Southbound.
+    fn chassis_row(&self) -> Option<Uuid> {
+        let name = self.chassis.as_ref()?.name.as_str();
+        let rows = self.southbound.client.table::<ChassisRow>();
+        rows.iter().find(|(_, row)| row.name == name).map(|(uuid, _)| *uuid)
+    }
+
+    /// Brings the devices of networks about; tells when to ask again.
+    async fn write_devices(&mut self, now: Instant) -> Option<Instant> {
+        self.devices.note().await;
+        if !self.is_settled || self.ovs.down.is_some() || self.southbound.down.is_some() {
+            return None;
+        }
+        let ovs = &self.ovs.client;
+        let rows = Rows { interfaces: ovs.table(), ports: ovs.table(), bridges: ovs.table() };
+        self.devices.write(now, &rows, &self.chassis.as_ref()?.bridge, &ovs.handle())
     }
 
     fn subscribe_to_chassis(&mut self) {

@@ -48,11 +48,15 @@ ovsdb_client::row! {
     pub(super) struct PortBinding in "Port_Binding" {
         /// Neutron's port.
         logical_port: String,
+        /// The network, by its row in Datapath_Binding.
+        datapath: Uuid,
+        /// The row of the chassis where it is bound, or that was made responsible for it.
+        chassis: Option<Uuid>,
         /// The port of the tap that carries this one's frames, for a subport of a trunk.
         parent_port: Option<String>,
         /// The VLAN that a subport's frames are tagged with there.
         tag: Option<i64>,
-        /// Empty for a port of a guest.
+        /// Empty for a port of a guest, `external` for one outside of the switch, `localport` for a network's metadata port.
         kind: String = "type",
         /// Its MAC address, and the addresses that go with it, each as `MAC ADDRESS ...`.
         mac: BTreeSet<String>,

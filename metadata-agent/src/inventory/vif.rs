@@ -10,6 +10,36 @@ use super::{
 };
 use crate::datapath::Device;
 
+/// Reason why there is no device that carries the frames of a guest alone.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NoTap {
+    pub(super) reason: String,
+    pub(super) way: OtherWay,
+}
+
+/// Another way by which a guest without a tap may be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OtherWay {
+    /// None, or not for now.
+    None,
+    /// Through the switch: frames reach it, by no device that is here.
+    Switch,
+    /// The same, unless the device is about to be heard of.
+    SwitchPerhaps,
+}
+
+impl From<String> for NoTap {
+    fn from(reason: String) -> Self {
+        Self { reason, way: OtherWay::None }
+    }
+}
+
+impl NoTap {
+    fn by(way: OtherWay, reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), way }
+    }
+}
+
 /// The local Open vSwitch and the devices of this host, by how they are looked up.
 pub(super) struct Switch<'a> {
     by_name: HashMap<&'a str, u32>,
@@ -63,39 +93,49 @@ impl<'a> Switch<'a> {
         &self,
         interface: &'a Interface,
         is_served: impl Fn(u32) -> bool,
-    ) -> Result<(Device, &'a Interface), String> {
+    ) -> Result<(Device, &'a Interface), NoTap> {
         let tap = match interface.kind.as_str() {
             PATCH => self.beyond(interface)?,
             _ => interface,
         };
         match tap.kind.as_str() {
             "" | "system" => {}
-            "internal" => return Err("it is an internal port of Open vSwitch, not a tap".into()),
+            "internal" => {
+                return Err(NoTap::by(OtherWay::Switch, "it is an internal port of Open vSwitch, not a tap"));
+            }
             kind if kind.starts_with("dpdk") || kind.starts_with("afxdp") => {
-                return Err(format!(
-                    "it is a port of type {kind}, whose frames no device of the kernel carries"
-                ));
+                let reason =
+                    format!("it is a port of type {kind}, whose frames no device of the kernel carries");
+                return Err(NoTap::by(OtherWay::Switch, reason));
             }
-            kind => return Err(format!("it is a port of type {kind:?}, not a tap")),
+            kind => return Err(format!("it is a port of type {kind:?}, not a tap").into()),
         }
-        let name = tap.name.as_str();
-        match (self.by_name.get(name), tap.ifindex) {
-            (Some(&ifindex), Some(index)) if index == i64::from(ifindex) => {}
-            (Some(&ifindex), None) if is_served(ifindex) => {}
-            (Some(_), None) => return Err(format!("Open vSwitch has not looked for the device {name} yet")),
-            (Some(_), Some(0)) => return Err(format!("Open vSwitch has not found the device {name} yet")),
-            (Some(ifindex), Some(index)) => {
-                return Err(format!(
-                    "the device {name} has the index {ifindex} here and {index} for Open vSwitch: it was made anew"
-                ));
-            }
+        let ifindex = self.device(tap, is_served)?;
+        Ok((Device::tap(ifindex, &tap.name), tap))
+    }
+
+    /// The index of the device of an Interface, if name and index agree.
+    pub(super) fn device(
+        &self,
+        interface: &Interface,
+        is_served: impl Fn(u32) -> bool,
+    ) -> Result<u32, NoTap> {
+        let name = interface.name.as_str();
+        match (self.by_name.get(name), interface.ifindex) {
+            (Some(&ifindex), Some(index)) if index == i64::from(ifindex) => Ok(ifindex),
+            (Some(&ifindex), None) if is_served(ifindex) => Ok(ifindex),
+            (Some(_), None) => Err(format!("Open vSwitch has not looked for the device {name} yet").into()),
+            (Some(_), Some(0)) => Err(format!("Open vSwitch has not found the device {name} yet").into()),
+            (Some(ifindex), Some(index)) => Err(format!(
+                "the device {name} has the index {ifindex} here and {index} for Open vSwitch: it was made anew"
+            )
+            .into()),
             (None, Some(1..)) => {
-                return Err(format!("the device {name} is in another network namespace than this agent"));
+                let reason = format!("the device {name} is in another network namespace than this agent");
+                Err(NoTap::by(OtherWay::SwitchPerhaps, reason))
             }
-            (None, _) => return Err(format!("there is no device {name}")),
+            (None, _) => Err(format!("there is no device {name}").into()),
         }
-        let ifindex = self.by_name.get(name).copied().unwrap_or_default();
-        Ok((Device { ifindex, name: tap.name.clone() }, tap))
     }
 
     /// The one device behind a patch port.
@@ -130,7 +170,7 @@ mod tests {
         Interface { name: name.into(), kind: kind.into(), ifindex, ..Interface::default() }
     }
 
-    fn why(interface: &Interface) -> Result<u32, String> {
+    fn why(interface: &Interface) -> Result<u32, NoTap> {
         let links = [(7, "tap0".to_owned())].into();
         let switch = Switch::new(&links, &[(Uuid::default(), interface)], [].into_iter(), [].into_iter());
         switch.tap(interface, |_| false).map(|(device, _)| device.ifindex)
@@ -153,7 +193,7 @@ mod tests {
         ];
         for (interface, reason) in reasons {
             let error = why(&interface).unwrap_err();
-            assert!(error.contains(reason), "{error}");
+            assert!(error.reason.contains(reason), "{error:?}");
         }
     }
 
@@ -184,8 +224,8 @@ mod tests {
             switch.tap(&rows[0], |_| false).map(|(device, _)| device.name)
         };
         assert_eq!(found(&[2, 3, 4]), Ok("tap0".to_owned()));
-        assert!(found(&[2, 3]).unwrap_err().contains("no tap"));
-        assert!(found(&[2, 3, 4, 5]).unwrap_err().contains("several"));
-        assert!(found(&[3, 4]).unwrap_err().contains("no tap"), "its peer is elsewhere");
+        assert!(found(&[2, 3]).unwrap_err().reason.contains("no tap"));
+        assert!(found(&[2, 3, 4, 5]).unwrap_err().reason.contains("several"));
+        assert!(found(&[3, 4]).unwrap_err().reason.contains("no tap"), "its peer is elsewhere");
     }
 }

@@ -1,7 +1,9 @@
 //! One port that is served: its assignment, who it is for, and what of it is in force.
 use std::{sync::Arc, time::Duration};
 
-use metadata_ebpf::map::{Limit, OWN_ADDRESSES, Owner, Port as Entered, PortKey, Source};
+use metadata_ebpf::map::{
+    Limit, NETWORK_ADDRESSES, Network, OWN_ADDRESSES, Owner, Port as Entered, PortKey, Source,
+};
 use serde_json::{Value, json};
 use tracing::{error, warn};
 use uuid::{Uuid, uuid};
@@ -10,7 +12,7 @@ use crate::{
     boot_clock,
     datapath::{Adopted, Assignment, Device},
     directory::{Identity, Port, Resolution, Signer, Tap},
-    inventory::{DesiredPort, Who},
+    inventory::{DesiredPort, MetadataPort, Who},
     tokens::{FirstServed, Tokens},
 };
 
@@ -42,6 +44,8 @@ pub(super) struct Served {
     /// Whether the program is on the tap, and if not, why.
     pub(super) attached: Result<(), String>,
     pub(super) entry: Arc<Port>,
+    /// Whether its network has been told where its metadata port is, or knows.
+    pub(super) announced: bool,
     /// Whether it was said that it has more sources than places.
     pub(super) told_exhausted: bool,
     /// First time that it was known who is behind it; none if that is not known yet.
@@ -76,6 +80,7 @@ impl Served {
             entered: None,
             attached: Err(NOT_YET.to_owned()),
             entry: Arc::new(Port::new(wanted.port.clone(), tap, assignment.generation, not_yet)),
+            announced: !wanted.is_external,
             told_exhausted: false,
             first,
             foreign_until,
@@ -131,7 +136,8 @@ impl Served {
             meter,
             connections: limits.connections,
             answers: limits.answers,
-            foreign_until: self.foreign_until,
+            // On a network's device nobody else can be that passes what it has a connection of.
+            foreign_until: if self.wanted.metadata_port.is_some() { 0 } else { self.foreign_until },
             own,
             owner: self.owner,
             ..Entered::new(index, generation)
@@ -162,6 +168,7 @@ impl Served {
             "tap": self.wanted.device.name,
             "ifindex": key.ifindex,
             "vlan": key.vlan,
+            "mac": mac(key),
             "index": self.assignment.index,
             "generation": self.assignment.generation,
             "state": state,
@@ -196,9 +203,30 @@ pub(super) fn describe_refused(key: PortKey, port: &DesiredPort, reason: &str) -
         "tap": port.device.name,
         "ifindex": key.ifindex,
         "vlan": key.vlan,
+        "mac": mac(key),
         "state": "unserved",
         "reason": reason,
     })
+}
+
+/// MAC address of a port that has no tap.
+fn mac(key: PortKey) -> Option<String> {
+    key.is_station().then(|| key.mac.to_string())
+}
+
+/// The metadata port of a network as the map has it.
+pub(super) fn network(port: &MetadataPort) -> Network {
+    let mut addresses = [[0; 4]; NETWORK_ADDRESSES];
+    for (place, address) in addresses.iter_mut().zip(&port.addresses) {
+        *place = Source::compared(*address);
+    }
+    Network { mac: port.mac, addresses }
+}
+
+/// Name of what a port's guest is limited as: all of a tap together, and each port without one by itself, whoever shares
+/// the device.
+pub(super) fn limited_as(key: PortKey, device: &Device) -> String {
+    if key.is_station() { format!("{}/{}", device.name, key.mac) } else { device.name.clone() }
 }
 
 /// Owner of a port, by fingerprints that fit into the map.
@@ -272,8 +300,8 @@ mod tests {
                 fixed_ips: Vec::new(),
             }),
         };
-        let device = Device { ifindex: 7, name: "tap0".into() };
-        DesiredPort { device, port: port.into(), who, own: Vec::new(), policed: false }
+        let device = Device::tap(7, "tap0");
+        DesiredPort::on_tap(device, port.into(), who, Vec::new())
     }
 
     #[test]

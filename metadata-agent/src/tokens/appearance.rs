@@ -107,7 +107,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("metadata-agent-appearance-{}", std::process::id()));
         fs::create_dir(&path).unwrap();
         let open = |boot: &str| Appearances::open(&path, boot.to_owned()).unwrap();
-        let key = PortKey { ifindex: 7, vlan: 0 };
+        let key = PortKey::tap(7, 0);
         let owner = Owner { port: [1, 2], identity: [3, 4] };
         let first = FirstServed::At(Duration::from_millis(1234));
         let mut kept = open("boot");

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use metadata_ebpf::{
     address::SOURCES_PER_PORT,
-    map::{OpenSources, PortSources, Source},
+    map::{Mac, OpenSources, PortKey, PortSources, Source},
 };
 
 /// Keeps a number within the arrays, as the verifier sees.
@@ -38,6 +38,14 @@ impl PortState {
     pub(crate) fn vlan(self) -> u32 {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.0).vlan }
+    }
+
+    /// Key of the frames that belong to the port.
+    #[inline(always)]
+    pub(crate) fn key(self) -> PortKey {
+        // SAFETY: as in `ifindex`.
+        let mac: Mac = unsafe { (*self.0).mac };
+        PortKey { ifindex: self.ifindex(), vlan: self.vlan(), mac }
     }
 
     /// Generation of the assignment.

@@ -1,6 +1,8 @@
-//! ARP for the metadata address (RFC 826, RFC 5227).
-use super::{ETHERNET_LEN, field, holds, mac_source, set_field, set_macs};
-use crate::address::{METADATA_V4, SERVICE_MAC};
+//! ARP for the metadata address (RFC 826, RFC 5227), and for those of a network's metadata port.
+use core::net::Ipv4Addr;
+
+use super::{ETHERNET_LEN, ETHERTYPE_ARP, field, holds, mac_source, set_field, set_macs};
+use crate::address::METADATA_V4;
 
 /// Bytes of Ethernet header and an ARP packet for IPv4 over Ethernet.
 pub const LEN: usize = ETHERNET_LEN + 28;
@@ -22,9 +24,9 @@ const REPLY: [u8; 2] = [0, 2];
 pub enum Arp {
     /// Nothing of us.
     Pass,
-    /// The MAC of the metadata address.
+    /// The MAC of the address.
     Request,
-    /// To have the metadata address for itself.
+    /// To have the address for itself.
     Claim,
 }
 
@@ -36,7 +38,14 @@ pub fn classify(frame: &[u8; LEN]) -> Arp {
     if !is_claim && !holds(frame, TARGET, METADATA_V4.octets()) {
         return Arp::Pass;
     }
-    if field::<6, LEN>(frame, FIXED) != ETHERNET_IPV4 {
+    classify_by(frame, |address| address == METADATA_V4)
+}
+
+/// The same for all addresses that are `ours`.
+#[inline(always)]
+pub fn classify_by(frame: &[u8; LEN], ours: impl Fn(Ipv4Addr) -> bool) -> Arp {
+    let (is_claim, is_asked) = (ours(address(frame, SENDER)), ours(address(frame, TARGET)));
+    if (!is_claim && !is_asked) || field::<6, LEN>(frame, FIXED) != ETHERNET_IPV4 {
         return Arp::Pass;
     }
     if is_claim {
@@ -45,13 +54,33 @@ pub fn classify(frame: &[u8; LEN]) -> Arp {
     if field::<2, LEN>(frame, OPERATION) == REQUEST { Arp::Request } else { Arp::Pass }
 }
 
-/// Turns a request for the metadata address into its answer, in place.
+/// Turns a request for an address into its answer, in place: the address is at `mac`.
 #[inline(always)]
-pub fn answer(frame: &mut [u8; LEN]) {
+pub fn answer(frame: &mut [u8; LEN], mac: [u8; 6]) {
     let sender = field::<10, LEN>(frame, SENDER_MAC);
-    set_macs(frame, mac_source(frame), SERVICE_MAC);
+    let asked = field::<4, LEN>(frame, TARGET);
+    set_macs(frame, mac_source(frame), mac);
     set_field(frame, OPERATION, REPLY);
-    set_field(frame, SENDER_MAC, SERVICE_MAC);
-    set_field(frame, SENDER, METADATA_V4.octets());
+    set_field(frame, SENDER_MAC, mac);
+    set_field(frame, SENDER, asked);
     set_field(frame, TARGET_MAC, sender);
+}
+
+/// A reply that nobody asked for: the address is at `mac`, for who has the other one.
+pub fn announcement(address: Ipv4Addr, mac: [u8; 6], to: [u8; 6]) -> [u8; LEN] {
+    let mut frame = [0; LEN];
+    set_macs(&mut frame, to, mac);
+    set_field(&mut frame, ETHERNET_LEN - 2, ETHERTYPE_ARP.to_be_bytes());
+    set_field(&mut frame, FIXED, ETHERNET_IPV4);
+    set_field(&mut frame, OPERATION, REPLY);
+    set_field(&mut frame, SENDER_MAC, mac);
+    set_field(&mut frame, SENDER, address.octets());
+    set_field(&mut frame, TARGET_MAC, to);
+    set_field(&mut frame, TARGET, address.octets());
+    frame
+}
+
+#[inline(always)]
+fn address(frame: &[u8; LEN], at: usize) -> Ipv4Addr {
+    Ipv4Addr::from_bits(u32::from_be_bytes(field(frame, at)))
 }

@@ -110,7 +110,7 @@ pub fn answer_icmp(frame: &mut [u8; ICMP_LEN]) {
 
 /// Source address.
 #[inline(always)]
-pub fn source(frame: &[u8; TCP_LEN]) -> Ipv4Addr {
+pub fn source<const N: usize>(frame: &[u8; N]) -> Ipv4Addr {
     Ipv4Addr::from_bits(u32::from_be_bytes(field(frame, SOURCE)))
 }
 

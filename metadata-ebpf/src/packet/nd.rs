@@ -1,4 +1,4 @@
-//! Neighbour discovery for the IPv6 metadata address (RFC 4861, RFC 4862).
+//! Neighbour discovery for the IPv6 metadata address (RFC 4861, RFC 4862), and for those of a network's metadata port.
 use core::net::Ipv6Addr;
 
 use super::{
@@ -6,10 +6,7 @@ use super::{
     ipv6::{self, DESTINATION, ICMP, LEN, SOURCE},
     mac_source, set_field, set_macs,
 };
-use crate::{
-    address::{METADATA_V6, SERVICE_MAC},
-    counter::Counter,
-};
+use crate::{address::METADATA_V6, counter::Counter};
 
 /// Bytes of Ethernet, IPv6 and ICMPv6 header and a target: a solicitation or advertisement without options.
 pub const TARGET_LEN: usize = LEN + 24;
@@ -35,14 +32,14 @@ const TARGET_LINK_LAYER: [u8; 2] = [2, 1];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
-/// What an ICMPv6 packet of a guest wants of the metadata address.
+/// What an ICMPv6 packet of a guest wants of an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Nd {
     /// Nothing; it may still be an echo request.
     Other,
-    /// The MAC of the metadata address.
+    /// The MAC of the address.
     Solicitation,
-    /// To have the metadata address for itself.
+    /// To have the address for itself.
     Claim,
     /// Something that RFC 4861 (section 7.1.1) does not allow.
     Invalid(Counter),
@@ -59,38 +56,67 @@ pub fn classify(frame: &[u8; TARGET_LEN]) -> Nd {
     if !holds(frame, TARGET, METADATA_V6.octets()) {
         return Nd::Other;
     }
+    classify_by(frame, |address| address == METADATA_V6)
+}
+
+/// The same for all addresses that are `ours`.
+#[inline(always)]
+pub fn classify_by(frame: &[u8; TARGET_LEN], ours: impl Fn(Ipv6Addr) -> bool) -> Nd {
+    let kind = frame[TYPE];
+    if (kind != SOLICITATION && kind != ADVERTISEMENT) || !ours(target(frame)) {
+        return Nd::Other;
+    }
     if kind == ADVERTISEMENT {
         return Nd::Claim;
     }
-    let source = ipv6::source(frame).octets();
+    let source = ipv6::source(frame);
     let valid = frame[HOP_LIMIT] == 255
         && frame[CODE] == 0
         && frame[super::MAC_SOURCE] & 1 == 0
-        && source[0] != 0xff
-        && source != METADATA_V6.octets();
+        && source.octets()[0] != 0xff
+        && !ours(source);
     if valid { Nd::Solicitation } else { Nd::Invalid(Counter::NdInvalid) }
 }
 
-/// Turns a solicitation, cut or padded to the length of its answer, into that answer, in place.
+/// To which MAC address the answer to duplicate address detection goes, which is for all nodes (RFC 4861, section 7.2.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Detection {
+    /// That of the group.
+    Multicast,
+    /// The asker's alone (RFC 6085): nothing else gets from a metadata port to a station outside of the switch.
+    Unicast,
+}
+
 #[inline(always)]
-pub fn answer(frame: &mut [u8; ANSWER_LEN]) {
+fn target<const N: usize>(frame: &[u8; N]) -> Ipv6Addr {
+    Ipv6Addr::from_octets(field(frame, TARGET))
+}
+
+/// Turns a solicitation, cut or padded to the length of its answer, into that answer, in place: the target is at `mac`.
+#[inline(always)]
+pub fn answer(frame: &mut [u8; ANSWER_LEN], mac: [u8; 6], detection: Detection) {
     let asker = ipv6::source(frame);
-    // Nobody has the address yet in duplicate address detection: the answer goes to all (RFC 4861, section 7.2.4).
-    let (destination, mac, flags) = if asker.is_unspecified() {
-        (ALL_NODES, ALL_NODES_MAC, FLAG_OVERRIDE)
+    let target = target(frame);
+    // Nobody has the address yet in duplicate address detection: the answer is for all.
+    let (destination, to, flags) = if asker.is_unspecified() {
+        let to = match detection {
+            Detection::Multicast => ALL_NODES_MAC,
+            Detection::Unicast => mac_source(frame),
+        };
+        (ALL_NODES, to, FLAG_OVERRIDE)
     } else {
         (asker, mac_source(frame), FLAG_SOLICITED | FLAG_OVERRIDE)
     };
-    set_macs(frame, mac, SERVICE_MAC);
+    set_macs(frame, to, mac);
     set_field(frame, PAYLOAD_LENGTH, ((ANSWER_LEN - LEN) as u16).to_be_bytes());
     frame[HOP_LIMIT] = 255;
-    set_field(frame, SOURCE, METADATA_V6.octets());
+    set_field(frame, SOURCE, target.octets());
     set_field(frame, DESTINATION, destination.octets());
     frame[TYPE] = ADVERTISEMENT;
     set_field(frame, CHECKSUM, [0, 0]);
     set_field(frame, FLAGS, [flags, 0, 0, 0]);
     set_field(frame, OPTION, TARGET_LINK_LAYER);
-    set_field(frame, OPTION + 2, SERVICE_MAC);
+    set_field(frame, OPTION + 2, mac);
     let checksum = checksum(frame);
     set_field(frame, CHECKSUM, checksum.to_be_bytes());
 }

@@ -257,7 +257,7 @@ fn arp_is_told_apart() {
 #[test]
 fn arp_answer() {
     let mut frame = arp_frame(1, GUEST, METADATA_V4);
-    arp::answer(&mut frame);
+    arp::answer(&mut frame, SERVICE_MAC);
     let mut expected = ethernet::<{ arp::LEN }>(ETHERTYPE_ARP);
     put(&mut expected, 0, &GUEST_MAC);
     put(&mut expected, 6, &SERVICE_MAC);
@@ -267,6 +267,16 @@ fn arp_answer() {
     put(&mut expected, 32, &GUEST_MAC);
     put(&mut expected, 38, &GUEST.octets());
     assert_eq!(frame, expected);
+}
+
+#[test]
+fn an_announcement_is_a_reply_for_one_alone() {
+    let mut expected = arp_frame(2, METADATA_V4, METADATA_V4);
+    put(&mut expected, 0, &GUEST_MAC);
+    put(&mut expected, 6, &SERVICE_MAC);
+    put(&mut expected, 22, &SERVICE_MAC);
+    put(&mut expected, 32, &GUEST_MAC);
+    assert_eq!(arp::announcement(METADATA_V4, SERVICE_MAC, GUEST_MAC), expected);
 }
 
 const SOLICITED_NODE: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xfffe, 0xa9fe);
@@ -305,7 +315,7 @@ fn solicitations_are_answered() {
     ];
     for (asker, destination, mac, flags) in cases {
         let mut frame = nd_frame(135, asker, METADATA_V6);
-        nd::answer(&mut frame);
+        nd::answer(&mut frame, SERVICE_MAC, nd::Detection::Multicast);
         let mut expected = frame_v6::<{ nd::ANSWER_LEN }>(58, METADATA_V6, destination);
         put(&mut expected, 0, &mac);
         put(&mut expected, 6, &SERVICE_MAC);

@@ -77,6 +77,13 @@ impl Lab {
         Ok(())
     }
 
+    /// SIGKILL for ovs-vswitchd, and another one in its place.
+    pub fn restart_vswitchd(&mut self) -> Result<()> {
+        self.daemons.vswitchd.kill()?;
+        self.daemons.vswitchd = daemons::spawn_vswitchd(&self.sandbox, &self.ovs, self.datapath)?;
+        Ok(())
+    }
+
     pub fn kill_ovs_database(&mut self) -> Result<()> {
         self.daemons.kill_ovs_database()
     }

@@ -29,7 +29,7 @@ const START: Duration = Duration::from_secs(90);
 pub(super) struct Daemons {
     // Dropped in this order: clients before their servers.
     pub(super) controller: Daemon,
-    _vswitchd: Daemon,
+    pub(super) vswitchd: Daemon,
     _northd: Daemon,
     ovs_database: Daemon,
     pub(super) southbound: Servers,
@@ -44,13 +44,7 @@ impl Daemons {
         datapath: Datapath,
         southbound: Southbound,
     ) -> Result<Self> {
-        let datapath_type = match datapath {
-            Datapath::Userspace => "netdev",
-            Datapath::Kernel => "system",
-        };
-        for (file, schema) in [("nb.db", NB_SCHEMA), ("conf.db", OVS_SCHEMA)] {
-            run(Command::new("ovsdb-tool").arg("create").arg(sandbox.path(file)).arg(schema))?;
-        }
+        run(Command::new("ovsdb-tool").arg("create").arg(sandbox.path("nb.db")).arg(NB_SCHEMA))?;
         let northbound = spawn_database(sandbox, host, "nb", "nb.db", NB_SOCKET, &[])?;
         let southbound = Servers::start(sandbox, host, southbound)?;
         let mut northd = command(sandbox, host, "ovn-northd")?;
@@ -58,37 +52,10 @@ impl Daemons {
         northd.arg(format!("--ovnsb-db={}", southbound.sockets(sandbox)));
         let northd = spawn(sandbox, "northd", northd)?;
 
-        let ovs_database = spawn_ovs_database(sandbox, ovs)?;
-        let mut init = client("ovs-vsctl", sandbox, OVS_SOCKET);
-        run(init
-            .words("--no-wait init -- set Open_vSwitch . external_ids:ovn-bridge=br-int")
-            .words("external_ids:ovn-encap-type=geneve external_ids:ovn-encap-ip=127.0.0.1")
-            .words(format!("external_ids:ovn-bridge-datapath-type={datapath_type}"))
-            .words("external_ids:ovn-remote-probe-interval=30000")
-            .words(format!("external_ids:system-id={} external_ids:hostname={HOSTNAME}", uuid()?))
-            .arg(format!("external_ids:ovn-remote=\"{}\"", southbound.sockets(sandbox)))
-            // Without this the userspace datapath drops the unfinished checksums that guests with offloads send.
-            // The kernel's has no such thing to enable.
-            .words(format!("other_config:userspace-tso-enable={}", datapath == Datapath::Userspace)))?;
-        let mut vswitchd = command(sandbox, ovs, "ovs-vswitchd")?;
-        vswitchd.arg(unix(sandbox, OVS_SOCKET));
-        if datapath == Datapath::Userspace {
-            vswitchd.arg("--disable-system");
-        }
-        let vswitchd = spawn(sandbox, "vswitchd", vswitchd)?;
-        run(client("ovs-vsctl", sandbox, OVS_SOCKET)
-            .words("--may-exist add-br br-int -- set Bridge br-int fail-mode=secure")
-            .words(format!("datapath_type={datapath_type} other_config:disable-in-band=true")))?;
-        let controller = spawn_controller(sandbox, ovs)?;
+        let Switch { controller, vswitchd, ovs_database } =
+            Switch::start(sandbox, ovs, datapath, HOSTNAME, &southbound.sockets(sandbox))?;
 
-        Ok(Self {
-            controller,
-            _vswitchd: vswitchd,
-            _northd: northd,
-            ovs_database,
-            southbound,
-            _northbound: northbound,
-        })
+        Ok(Self { controller, vswitchd, _northd: northd, ovs_database, southbound, _northbound: northbound })
     }
 
     pub(super) fn kill_ovs_database(&mut self) -> Result<()> {
@@ -101,11 +68,62 @@ impl Daemons {
     }
 }
 
+/// The processes of a chassis alone.
+#[derive(Debug)]
+pub(super) struct Switch {
+    // Dropped in this order: clients before their servers.
+    pub(super) controller: Daemon,
+    pub(super) vswitchd: Daemon,
+    pub(super) ovs_database: Daemon,
+}
+
+impl Switch {
+    /// Starts them in a namespace, with a bridge `br-int`.
+    pub(super) fn start(
+        sandbox: &Sandbox,
+        ovs: &Namespace,
+        datapath: Datapath,
+        hostname: &str,
+        southbound: &str,
+    ) -> Result<Self> {
+        let datapath_type = datapath.kind();
+        let file = sandbox.path("conf.db");
+        run(Command::new("ovsdb-tool").arg("create").arg(file).arg(OVS_SCHEMA))?;
+        let ovs_database = spawn_ovs_database(sandbox, ovs)?;
+        let mut init = client("ovs-vsctl", sandbox, OVS_SOCKET);
+        run(init
+            .words("--no-wait init -- set Open_vSwitch . external_ids:ovn-bridge=br-int")
+            .words("external_ids:ovn-encap-type=geneve external_ids:ovn-encap-ip=127.0.0.1")
+            .words(format!("external_ids:ovn-bridge-datapath-type={datapath_type}"))
+            .words("external_ids:ovn-remote-probe-interval=30000")
+            .words(format!("external_ids:system-id={} external_ids:hostname={hostname}", uuid()?))
+            .arg(format!("external_ids:ovn-remote=\"{southbound}\""))
+            // Without this the userspace datapath drops the unfinished checksums that guests with offloads send.
+            // The kernel's has no such thing to enable.
+            .words(format!("other_config:userspace-tso-enable={}", datapath == Datapath::Userspace)))?;
+        let vswitchd = spawn_vswitchd(sandbox, ovs, datapath)?;
+        run(client("ovs-vsctl", sandbox, OVS_SOCKET)
+            .words("--may-exist add-br br-int -- set Bridge br-int fail-mode=secure")
+            .words(format!("datapath_type={datapath_type} other_config:disable-in-band=true")))?;
+        let controller = spawn_controller(sandbox, ovs)?;
+        Ok(Self { controller, vswitchd, ovs_database })
+    }
+}
+
 /// A command line client of one of the databases, which gives up rather than wait for ever.
 pub(super) fn client(program: &str, sandbox: &Sandbox, socket: &str) -> Command {
     let mut command = Command::new(program);
     command.arg("--timeout=30").arg(format!("--db={}", unix(sandbox, socket)));
     command
+}
+
+pub(super) fn spawn_vswitchd(sandbox: &Sandbox, ovs: &Namespace, datapath: Datapath) -> Result<Daemon> {
+    let mut vswitchd = command(sandbox, ovs, "ovs-vswitchd")?;
+    vswitchd.arg(unix(sandbox, OVS_SOCKET));
+    if datapath == Datapath::Userspace {
+        vswitchd.arg("--disable-system");
+    }
+    spawn(sandbox, "vswitchd", vswitchd)
 }
 
 pub(super) fn spawn_controller(sandbox: &Sandbox, ovs: &Namespace) -> Result<Daemon> {

@@ -76,8 +76,11 @@ pub(super) fn write_network(
         "external_ids",
         &[("neutron:security_group_id", security_group), ("neutron:revision_number", "2")],
     ));
-    nbctl.words(format!("-- acl-add {group} from-lport 1002")).arg(format!("inport == @{group} && ip4"));
-    nbctl.arg("allow-related").words(format!("-- acl-add {group} to-lport 1002"));
+    for family in ["ip4", "ip6"] {
+        nbctl.words(format!("-- acl-add {group} from-lport 1002"));
+        nbctl.arg(format!("inport == @{group} && {family}")).arg("allow-related");
+    }
+    nbctl.words(format!("-- acl-add {group} to-lport 1002"));
     nbctl.arg(format!("outport == @{group} && ip4 && ip4.src == ${group}_ip4")).arg("allow-related");
 
     if routing == Routing::Routed {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 
-use super::{Datapath, Lab, MTU};
+use super::{Lab, MTU};
 use crate::{
     port::Port,
     trunk::{Trunk, Uplink},
@@ -20,7 +20,7 @@ impl Lab {
         let trunk = Trunk::create(&self.sandbox, parent, subports)?;
         let ifindex = self.next_ifindex.fetch_add(1, Ordering::Relaxed);
         trunk.insert_nic(uplink, &self.host, ifindex, MTU)?;
-        if self.datapath == Datapath::Userspace {
+        if self.is_split() {
             self.bridge_tap(&trunk.parent.port, ifindex)?;
         }
         self.plug(&trunk.parent)?;

@@ -129,7 +129,7 @@ impl Serves {
     }
 
     fn check_one(&self, vif: Vif) -> Result<()> {
-        let port = self.ports.get(&PortKey { ifindex: vif.ifindex(), vlan: 0 });
+        let port = self.ports.get(&PortKey::tap(vif.ifindex(), 0));
         let port = port.with_context(|| format!("port {} is not served", vif.name()))?;
         let Who::Known(identity) = &port.who else {
             anyhow::bail!("nobody knows who is behind port {}: {:?}", vif.name(), port.who);
@@ -156,7 +156,7 @@ async fn run(
     mut questions: mpsc::Receiver<oneshot::Sender<BTreeSet<String>>>,
 ) {
     let Settings { ovs, southbound, state, monitor_all, nova } = settings;
-    let mut source = Ovn::connect(ovs, southbound, DOWN_TIME, &state, monitor_all, nova);
+    let mut source = Ovn::connect(ovs, southbound, DOWN_TIME, &state, monitor_all, true, nova);
     loop {
         tokio::select! {
             () = source.changed() => {}
@@ -168,13 +168,10 @@ async fn run(
             }
         }
         source.set_able(&[]);
-        if !source.has_interfaces() {
-            continue;
-        }
         let links = devices.borrow_and_update().clone();
         let served = publish.borrow().ports.clone();
         let served = |key| served.get(&key).map(|port| port.port.as_str());
-        let (ports, unserved) = source.desired(&links, served);
+        let Some((ports, unserved)) = source.desired(&links, served) else { continue };
         let missing = source.pending().len();
         publish.send_replace(Serves { ports: Arc::new(ports), unserved: unserved.len(), missing });
     }

@@ -163,7 +163,7 @@ pub(super) fn lacking(devices: &[Device]) -> io::Result<Vec<u32>> {
 pub(super) fn detach(ifindex: u32) -> Result<(), Error> {
     let Ok(name) = if_indextoname(ifindex) else { return Ok(()) };
     let name = name.to_string_lossy().into_owned();
-    let device = Device { ifindex, name };
+    let device = Device::tap(ifindex, name);
     let found = match Ingress::look(ifindex) {
         // It went away meanwhile.
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),

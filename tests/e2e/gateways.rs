@@ -1,0 +1,214 @@
+//! External ports on several chassis, of which OVN makes one responsible: by the chassis' order, and by whether the others
+//! hear of each other over their tunnels (BFD). A machine asks meanwhile.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use metadata_tests::{
+    agent::{Agent, Options},
+    check::{META_DATA, is_identity_of, own_identity},
+    cloud::{Chassis as _, Cloud},
+    guest::Guest,
+    http::Error,
+    nova::Nova,
+    ovn::{Fabric, Lab, Neighbour},
+    port::Port,
+    traffic::{Asked, while_asking},
+    wait::until,
+};
+
+const SOON: Duration = Duration::from_secs(60);
+/// Longer than a row is without a chassis while it moves.
+const CLAIMING: Duration = Duration::from_secs(2);
+const NAMES: [&str; 2] = ["gateway-b", "gateway-c"];
+
+/// A chassis with its agent and its Nova.
+struct Gateway {
+    // Dropped in this order.
+    agent: Agent,
+    nova: Nova,
+    chassis: Neighbour,
+    name: String,
+}
+
+/// The lab's own chassis and others, and a machine for which they are responsible.
+struct Site {
+    machine: Guest,
+    others: Vec<Gateway>,
+    cloud: Cloud<Lab>,
+    _fabric: Fabric,
+}
+
+fn site(others: &[&str]) -> Result<Site> {
+    let cloud = Cloud::with_network_devices()?;
+    let fabric = Fabric::create(cloud.chassis.sandbox())?;
+    fabric.connect(&cloud.chassis)?;
+    let gateway = |hostname: &&str| -> Result<Gateway> {
+        let chassis = cloud.chassis.add_chassis(hostname)?;
+        fabric.connect(&chassis)?;
+        let nova = Nova::start(chassis.host())?;
+        let agent = Agent::start(&chassis, &Options::default())?;
+        let name = chassis.chassis_name()?;
+        Ok(Gateway { agent, nova, chassis, name })
+    };
+    let others = others.iter().map(gateway).collect::<Result<Vec<_>>>()?;
+    let network = cloud.chassis.add_provider_network("physical")?;
+    let port = Port::new(&network)?;
+    let name = cloud.chassis.chassis_name()?;
+    cloud.chassis.create_port(&port)?;
+    for nova in others.iter().map(|gateway| &gateway.nova).chain([&cloud.nova]) {
+        nova.add_instance(&port);
+    }
+    let members: Vec<String> =
+        [name.clone()].into_iter().chain(others.iter().map(|gateway| gateway.name.clone())).collect();
+    cloud.chassis.make_external(&port, &members)?;
+    let machine = fabric.add_machine(cloud.chassis.sandbox(), port)?;
+    cloud.agent.wait_station(&machine)?;
+    machine.dhcp()?;
+    own_identity(&machine)?;
+    Ok(Site { machine, others, cloud, _fabric: fabric })
+}
+
+impl Site {
+    /// Has OVN choose again if nobody is responsible for the machine: one that is no longer may take the row back from one
+    /// that is already (OVN 23.03), and does not notice.
+    fn keep_claimed(&self, by: &Gateway, priority: u32) -> Result<()> {
+        let (lab, port) = (&self.cloud.chassis, &self.machine.port);
+        let is_claimed = || -> Result<()> {
+            ensure!(!lab.chassis_of(port)?.is_empty());
+            Ok(())
+        };
+        if until("a chassis has the port", CLAIMING, is_claimed).is_err() {
+            lab.set_priority(port, &by.name, 50)?;
+            lab.set_priority(port, &by.name, priority)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_not_served(agent: &Agent, port: &Port) -> Result<()> {
+    until("it is not served there", SOON, || {
+        let ports = agent.ports()?;
+        ensure!(ports.iter().all(|status| status.port != port.id), "{ports:?}");
+        Ok(())
+    })
+}
+
+/// An operator has another chassis come first, and takes that out again.
+#[test]
+fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
+    let site = site(&NAMES[..1])?;
+    let (machine, other) = (&site.machine, &site.others[0]);
+    is_not_served(&other.agent, &machine.port)?;
+    let mut kept = machine.connect()?;
+    is_identity_of(&machine.port, &kept.request("GET", META_DATA, &[], b"")?)?;
+    let moves = |_: &Asked| -> Result<()> {
+        let row = site.cloud.chassis.chassis_of(&machine.port)?;
+        site.cloud.chassis.set_priority(&machine.port, &other.name, 200)?;
+        let moved = thread::scope(|scope| -> Result<Duration> {
+            let serves = scope.spawn(|| -> Result<Instant> {
+                until("the other one serves", SOON, || {
+                    let ports = other.agent.ports()?;
+                    if ports.iter().any(|status| status.port == machine.port.id && status.state == "known") {
+                        return Ok(Instant::now());
+                    }
+                    site.keep_claimed(other, 200)?;
+                    bail!("{ports:?}")
+                })
+            });
+            until("the row names the other chassis", SOON, || {
+                let now = site.cloud.chassis.chassis_of(&machine.port)?;
+                ensure!(now != row && !now.is_empty());
+                Ok(())
+            })?;
+            let named = Instant::now();
+            let served = serves.join().ok().context("a thread panicked")??;
+            Ok(served.saturating_duration_since(named))
+        })?;
+        println!("served {moved:?} after the row named the chassis, as far as looking again and again tells");
+        is_not_served(&site.cloud.agent, &machine.port)?;
+        until("the other one answers", SOON, || {
+            site.keep_claimed(other, 200)?;
+            own_identity(machine)?;
+            ensure!(!other.nova.take_requests().is_empty());
+            Ok(())
+        })?;
+        // What was kept is reset at once: nobody knows that connection here.
+        let answer = kept.request("GET", META_DATA, &[], b"").err();
+        let is_reset = answer.as_ref().is_some_and(|error| !matches!(error, Error::Timeout));
+        ensure!(is_reset, "{answer:?}");
+        site.cloud.nova.take_requests();
+        own_identity(machine)?;
+        ensure!(site.cloud.nova.take_requests().is_empty(), "the former chassis has answered");
+        // And back: the other one is none of them any more.
+        site.cloud.chassis.exclude(&machine.port, &other.name)?;
+        is_not_served(&other.agent, &machine.port)
+    };
+    let asked = while_asking(machine, moves)?;
+    println!("{} answers, the longest time without one {:?}", asked.count(), asked.gap());
+    site.cloud.agent.wait_station(machine)?;
+    own_identity(machine)
+}
+
+/// The chassis that is responsible dies, and the next of three takes the machine over.
+#[test]
+fn another_chassis_serves_when_one_dies() -> Result<()> {
+    let mut site = site(&NAMES)?;
+    // Two of them have to hear each other: one that hears nobody takes itself for the one that is cut off.
+    for (number, priority) in [(1, 150), (0, 200)] {
+        let name = site.others[number].name.clone();
+        site.cloud.chassis.set_priority(&site.machine.port, &name, priority)?;
+    }
+    until("the first one answers", SOON, || {
+        site.keep_claimed(&site.others[0], 200)?;
+        own_identity(&site.machine)?;
+        ensure!(!site.others[0].nova.take_requests().is_empty());
+        Ok(())
+    })?;
+    is_not_served(&site.cloud.agent, &site.machine.port)?;
+    let Site { machine, others, .. } = &mut site;
+    let [dies, heir] = others.as_mut_slice() else { panic!("there are two") };
+    heir.nova.take_requests();
+    let started = Instant::now();
+    let asked = while_asking(machine, |_| {
+        dies.chassis.die()?;
+        heir.agent.wait_station(machine)?;
+        let after = started.elapsed();
+        until("the heir answers", SOON, || {
+            own_identity(machine)?;
+            ensure!(!heir.nova.take_requests().is_empty());
+            Ok(())
+        })?;
+        println!("responsible after {after:?}, and answers after {:?}", started.elapsed());
+        Ok(())
+    })?;
+    println!("{} answers, the longest time without one {:?}", asked.count(), asked.gap());
+    Ok(())
+}
+
+/// ovn-controller takes the chassis out of the Southbound when it is stopped, and makes it anew when it is started.
+#[test]
+fn a_chassis_that_is_made_anew_loses_nothing() -> Result<()> {
+    let mut site = site(&[])?;
+    let before = site.cloud.agent.wait_station(&site.machine)?;
+    let mut kept = site.machine.connect()?;
+    is_identity_of(&site.machine.port, &kept.request("GET", META_DATA, &[], b"")?)?;
+    let name = site.cloud.chassis.chassis_name()?;
+    let row = site.cloud.chassis.chassis_private(&name)?.uuid;
+    site.cloud.chassis.stop_controller()?;
+    site.cloud.chassis.start_controller()?;
+    until("the chassis has another row", SOON, || {
+        ensure!(site.cloud.chassis.chassis_private(&name)?.uuid != row);
+        Ok(())
+    })?;
+    until("the machine is answered", SOON, || own_identity(&site.machine))?;
+    let after = site.cloud.agent.wait_station(&site.machine)?;
+    ensure!(
+        (after.index, after.generation, after.ifindex) == (before.index, before.generation, before.ifindex)
+    );
+    is_identity_of(&site.machine.port, &kept.request("GET", META_DATA, &[], b"")?)?;
+    Ok(())
+}

@@ -1,0 +1,221 @@
+//! The devices of networks, as ports of the local Open vSwitch: made and removed with what needs them, whatever is done to
+//! agent, switch and database; nothing else of the switch is touched.
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use metadata_tests::{
+    agent::Options,
+    check::own_identity,
+    cloud::{Chassis as _, Cloud},
+    command::{Words as _, run},
+    guest::Guest,
+    ovn::{Fabric, Lab, Routing},
+    port::{Network, Port},
+    wait::until,
+};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(30);
+/// Whose is whose.
+const KEY: &str = "metadata-agent-network";
+
+/// Interfaces of the local Open vSwitch by name, each with its row's id and its `external_ids`.
+type Interfaces = BTreeMap<String, (String, BTreeMap<String, String>)>;
+
+fn interfaces(cloud: &Cloud<Lab>) -> Result<Interfaces> {
+    let text =
+        run(cloud.chassis.vsctl().words("--format=json --columns=name,_uuid,external_ids list Interface"))?;
+    let table: Value = serde_json::from_str(&text)?;
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let row = |row: &Value| {
+        let pairs = row[2][1].as_array().into_iter().flatten();
+        let mut ids: BTreeMap<_, _> = pairs.map(|pair| (word(&pair[0]), word(&pair[1]))).collect();
+        // ovn-controller's own.
+        ids.retain(|key, _| !key.starts_with("ovn-installed"));
+        (word(&row[0]), (word(&row[1][1]), ids))
+    };
+    Ok(table["data"].as_array().context("no rows")?.iter().map(row).collect())
+}
+
+/// Waits until Open vSwitch has, or has not, the device of a network.
+fn wait_device(cloud: &Cloud<Lab>, network: &Network, is_there: bool) -> Result<()> {
+    let device = Lab::network_device(&network.id);
+    until(&format!("{device} is there: {is_there}"), SOON, || {
+        let interfaces = interfaces(cloud)?;
+        let ours = interfaces.get(&device).filter(|(_, ids)| ids.get(KEY) == Some(&network.id));
+        ensure!(ours.is_some() == is_there, "{interfaces:?}");
+        let has_link = cloud.chassis.host().ip(format!("link show dev {device}")).is_ok();
+        ensure!(has_link == is_there, "its link is there: {has_link}");
+        Ok(())
+    })
+}
+
+/// Adds an Interface that is bound to a network's metadata port, as the other agent's is.
+fn bind_as_another(cloud: &Cloud<Lab>, network: &Network) -> Result<()> {
+    let ids = format!("external_ids:neutron\\:device_id=ovnmeta-{}", network.id);
+    let mut find = cloud.chassis.nbctl();
+    let port = run(find.words("--bare --columns=name find Logical_Switch_Port").arg(ids))?;
+    let mut add = cloud.chassis.vsctl();
+    add.words("add-port br-int tapother-00 -- set Interface tapother-00 type=internal");
+    run(add.arg(format!("external_ids:iface-id=\"{}\"", port.trim())))?;
+    Ok(())
+}
+
+#[test]
+fn a_metadata_port_that_somebody_has_bound_is_left_alone() -> Result<()> {
+    let cloud = Cloud::with_network_devices()?;
+    let network = cloud.chassis.add_network("red", Routing::Routed)?;
+    bind_as_another(&cloud, &network)?;
+    let port = Port::new(&network)?;
+    cloud.nova.add_instance(&port);
+    let guest = cloud.chassis.add_internal(port)?;
+    cloud.agent.wait_unserved(&guest.port.id, "another agent's interface, tapother-00")?;
+    cloud.agent.wait_logged(&["is not served", "tapother-00", &guest.port.id])?;
+    wait_device(&cloud, &network, false)?;
+    let backup = cloud.chassis.sandbox().path("backup");
+    fs::write(&backup, run(&mut cloud.chassis.ovs_client("backup"))?)?;
+
+    run(cloud.chassis.vsctl().words("del-port tapother-00"))?;
+    cloud.agent.wait_station(&guest)?;
+    wait_device(&cloud, &network, true)?;
+    own_identity(&guest)?;
+    // The other one comes back.
+    bind_as_another(&cloud, &network)?;
+    cloud.agent.wait_unserved(&guest.port.id, "another agent's interface, tapother-00")?;
+    wait_device(&cloud, &network, false)?;
+    run(cloud.chassis.vsctl().words("del-port tapother-00"))?;
+    cloud.agent.wait_station(&guest)?;
+
+    // A database from before all that: it lacks the device, and has the other one.
+    let restored = cloud.chassis.ovs_client("restore").stdin(fs::File::open(&backup)?).status()?;
+    ensure!(restored.success(), "{restored}");
+    cloud.agent.wait_unserved(&guest.port.id, "another agent's interface, tapother-00")?;
+    wait_device(&cloud, &network, false)?;
+    run(cloud.chassis.vsctl().words("del-port tapother-00"))?;
+    cloud.agent.wait_station(&guest)?;
+    wait_device(&cloud, &network, true)
+}
+
+#[test]
+fn a_crash_leaves_nothing_that_the_next_agent_does_not_want() -> Result<()> {
+    let mut cloud = Cloud::with_network_devices()?;
+    let (red, blue) = (
+        cloud.chassis.add_network("red", Routing::Routed)?,
+        cloud.chassis.add_network("blue", Routing::Isolated)?,
+    );
+    let neighbour = cloud.add_guest(&red)?;
+    cloud.agent.wait_served(&neighbour, cloud.chassis.ifindex(&neighbour)?)?;
+    let before = interfaces(&cloud)?;
+    let (stays, goes) = (cloud.add_internal(&red)?, cloud.add_internal(&blue)?);
+    own_identity(&goes)?;
+    let (device, with) = (Lab::network_device(&red.id), interfaces(&cloud)?);
+    let ifindex = cloud.chassis.host().ifindex(&device)?;
+
+    cloud.agent.kill()?;
+    run(cloud.chassis.vsctl().words(format!("del-port {}", goes.port.tap)))?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_station(&stays)?;
+    wait_device(&cloud, &blue, false)?;
+    own_identity(&stays)?;
+    own_identity(&neighbour)?;
+    let now = interfaces(&cloud)?;
+    ensure!(now[&device] == with[&device], "the device was made anew: {now:?}");
+    ensure!(cloud.chassis.host().ifindex(&device)? == ifindex);
+
+    // For good: what others have in the switch is as it was.
+    run(cloud.chassis.vsctl().words(format!("del-port {}", stays.port.tap)))?;
+    wait_device(&cloud, &red, false)?;
+    ensure!(interfaces(&cloud)? == before);
+    let stays = cloud.add_internal(&red)?;
+    own_identity(&stays)?;
+    cloud.agent.kill()?;
+    cloud.agent.clean_up()?;
+    wait_device(&cloud, &red, false)?;
+    run(cloud.chassis.vsctl().words(format!("del-port {}", stays.port.tap)))?;
+    ensure!(interfaces(&cloud)? == before);
+    Ok(())
+}
+
+/// Whom a device serves, the Southbound alone can say. One that answers late is waited for, and without one nobody is
+/// mistaken: the device stays, and is silent.
+#[test]
+fn a_restart_without_the_southbound_keeps_the_device() -> Result<()> {
+    let mut cloud = Cloud::with_network_devices()?;
+    let network = cloud.chassis.add_network("red", Routing::Isolated)?;
+    let (guest, tapped) = (cloud.add_internal(&network)?, cloud.add_guest(&network)?);
+    cloud.agent.wait_served(&tapped, cloud.chassis.ifindex(&tapped)?)?;
+    cloud.agent.wait_remembered(&tapped)?;
+    own_identity(&guest)?;
+    let before = interfaces(&cloud)?;
+    cloud.chassis.kill_southbound()?;
+    // One that was known stays so.
+    cloud.agent.wait_pending("OVN_Southbound")?;
+    own_identity(&guest)?;
+    cloud.agent.stop()?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_served(&tapped, cloud.chassis.ifindex(&tapped)?)?;
+    own_identity(&tapped)?;
+    ensure!(interfaces(&cloud)? == before);
+    let link = cloud.chassis.host().ip(format!("link show dev {}", Lab::network_device(&network.id)))?;
+    ensure!(!link.contains("UP"), "{link}");
+    cloud.chassis.start_southbound()?;
+    cloud.agent.wait_station(&guest)?;
+    own_identity(&guest)?;
+    ensure!(interfaces(&cloud)? == before);
+    Ok(())
+}
+
+/// What an operator may do to a switch, and what becomes of the device without the agent's doing.
+#[test]
+fn whatever_is_done_to_the_switch_is_survived() -> Result<()> {
+    let mut cloud = Cloud::with_network_devices()?;
+    let fabric = Fabric::create(cloud.chassis.sandbox())?;
+    fabric.connect(&cloud.chassis)?;
+    let network = cloud.chassis.add_provider_network("physical")?;
+    let machine = cloud.add_external(&fabric, &network)?;
+    let device = Lab::network_device(&network.id);
+    let asks_again = |cloud: &Cloud<Lab>, machine: &Guest, what: &str| -> Result<()> {
+        until(&format!("the machine is answered: {what}"), SOON, || own_identity(machine))?;
+        wait_device(cloud, &network, true)
+    };
+    asks_again(&cloud, &machine, "at first")?;
+    let before = interfaces(&cloud)?;
+    run(cloud.chassis.vsctl().words("emer-reset"))?;
+    wait_device(&cloud, &network, true)?;
+    ensure!(interfaces(&cloud)? == before);
+    // That takes the flows along, with br-int's fail_mode, and OVN does not notice by itself.
+    cloud.chassis.kill_controller()?;
+    cloud.chassis.start_controller()?;
+    asks_again(&cloud, &machine, "after emer-reset")?;
+
+    run(cloud.chassis.vsctl().words(format!("del-port {device}")))?;
+    asks_again(&cloud, &machine, "after the device was removed")?;
+    cloud.chassis.host().ip(format!("link set {device} down"))?;
+    asks_again(&cloud, &machine, "after the device was set down")?;
+    run(cloud.chassis.host().command("tc")?.words(format!("qdisc del dev {device} clsact"))).ok();
+    asks_again(&cloud, &machine, "after its qdisc was removed")?;
+
+    cloud.chassis.restart_vswitchd()?;
+    asks_again(&cloud, &machine, "after ovs-vswitchd was restarted")?;
+    // The userspace datapath of Open vSwitch 3.1 stands still until the database is there again.
+    cloud.chassis.kill_ovs_database()?;
+    cloud.agent.wait_pending("Open_vSwitch")?;
+    cloud.chassis.start_ovs_database()?;
+    cloud.agent.wait_ready()?;
+    asks_again(&cloud, &machine, "after the database was restarted")
+}
+
+#[test]
+fn without_the_option_nothing_is_made() -> Result<()> {
+    let mut cloud = Cloud::with_network_devices()?;
+    let network = cloud.chassis.add_network("red", Routing::Isolated)?;
+    let guest = cloud.add_internal(&network)?;
+    wait_device(&cloud, &network, true)?;
+    let more = vec![("metadata_ebpf", "network_devices = false".to_owned())];
+    cloud.agent.configure(&cloud.chassis, &Options { more, ..Options::default() })?;
+    cloud.agent.stop()?;
+    cloud.agent.resume()?;
+    cloud.agent.wait_unserved(&guest.port.id, "internal port of Open vSwitch")?;
+    wait_device(&cloud, &network, false)
+}
