@@ -29,9 +29,10 @@ use metadata_tests::{
 };
 
 /// Capabilities by their number in linux/capability.h.
-const CAPABILITIES: [(&str, u32); 6] = [
+const CAPABILITIES: [(&str, u32); 7] = [
     ("CAP_DAC_OVERRIDE", 1),
     ("CAP_NET_BIND_SERVICE", 10),
+    ("CAP_NET_RAW", 13),
     ("CAP_NET_ADMIN", 12),
     ("CAP_SYS_ADMIN", 21),
     ("CAP_PERFMON", 38),

@@ -289,3 +289,33 @@ fn a_machine_is_who_the_physical_network_lets_it_be() -> Result<()> {
     other.dhcp()?;
     own_identity(&other)
 }
+
+/// An address that several ports may have (`type=virtual`) is whose frames it comes in.
+#[test]
+fn a_virtual_address_is_whoever_has_it() -> Result<()> {
+    let cloud = Cloud::with_network_devices()?;
+    let network = cloud.chassis.add_network("red", Routing::Isolated)?;
+    let holders = [cloud.add_internal(&network)?, cloud.add_internal(&network)?];
+    let vip = Ipv4Addr::new(192, 168, 1, 200);
+    let [first, second] = &holders;
+    let mut nbctl = cloud.chassis.nbctl();
+    nbctl.words(format!("--wait=hv lsp-add neutron-{} vip -- lsp-set-type vip virtual", network.id));
+    nbctl.words(format!("-- lsp-set-options vip virtual-ip={vip}"));
+    nbctl.arg(format!("virtual-parents={},{}", first.port.id, second.port.id));
+    for Port { id, mac, address, .. } in [&first.port, &second.port] {
+        nbctl.words(format!("-- lsp-set-port-security {id}")).arg(format!("{mac} {address} {vip}"));
+    }
+    run(&mut nbctl)?;
+    for holder in &holders {
+        holder.netns.ip(format!("addr add {vip}/24 dev eth0"))?;
+        cloud.nova.take_requests();
+        let mut connection = until("the address may be asked from", Duration::from_secs(30), || {
+            Ok(holder.connect_from(SocketAddrV4::new(vip, 0))?)
+        })?;
+        is_identity_of(&holder.port, &connection.request("GET", META_DATA, &[], b"")?)?;
+        // Nova is told the port's own address.
+        cloud.nova.take_requests().iter().try_for_each(|request| was_signed_for(&holder.port, request))?;
+        holder.netns.ip(format!("addr del {vip}/24 dev eth0"))?;
+    }
+    Ok(())
+}
