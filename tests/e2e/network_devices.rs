@@ -12,6 +12,7 @@ use metadata_tests::{
     guest::Guest,
     ovn::{Fabric, Lab, Routing},
     port::{Network, Port},
+    traffic::meanwhile,
     wait::until,
 };
 use serde_json::Value;
@@ -218,4 +219,26 @@ fn without_the_option_nothing_is_made() -> Result<()> {
     cloud.agent.resume()?;
     cloud.agent.wait_unserved(&guest.port.id, "internal port of Open vSwitch")?;
     wait_device(&cloud, &network, false)
+}
+
+/// Another agent takes the device over with everything behind it, and the guest does not notice.
+#[test]
+fn another_agent_takes_over_while_a_guest_asks() -> Result<()> {
+    let mut cloud = Cloud::with_network_devices()?;
+    let network = cloud.chassis.add_network("red", Routing::Isolated)?;
+    let guests = [cloud.add_internal(&network)?];
+    let before = (interfaces(&cloud)?, cloud.agent.wait_station(&guests[0])?.index);
+    let agent = &mut cloud.agent;
+    let ((), answers) = meanwhile(&guests, || {
+        for _ in 0..3 {
+            let mut former = agent.replace()?;
+            former.wait()?;
+            agent.wait_ready()?;
+        }
+        Ok(())
+    })?;
+    println!("{answers:?}");
+    let after = (interfaces(&cloud)?, cloud.agent.wait_station(&guests[0])?.index);
+    ensure!(after == before, "{after:?}");
+    Ok(())
 }

@@ -30,13 +30,14 @@ use metadata_tests::{
 };
 
 /// Capabilities by their number in linux/capability.h.
-const CAPABILITIES: [(&str, u32); 11] = [
+const CAPABILITIES: [(&str, u32); 12] = [
     ("CAP_DAC_OVERRIDE", 1),
     ("CAP_KILL", 5),
     ("CAP_SETGID", 6),
     ("CAP_SETUID", 7),
     ("CAP_SETPCAP", 8),
     ("CAP_NET_BIND_SERVICE", 10),
+    ("CAP_NET_RAW", 13),
     ("CAP_NET_ADMIN", 12),
     ("CAP_SYS_CHROOT", 18),
     ("CAP_SYS_ADMIN", 21),

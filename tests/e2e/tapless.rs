@@ -16,7 +16,7 @@ use metadata_tests::{
     http::Error,
     netns::Namespace,
     ovn::{Fabric, Lab, Routing},
-    port::{METADATA_PORT, Network, Port},
+    port::{METADATA_PORT, Network, Port, uuid},
     wait::until,
 };
 
@@ -288,4 +288,100 @@ fn a_machine_is_who_the_physical_network_lets_it_be() -> Result<()> {
         .add_machine(cloud.chassis.sandbox(), Port { tap: "other".to_owned(), ..machine.port.clone() })?;
     other.dhcp()?;
     own_identity(&other)
+}
+
+/// An address that several ports may have (`type=virtual`) is whose frames it comes in.
+#[test]
+fn a_virtual_address_is_whoever_has_it() -> Result<()> {
+    let cloud = Cloud::with_network_devices()?;
+    let network = cloud.chassis.add_network("red", Routing::Isolated)?;
+    let holders = [cloud.add_internal(&network)?, cloud.add_internal(&network)?];
+    let vip = Ipv4Addr::new(192, 168, 1, 200);
+    let [first, second] = &holders;
+    let mut nbctl = cloud.chassis.nbctl();
+    nbctl.words(format!("--wait=hv lsp-add neutron-{} vip -- lsp-set-type vip virtual", network.id));
+    nbctl.words(format!("-- lsp-set-options vip virtual-ip={vip}"));
+    nbctl.arg(format!("virtual-parents={},{}", first.port.id, second.port.id));
+    for Port { id, mac, address, .. } in [&first.port, &second.port] {
+        nbctl.words(format!("-- lsp-set-port-security {id}")).arg(format!("{mac} {address} {vip}"));
+    }
+    run(&mut nbctl)?;
+    for holder in &holders {
+        holder.netns.ip(format!("addr add {vip}/24 dev eth0"))?;
+        cloud.nova.take_requests();
+        let mut connection = until("the address may be asked from", Duration::from_secs(30), || {
+            Ok(holder.connect_from(SocketAddrV4::new(vip, 0))?)
+        })?;
+        is_identity_of(&holder.port, &connection.request("GET", META_DATA, &[], b"")?)?;
+        // Nova is told the port's own address.
+        cloud.nova.take_requests().iter().try_for_each(|request| was_signed_for(&holder.port, request))?;
+        holder.netns.ip(format!("addr del {vip}/24 dev eth0"))?;
+    }
+    Ok(())
+}
+
+/// The Southbound's word is all there is for an external port: as it changes, so does who is there, and nobody who asks
+/// meanwhile gets what is not theirs any more.
+#[test]
+fn a_machine_is_given_to_another_instance_and_taken_away() -> Result<()> {
+    let cloud = Cloud::with_network_devices()?;
+    let fabric = fabric(&cloud)?;
+    let network = cloud.chassis.add_provider_network("physical")?;
+    let machine = cloud.add_external(&fabric, &network)?;
+    let mut kept = machine.connect()?;
+    is_identity_of(&machine.port, &kept.request("GET", META_DATA, &[], b"")?)?;
+
+    let next = Port { instance: uuid()?, ..machine.port.clone() };
+    cloud.nova.add_instance(&next);
+    run(cloud
+        .chassis
+        .nbctl()
+        .words(format!("--wait=sb set Logical_Switch_Port {}", next.id))
+        .arg(format!("external_ids:neutron\\:device_id={}", next.instance)))?;
+    cloud.agent.wait_station_of(&next)?;
+    let answer = kept.request("GET", META_DATA, &[], b"");
+    ensure!(answer.is_err(), "a connection of the instance before: {answer:?}");
+    cloud.nova.take_requests();
+    let mut kept = machine.connect()?;
+    is_identity_of(&next, &kept.request("GET", META_DATA, &[], b"")?)?;
+    cloud.nova.take_requests().iter().try_for_each(|request| was_signed_for(&next, request))?;
+
+    cloud.chassis.delete_port(&next)?;
+    cloud.agent.wait_gone(&Lab::network_device(&network.id))?;
+    kept.stream().set_read_timeout(Some(NO_ANSWER))?;
+    let answer = kept.request("GET", META_DATA, &[], b"");
+    ensure!(answer.is_err(), "a connection of a deleted port: {answer:?}");
+    let fresh = machine.connect_with(None, NO_ANSWER).err();
+    ensure!(matches!(fresh, Some(Error::Timeout | Error::Unreachable)), "{fresh:?}");
+    ensure!(cloud.nova.take_requests().is_empty());
+    Ok(())
+}
+
+/// A network with IPv6: nobody but the device says to a machine outside of the switch where the metadata port's own address
+/// is, and that goes to the machine alone.
+#[test]
+fn the_metadata_ports_own_addresses_are_answered_for() -> Result<()> {
+    let cloud = Cloud::with_network_devices()?;
+    let fabric = fabric(&cloud)?;
+    let network = cloud.chassis.add_provider_network("physical")?;
+    let machine = cloud.add_external(&fabric, &network)?;
+    let ids = format!("external_ids:neutron\\:device_id=ovnmeta-{}", network.id);
+    let mut find = cloud.chassis.nbctl();
+    let port = run(find.words("--bare --columns=name find Logical_Switch_Port").arg(ids))?;
+    let mac = metadata_mac(&cloud, &network)?;
+    let mut set = cloud.chassis.nbctl();
+    set.words(format!("--wait=hv lsp-set-addresses {}", port.trim()));
+    run(set.arg(format!("{mac} {METADATA_PORT} fd00::2")))?;
+    machine.enable_ipv6(Generation::Eui64)?;
+    machine.netns.ip("addr add fd00::10/64 dev eth0 nodad")?;
+    until("the machine knows where the metadata port is", Duration::from_secs(30), || {
+        own_identity(&machine)?;
+        // There is nobody to answer this, only what comes before it.
+        let _unanswered = run(machine.netns.command("busybox")?.words("ping -6 -c 1 -W 1 fd00::2"));
+        for address in ["fd00::2", "192.168.1.2"] {
+            let known = neighbour(&machine, address)?;
+            ensure!(known.contains(&mac), "{address} is {known:?}");
+        }
+        Ok(())
+    })
 }

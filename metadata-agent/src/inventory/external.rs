@@ -33,7 +33,8 @@ impl External {
         bindings: &Bindings,
     ) -> &[Arc<PortBinding>] {
         if chassis != self.chassis {
-            self.changed = Some(now);
+            // Who had no ports yet has none to keep.
+            self.changed = (!self.ports.is_empty()).then_some(now);
             self.chassis = chassis;
         }
         let grace = if chassis.is_some() { BACK } else { GONE };
@@ -80,6 +81,12 @@ mod tests {
         assert_eq!(counts(&[first(), here(), (21, Some(1), bindings(Some(2)))]), [0, 1, 0]);
         assert_eq!(counts(&[first(), here(), (21, Some(1), bindings(None))]), [0, 1, 0]);
         assert_eq!(counts(&[first(), here(), (21, Some(1), Bindings::default())]), [0, 1, 0]);
+        // However young the agent is.
+        let begins = || (0, Some(1), bindings(Some(1)));
+        assert_eq!(
+            counts(&[(0, None, Bindings::default()), begins(), (1, Some(1), Bindings::default())]),
+            [0, 1, 0]
+        );
     }
 
     #[test]

@@ -248,7 +248,7 @@ fn primary_mac(row: &PortBinding) -> Option<Mac> {
 /// An entry `MAC ADDRESS ...`. Whole networks among the addresses are left out: they are no single source.
 fn parse(entry: &str) -> Option<(Mac, Vec<IpAddr>)> {
     let mut words = entry.split_whitespace();
-    let mac = words.next()?.parse().ok()?;
+    let mac = words.next()?.parse().ok().filter(|mac| *mac != Mac::NONE)?;
     Some((mac, words.filter_map(|word| word.parse().ok()).collect()))
 }
 
@@ -409,6 +409,8 @@ mod tests {
         assert!(why(&decision, "c").contains("no instance") && decision.devices.is_empty());
         let unknown = row("d", "", &["unknown"]);
         assert!(why(&decided(&[], &[unknown], &[ours()]), "d").contains("no MAC address"));
+        let none = row("e", "", &["00:00:00:00:00:00 192.168.1.10"]);
+        assert!(why(&decided(&[], &[none], &[ours()]), "e").contains("no MAC address"));
     }
 
     #[test]
