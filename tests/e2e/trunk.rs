@@ -192,6 +192,46 @@ fn subports_come_and_go() -> Result<()> {
     was_signed_for(&next, &requests[0])
 }
 
+/// A port is taken out of one instance's trunk and put into that of another: it is the other one's then, and nobody's where
+/// it was.
+#[test]
+fn a_subport_moves_to_another_trunk() -> Result<()> {
+    let cloud = Cloud::with_ovn()?;
+    let [from, to] = [trunk(&cloud, Uplink::Tap)?, trunk(&cloud, Uplink::Tap)?];
+    let ((vlan, leaves), (_, comes)) = (&from.subports[0], &to.subports[0]);
+    let mut open = leaves.connect()?;
+    is_identity_of(&leaves.port, &open.request("GET", META_DATA, &[], b"")?)?;
+    for port in [&leaves.port, &comes.port] {
+        cloud.chassis.delete_port(port)?;
+    }
+    let Port { tap, instance, project, .. } = to.parent.port.clone();
+    let moved = Port { tap, instance, project, ..leaves.port.clone() };
+    cloud.chassis.create_subport(&moved, &to.parent.port, *vlan)?;
+    until("it is served where it is now", REACTION, || {
+        let ports = cloud.agent.ports()?;
+        let is_there = ports.iter().any(|status| {
+            status.port == moved.id
+                && status.tap == moved.tap
+                && status.instance.as_ref() == Some(&moved.instance)
+        });
+        ensure!(is_there && ports.iter().filter(|status| status.port == moved.id).count() == 1, "{ports:?}");
+        Ok(())
+    })?;
+    // Its MAC address is another's, for which OVN answers nothing.
+    comes.netns.ip(format!("route replace {} dev eth0", METADATA.ip()))?;
+    cloud.nova.take_requests();
+    is_identity_of(&moved, &comes.get(META_DATA)?)?;
+    cloud.nova.take_requests().iter().try_for_each(|request| was_signed_for(&moved, request))?;
+    open.stream().set_read_timeout(Some(NO_ANSWER))?;
+    let old = open.request("GET", META_DATA, &[], b"");
+    ensure!(old.is_err(), "a connection from where it was: {old:?}");
+    let fresh = leaves.connect_with(None, NO_ANSWER).err();
+    ensure!(matches!(fresh, Some(Error::Timeout | Error::Unreachable)), "{fresh:?}");
+    ensure!(cloud.nova.take_requests().is_empty());
+    asks_as_itself(&cloud, &from.parent)?;
+    asks_as_itself(&cloud, &to.parent)
+}
+
 /// With and without the Southbound, which alone knows of subports: they are remembered.
 #[test]
 fn a_restarted_agent_serves_subports() -> Result<()> {

@@ -15,6 +15,7 @@ mod remembered;
 mod rows;
 mod stations;
 mod subscription;
+mod through_switch;
 mod vif;
 
 use std::{collections::BTreeMap, net::IpAddr};

@@ -23,14 +23,13 @@ use tracing::{debug, error, info, warn};
 use super::{
     Desired, LinkTable, Unserved, Who,
     bindings::Bindings,
-    external::External,
     join::{WithoutRow, join},
     liveness::{Chassis, Liveness, Step, is_hidden, spread},
-    network_devices::{NetworkDevices, Rows, is_ours},
+    network_devices::{Rows, is_ours},
     remembered::Remembered,
     rows::{Bridge, ChassisPrivate, ChassisRow, Interface, OpenVSwitch, Port, PortBinding, SbGlobal},
-    stations::{self, Doubts, Sources},
     subscription::Subscription,
+    through_switch::{Southbound, ThroughSwitch},
     untagged,
     vif::Switch,
 };
@@ -44,10 +43,6 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT_LOCK: &str = "metadata_agent_heartbeat";
 /// After how long it is written all the same.
 const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(20);
-/// Timeout of the Southbound's first word, where a former agent has left devices of networks: whom they serve, nobody else
-/// can say.
-const FIRST_WORD: Duration = Duration::from_secs(3);
-
 /// The two databases, and what is derived from them.
 #[derive(Debug)]
 pub struct Ovn {
@@ -61,17 +56,7 @@ pub struct Ovn {
     /// The logical ports that interfaces are plugged for.
     plugged: BTreeSet<String>,
     bindings: Bindings,
-    external: External,
-    doubts: Doubts,
-    /// The networks of which the metadata port has to be known.
-    networks: BTreeSet<String>,
-    /// The devices of networks, and whether there may be any.
-    devices: NetworkDevices,
-    may_have_devices: bool,
-    started: Instant,
-    answers_since: Option<Instant>,
-    /// Whether the Southbound has said which ports are this chassis', or had its time to.
-    is_settled: bool,
+    through_switch: ThroughSwitch,
     remembered: Remembered,
     liveness: Liveness,
     /// The write that is under way, and what tells it that it has the lock.
@@ -147,14 +132,7 @@ impl Ovn {
             chassis: None,
             plugged: BTreeSet::new(),
             bindings: Bindings::default(),
-            external: External::default(),
-            doubts: Doubts::default(),
-            networks: BTreeSet::new(),
-            devices: NetworkDevices::default(),
-            may_have_devices: network_devices,
-            started: Instant::now(),
-            answers_since: None,
-            is_settled: false,
+            through_switch: ThroughSwitch::new(network_devices),
             remembered: Remembered::read(state),
             liveness: Liveness::new(spread(down_time)),
             beat: None,
@@ -202,7 +180,7 @@ impl Ovn {
     /// Follows the interfaces of the local Open vSwitch.
     fn note_plugged(&mut self, event: &Event) {
         if matches!(event, Event::Batch(_)) {
-            self.devices.note_rows();
+            self.through_switch.note_rows();
         }
         if let Event::Batch(batch) = event
             && !batch.of::<Interface>().is_empty()
@@ -291,38 +269,20 @@ impl Ovn {
         };
         let (mut desired, mut unserved, tapless) =
             join(&switch, interfaces.clone(), &self.bindings, &served, &without_row);
-        if !self.may_have_devices {
-            self.is_settled = true;
-        } else {
-            let now = Instant::now();
-            let tapless = self.doubts.settle(now, tapless);
-            let external = self.external.update(now, chassis, &self.bindings);
-            let asks_for = |network: &str| is_there && self.subscription.asks_for_network(network);
-            let (switch, bindings, interfaces) = (&switch, &self.bindings, &interfaces.collect::<Vec<_>>());
-            let sources =
-                Sources { switch, interfaces, bindings, tapless: &tapless, external, asks_for: &asks_for };
-            let decision = stations::decide(&sources, served);
-            self.networks = decision.networks;
-            if is_there && !self.is_settled {
-                // Without a row of the chassis' own it has nothing to say about external ports.
-                let since = *self.answers_since.get_or_insert(now);
-                let is_asked = self.subscription.asks_for_chassis() && decision.undecided.is_empty();
-                self.is_settled = is_asked || now.saturating_duration_since(since) >= FIRST_WORD;
-            }
-            let is_early = !self.is_settled && self.started.elapsed() < FIRST_WORD;
-            if is_early && interfaces.iter().any(|row| is_ours(row)) {
-                return None;
-            }
-            // What a Southbound that is away does not say is not over.
-            if self.is_settled && self.southbound.down.is_none() {
-                self.devices.want(decision.devices, decision.undecided);
-            }
-            for port in decision.desired.values() {
-                unserved.remove(&port.port);
-            }
-            unserved.extend(decision.unserved);
-            desired.extend(decision.desired);
+        let southbound = Southbound {
+            bindings: &self.bindings,
+            subscription: &self.subscription,
+            chassis,
+            is_connected: self.southbound.down.is_none(),
+            has_answered: is_there,
+        };
+        let local = (&switch, &*interfaces.collect::<Vec<_>>());
+        let decision = self.through_switch.decide(Instant::now(), local, &southbound, tapless, served)?;
+        for port in decision.desired.values() {
+            unserved.remove(&port.port);
         }
+        unserved.extend(decision.unserved);
+        desired.extend(decision.desired);
         if is_there {
             let known = desired.iter().filter_map(|(key, port)| match &port.who {
                 Who::Known(identity) => {
@@ -344,7 +304,8 @@ impl Ovn {
             return None;
         }
         let (chassis, has_row) = (self.chassis_row(), |port: &str| self.bindings.port(port).is_some());
-        let (changed, again) = self.subscription.update(now, &self.plugged, &self.networks, has_row, chassis);
+        let (changed, again) =
+            self.subscription.update(now, &self.plugged, self.through_switch.networks(), has_row, chassis);
         if !changed {
             return again;
         }
@@ -364,13 +325,13 @@ impl Ovn {
 
     /// Brings the devices of networks about; tells when to ask again.
     async fn write_devices(&mut self, now: Instant) -> Option<Instant> {
-        self.devices.note().await;
-        if !self.is_settled || self.ovs.down.is_some() || self.southbound.down.is_some() {
+        let chassis = self.chassis.as_ref()?;
+        if self.ovs.down.is_some() || self.southbound.down.is_some() {
             return None;
         }
         let ovs = &self.ovs.client;
         let rows = Rows { interfaces: ovs.table(), ports: ovs.table(), bridges: ovs.table() };
-        self.devices.write(now, &rows, &self.chassis.as_ref()?.bridge, &ovs.handle())
+        self.through_switch.write(now, rows, &chassis.bridge, &ovs.handle()).await
     }
 
     fn subscribe_to_chassis(&mut self) {
