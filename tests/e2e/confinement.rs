@@ -8,8 +8,11 @@ use std::{
     collections::BTreeMap,
     env, fs,
     fs::File,
-    net::SocketAddrV4,
-    os::unix::{fs::FileExt as _, process::ExitStatusExt as _},
+    net::{SocketAddrV4, TcpListener},
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::FileExt as _, process::ExitStatusExt as _},
+    },
     process::Command,
     thread,
 };
@@ -126,6 +129,55 @@ fn attempt_it(number: libc::c_long, root: &str) -> Result<()> {
     let result = unsafe { libc::syscall(number, 0, 0, 0, 0, 0, 0) };
     println!("{} {}", if result < 0 { "refused" } else { "done" }, Errno::last_raw());
     std::process::exit(0)
+}
+
+/// A listening socket is the next process' as well: nothing can be done to it that lasts, and no signal be sent by way of
+/// one.
+#[test]
+fn listening_sockets_cannot_be_spoilt() -> Result<()> {
+    const INSIDE: &str = "METADATA_TEST_LISTENER";
+    if let Some(root) = env::var_os(INSIDE) {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let socket = listener.as_raw_fd();
+        let confinement = Confinement { uid: NOBODY, gid: NOBODY, root: root.into() };
+        confinement::give_up_privileges(&confinement);
+        ensure!(confinement::give_up_system_calls().is_empty());
+        let set = |level, option, value: i32| {
+            let length = size_of::<i32>() as libc::socklen_t;
+            // SAFETY: the option's value is read from where it is.
+            unsafe { libc::setsockopt(socket, level, option, (&raw const value).cast(), length) }
+        };
+        let blocking: libc::c_int = 0;
+        ensure!(set(libc::IPPROTO_IP, libc::IP_TTL, 3) == 0, "what is needed can be set");
+        // SAFETY: numbers, and for `FIONBIO` one that is read from where it is.
+        let attempts = unsafe {
+            [
+                ("SO_LOCK_FILTER", set(libc::SOL_SOCKET, libc::SO_LOCK_FILTER, 1)),
+                ("SO_MAX_PACING_RATE", set(libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, 1)),
+                ("TCP_MAXSEG", set(libc::IPPROTO_TCP, libc::TCP_MAXSEG, 88)),
+                ("TCP_DEFER_ACCEPT", set(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 60)),
+                ("shutdown", libc::shutdown(socket, libc::SHUT_RDWR)),
+                ("shutdown", libc::shutdown(socket, libc::SHUT_RD)),
+                ("FIONBIO", libc::ioctl(socket, libc::FIONBIO, &raw const blocking)),
+                ("F_SETFL", libc::fcntl(socket, libc::F_SETFL, libc::O_RDWR)),
+                ("F_SETOWN", libc::fcntl(socket, libc::F_SETOWN, libc::getpid())),
+                ("F_SETSIG", libc::fcntl(socket, 10, libc::SIGKILL)),
+            ]
+        };
+        for (name, result) in attempts {
+            ensure!(result == -1, "{name} can be done");
+        }
+        println!("all refused");
+        std::process::exit(0);
+    }
+    let sandbox = Sandbox::create()?;
+    let root = sandbox.path("empty");
+    fs::create_dir(&root)?;
+    let mut inside = Command::new(env::current_exe()?);
+    inside.args(["--exact", "listening_sockets_cannot_be_spoilt", "--nocapture"]).env(INSIDE, root);
+    let output = inside.output()?;
+    ensure!(String::from_utf8_lossy(&output.stdout).contains("all refused"), "{output:?}");
+    Ok(())
 }
 
 /// Memory can be had to write to, and not to execute.

@@ -22,13 +22,10 @@ const DESCRIPTORS: &[i64] = &[
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_accept4,
-    libc::SYS_shutdown,
     libc::SYS_getsockopt,
-    libc::SYS_setsockopt,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
     libc::SYS_close,
-    libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_lseek,
     libc::SYS_epoll_ctl,
@@ -67,8 +64,28 @@ const RUNTIME: &[i64] = &[
 const MEMORY: &[i64] = &[libc::SYS_munmap, libc::SYS_mremap, libc::SYS_madvise, libc::SYS_brk];
 const MEMORY_WITH_PROTECTION: [i64; 2] = [libc::SYS_mmap, libc::SYS_mprotect];
 
-/// Of `ioctl`: not to wait.
+/// Options of sockets that are set. What else could be set would outlive this process on the listening sockets, which the next
+/// one is given as they are: a filter that is locked (`SO_LOCK_FILTER`), keys of segments (`TCP_MD5SIG`), a device.
+const OPTIONS: [(i32, i32); 8] = [
+    (libc::SOL_SOCKET, libc::SO_LINGER),
+    (libc::SOL_SOCKET, libc::SO_RCVBUF),
+    (libc::SOL_SOCKET, libc::SO_SNDBUF),
+    (libc::SOL_SOCKET, libc::SO_RCVTIMEO),
+    (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
+    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    (libc::IPPROTO_IP, libc::IP_TTL),
+    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+];
+/// Of `setsockopt`.
+const LEVEL: u8 = 1;
+const OPTION: u8 = 2;
+/// Of `shutdown`: the own side. The other one of a listening socket is its end, for everybody who has it.
+const SIDE: u8 = 1;
+/// Of `fcntl`, and the flags of `F_SETFL`. Others could have signals sent to processes of the same user (`F_SETOWN`,
+/// `F_SETSIG`), or have whoever accepts with the same socket wait in the kernel.
 const REQUEST: u8 = 1;
+const FLAGS: u8 = 2;
+const REQUESTS: [i32; 3] = [libc::F_GETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
 /// Of `tgkill`: the own process, which ends itself by that.
 const PROCESS: u8 = 0;
 
@@ -138,15 +155,31 @@ fn hostile() -> Result<BpfProgram, Error> {
 fn allowed() -> Result<BpfProgram, Error> {
     let always = [DESCRIPTORS, RUNTIME, MEMORY].into_iter().flatten().map(|call| (*call, Vec::new()));
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = always.collect();
-    let only = |argument, operator, value| {
-        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
-        Ok::<_, Error>(vec![SeccompRule::new(vec![condition])?])
-    };
-    let data = only(PROTECTION, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0)?;
-    rules.extend(MEMORY_WITH_PROTECTION.map(|call| (call, data.clone())));
-    rules.insert(libc::SYS_ioctl, only(REQUEST, SeccompCmpOp::Eq, libc::FIONBIO)?);
-    rules.insert(libc::SYS_tgkill, only(PROCESS, SeccompCmpOp::Eq, std::process::id().into())?);
+    let data = when(&[(PROTECTION, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0)])?;
+    rules.extend(MEMORY_WITH_PROTECTION.map(|call| (call, vec![data.clone()])));
+    rules.insert(libc::SYS_tgkill, vec![when(&[(PROCESS, SeccompCmpOp::Eq, std::process::id())])?]);
+    rules.insert(libc::SYS_shutdown, vec![when(&[(SIDE, SeccompCmpOp::Eq, libc::SHUT_WR as u32)])?]);
+    let options = OPTIONS.map(|(level, option)| {
+        when(&[(LEVEL, SeccompCmpOp::Eq, level as u32), (OPTION, SeccompCmpOp::Eq, option as u32)])
+    });
+    rules.insert(libc::SYS_setsockopt, options.into_iter().collect::<Result<_, _>>()?);
+    let dont_wait = libc::O_NONBLOCK as u32;
+    let set_flags = when(&[
+        (REQUEST, SeccompCmpOp::Eq, libc::F_SETFL as u32),
+        (FLAGS, SeccompCmpOp::MaskedEq(dont_wait.into()), dont_wait),
+    ]);
+    let requests = REQUESTS.map(|request| when(&[(REQUEST, SeccompCmpOp::Eq, request as u32)]));
+    rules.insert(libc::SYS_fcntl, requests.into_iter().chain([set_flags]).collect::<Result<_, _>>()?);
     compile(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)
+}
+
+/// A call with all of these arguments.
+fn when(arguments: &[(u8, SeccompCmpOp, u32)]) -> Result<SeccompRule, Error> {
+    let condition = |(argument, operator, value): &(u8, SeccompCmpOp, u32)| {
+        SeccompCondition::new(*argument, SeccompCmpArgLen::Dword, operator.clone(), (*value).into())
+    };
+    let conditions: Result<Vec<_>, _> = arguments.iter().map(condition).collect();
+    Ok(SeccompRule::new(conditions?)?)
 }
 
 fn compile(
@@ -167,7 +200,14 @@ mod tests {
         assert!(!hostile().unwrap().is_empty() && !allowed().unwrap().is_empty());
         let allowed: Vec<i64> = [DESCRIPTORS, RUNTIME, MEMORY, &MEMORY_WITH_PROTECTION].concat();
         assert!(HOSTILE.iter().all(|call| !allowed.contains(call)));
-        for call in [libc::SYS_socket, libc::SYS_connect, libc::SYS_bind, libc::SYS_openat, libc::SYS_clone] {
+        for call in [
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_openat,
+            libc::SYS_clone,
+            libc::SYS_ioctl,
+        ] {
             assert!(!allowed.contains(&call));
         }
     }

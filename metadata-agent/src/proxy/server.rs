@@ -147,8 +147,10 @@ impl Worker {
         }
         let connections = TaskTracker::new();
         for listener in listeners {
-            // Connections inherit it.
+            // Connections inherit it. Whoever had the socket before may have left it in another state.
             let socket = SockRef::from(&listener);
+            socket.set_nonblocking(true)?;
+            socket.set_linger(None)?;
             socket.set_recv_buffer_size(BUFFERS.0)?;
             socket.set_send_buffer_size(BUFFERS.1)?;
             // For those that we do not live to close.
@@ -186,7 +188,8 @@ impl Worker {
         // Connections that wait in the queue would be reset with the listener: they are served like those under way.
         let Ok(listener) = listener.into_std() else { return };
         while let Ok((stream, peer)) = listener.accept() {
-            if stream.set_nonblocking(true).is_ok()
+            // The standard library's way is an `ioctl`, which this process may not make.
+            if SockRef::from(&stream).set_nonblocking(true).is_ok()
                 && let Ok(stream) = TcpStream::from_std(stream)
             {
                 self.clone().begin(stream, peer, &connections);
