@@ -204,6 +204,59 @@ fn sockets_that_linger_hold_up_nobody() {
     fs::remove_dir_all(&folder).unwrap();
 }
 
+/// The process: writes down whether a former one lingers, and ends.
+#[test]
+fn short_lived() {
+    if env::var(HOSTILE).as_deref() != Ok("short-lived") {
+        return;
+    }
+    let channel = Channel::new(std::io::stdin().as_fd().try_clone_to_owned().unwrap().into()).unwrap();
+    let (Told::Begin(setup), _) = channel.receive::<Told>(Some(Duration::from_secs(10))).unwrap() else {
+        panic!("another beginning")
+    };
+    let mut notes =
+        fs::File::options().create(true).append(true).open(setup.confinement.root.join("lingers")).unwrap();
+    writeln!(notes, "{}", setup.lingers).unwrap();
+    channel.send(&Event::Ready { lacking: vec![] }, &[]).unwrap();
+    std::process::exit(0);
+}
+
+/// One that is started while a former agent's process still has connections does not forget these.
+#[test]
+fn a_former_process_lingers_until_it_has_ended() {
+    fn short_lived() -> Command {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["--exact", "supervisor::hostile::short_lived", "--nocapture"]);
+        command.env(HOSTILE, "short-lived");
+        command
+    }
+    let folder = folder("short-lived");
+    let (guests, orders) = Guests::new(nowhere());
+    let mut parts = parts(short_lived, &folder, Vec::new());
+    parts.setup.lingers = true;
+    let supervisor = Supervisor::start(parts, guests.clone(), orders).unwrap();
+    let noted = |count: usize| {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let notes = fs::read_to_string(folder.join("lingers")).unwrap_or_default();
+            let lines: Vec<String> = notes.lines().map(str::to_owned).collect();
+            if lines.len() >= count {
+                return lines;
+            }
+            assert!(Instant::now() < until, "{lines:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let before = noted(3);
+    assert!(before.iter().all(|line| line == "true"), "{before:?}");
+    guests.settle();
+    // The next but one is started after that was heard.
+    let after = noted(before.len() + 2);
+    assert_eq!(after.last().unwrap(), "false", "{after:?}");
+    supervisor.stop();
+    fs::remove_dir_all(&folder).unwrap();
+}
+
 /// The process: an orphan that was taken over, named and found as an honest one. It lies about its id, or says nothing, and
 /// in the end hangs up and goes on.
 #[test]

@@ -96,7 +96,8 @@ impl Wanted {
             Order::Outlive => self.is_outlived = true,
             Order::Retire => self.is_retired = true,
             Order::Stop => self.is_stopped = true,
-            Order::Ask(_) | Order::Settle => {}
+            Order::Settle => self.parts.setup.lingers = false,
+            Order::Ask(_) => {}
         }
     }
 }
@@ -194,15 +195,13 @@ impl Session {
     }
 
     /// Until it is confined and knows all ports.
-    async fn get_ready(&mut self, wanted: &mut Wanted, guests: &Guests) -> io::Result<()> {
+    async fn get_ready(&mut self, wanted: &Wanted, guests: &Guests) -> io::Result<()> {
         let signing = signer::start(guests.dialler.clone())?;
         let Parts { setup, listeners, open, .. } = &wanted.parts;
         let mut descriptors: Vec<BorrowedFd<'_>> =
             vec![open.as_fd(), signing.as_fd(), self.meeting.socket.as_fd()];
         descriptors.extend(listeners.iter().map(|listener| listener.as_fd()));
         self.send(&Command::Begin(Box::new(setup.clone())), &descriptors).await?;
-        // The next one finds nobody lingering.
-        wanted.parts.setup.lingers = false;
         self.send_certificates().await?;
         match next(&self.channel).await? {
             Event::Ready { lacking } => {
