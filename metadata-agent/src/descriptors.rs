@@ -31,6 +31,14 @@ pub(crate) fn process(pid: u32) -> io::Result<OwnedFd> {
     Ok(own(raw as RawFd))
 }
 
+/// Kills the process that such a descriptor is of (pidfd_send_signal(2), since Linux 5.1).
+pub(crate) fn kill(process: &impl AsFd) -> io::Result<()> {
+    let (raw, nothing) = (process.as_fd().as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: it takes numbers, and a pointer that may be null.
+    Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, raw, libc::SIGKILL, nothing, 0) })?;
+    Ok(())
+}
+
 /// Watches a descriptor, on the current runtime.
 pub(crate) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: it owns the descriptor, keeps it open for its whole life and always gives the same one.

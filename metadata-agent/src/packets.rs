@@ -6,6 +6,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
     path::Path,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,7 @@ use serde::{
     Serialize,
     de::{DeserializeOwned, IgnoredAny},
 };
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::descriptors::{own, watch};
@@ -34,16 +35,23 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Most packets that are looked at when the other side is gone: more than the kernel keeps for a socket.
+const MOST_LEFT: usize = 4096;
+
 /// A connection between two processes.
 #[derive(Debug)]
-pub struct Channel(Socket);
+pub struct Channel {
+    socket: Socket,
+    /// Descriptors that nobody has asked for.
+    held: Mutex<Vec<OwnedFd>>,
+}
 
 impl Channel {
     /// Over that socket.
     pub fn new(socket: Socket) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         socket.set_write_timeout(Some(SENDING))?;
-        Ok(Self(socket))
+        Ok(Self { socket, held: Mutex::default() })
     }
 
     /// Both ends of a new one.
@@ -72,13 +80,19 @@ impl Channel {
         let rights = [ControlMessage::ScmRights(&raw)];
         let control = if raw.is_empty() { &[][..] } else { &rights };
         // A peer that is gone is an error, and no signal.
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&text)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+        sendmsg::<()>(
+            self.socket.as_raw_fd(),
+            &[IoSlice::new(&text)],
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
         Ok(())
     }
 
     /// The next message with its descriptors; an error if none comes in time, or the other side is gone.
     pub fn receive<M: DeserializeOwned>(&self, limit: Option<Duration>) -> io::Result<(M, Vec<OwnedFd>)> {
-        self.0.set_read_timeout(limit)?;
+        self.socket.set_read_timeout(limit)?;
         self.next()
     }
 
@@ -90,26 +104,64 @@ impl Channel {
     }
 
     fn next_into<M: DeserializeOwned>(&self, text: &mut [u8]) -> io::Result<(M, Vec<OwnedFd>)> {
+        let (length, descriptors, flags) = self.take(text)?;
+        let message = if length == 0 {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        } else if flags.contains(MsgFlags::MSG_TRUNC) {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "a packet that is too long"))
+        } else {
+            serde_json::from_slice(&text[..length]).map_err(io::Error::from)
+        };
+        match message {
+            Ok(message) => Ok((message, descriptors)),
+            Err(error) => {
+                self.hold(descriptors);
+                Err(error)
+            }
+        }
+    }
+
+    /// A packet as it came. One whose descriptors this process has no room for comes without them.
+    fn take(&self, text: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>, MsgFlags)> {
         let mut control = cmsg_space!([RawFd; MOST_DESCRIPTORS]);
-        let (length, descriptors, flags) = {
-            let mut buffers = [IoSliceMut::new(text)];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let received = recvmsg::<()>(self.0.as_raw_fd(), &mut buffers, Some(&mut control), flags)?;
-            let mut descriptors = Vec::new();
-            for message in received.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(raw) = message {
-                    descriptors.extend(raw.into_iter().map(own));
+        let mut buffers = [IoSliceMut::new(text)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let received = recvmsg::<()>(self.socket.as_raw_fd(), &mut buffers, Some(&mut control), flags)?;
+        let mut descriptors = Vec::new();
+        for message in received.cmsgs().into_iter().flatten() {
+            if let ControlMessageOwned::ScmRights(raw) = message {
+                descriptors.extend(raw.into_iter().map(own));
+            }
+        }
+        Ok((received.bytes, descriptors, received.flags))
+    }
+
+    /// Keeps descriptors that nobody has asked for until the channel ends.
+    pub fn hold(&self, descriptors: Vec<OwnedFd>) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).extend(descriptors);
+    }
+
+    /// Ends the channel to a process that has ended, with everything that it has sent and that nobody has asked for.
+    ///
+    /// To close a socket may take as long as whoever sent it wants (`SO_LINGER`, which counts for those that do not block
+    /// as well: `inet_release` in net/ipv4/af_inet.c). Once nobody else has it, it can be told not to.
+    pub fn dispose(self) {
+        let close = |descriptors: Vec<OwnedFd>| {
+            for descriptor in descriptors {
+                // What is no socket does not linger.
+                let _ = SockRef::from(&descriptor).set_linger(None);
+            }
+        };
+        close(std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner)));
+        if self.socket.set_nonblocking(true).is_ok() {
+            // An empty packet looks like the end.
+            for _ in 0..MOST_LEFT {
+                match self.take(&mut []) {
+                    Ok((_, descriptors, _)) => close(descriptors),
+                    Err(_) => return,
                 }
             }
-            (received.bytes, descriptors, received.flags)
-        };
-        if length == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet that is too long"));
-        }
-        Ok((serde_json::from_slice(&text[..length])?, descriptors))
     }
 
     /// Waits until the other side is gone, whatever it says before.
@@ -139,8 +191,8 @@ pub struct AsyncChannel {
 impl AsyncChannel {
     /// On the current runtime.
     pub fn new(channel: Channel) -> io::Result<Self> {
-        channel.0.set_nonblocking(true)?;
-        let twin = channel.0.as_fd().try_clone_to_owned()?;
+        channel.socket.set_nonblocking(true)?;
+        let twin = channel.socket.as_fd().try_clone_to_owned()?;
         Ok(Self { channel, watched: watch(twin, Interest::READABLE | Interest::WRITABLE)? })
     }
 
@@ -160,6 +212,17 @@ impl AsyncChannel {
         self.channel.send(message, descriptors)
     }
 
+    /// See [`Channel::hold`].
+    pub fn hold(&self, descriptors: Vec<OwnedFd>) {
+        self.channel.hold(descriptors);
+    }
+
+    /// See [`Channel::dispose`].
+    pub fn dispose(self) {
+        drop(self.watched);
+        self.channel.dispose();
+    }
+
     /// The next message with its descriptors. May be cancelled.
     pub async fn receive<M: DeserializeOwned>(&self) -> io::Result<(M, Vec<OwnedFd>)> {
         loop {
@@ -174,16 +237,20 @@ impl AsyncChannel {
 
 impl From<Channel> for OwnedFd {
     fn from(channel: Channel) -> Self {
-        channel.0.into()
+        channel.socket.into()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
+        env,
         fs::File,
         io::{Read as _, Write as _},
+        process::Command,
     };
+
+    use nix::sys::resource::{Resource, setrlimit};
 
     use super::*;
 
@@ -208,11 +275,31 @@ mod tests {
         assert!(other.send(&"nobody", &[]).is_err());
     }
 
+    /// The guest-facing process took it for the end of its agent, and neither heard of ports nor got connections any more.
+    #[test]
+    fn a_message_comes_alone_where_there_is_no_room_for_descriptors() {
+        const INSIDE: &str = "METADATA_TEST_NO_ROOM";
+        if env::var_os(INSIDE).is_none() {
+            let mut inside = Command::new("/proc/self/exe");
+            let name = "packets::tests::a_message_comes_alone_where_there_is_no_room_for_descriptors";
+            let output = inside.args(["--exact", name]).env(INSIDE, "1").output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+            return;
+        }
+        let (one, other) = Channel::pair().unwrap();
+        one.send(&"first", &[io::stdin().as_fd()]).unwrap();
+        one.send(&"second", &[]).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 0, 0).unwrap();
+        let received = || other.receive::<String>(Some(SENDING)).map(|(text, given)| (text, given.len()));
+        assert_eq!(received().unwrap(), ("first".to_owned(), 0));
+        assert_eq!(received().unwrap(), ("second".to_owned(), 0));
+    }
+
     #[test]
     fn what_is_no_message_is_an_error() {
         let (one, other) = Channel::pair().unwrap();
         for packet in [&b"{"[..], b"{\"Own\":{}}", b"\xff\xfe", b"[]", &vec![b' '; LONGEST + 1]] {
-            one.0.send(packet).unwrap();
+            one.socket.send(packet).unwrap();
             assert!(other.receive::<String>(Some(SENDING)).is_err(), "{packet:?}");
         }
         assert!(one.send(&"x".repeat(LONGEST), &[]).is_err());

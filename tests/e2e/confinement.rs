@@ -167,6 +167,10 @@ fn listening_sockets_cannot_be_spoilt() -> Result<()> {
         for (name, result) in attempts {
             ensure!(result == -1, "{name} can be done");
         }
+        // What connects without `connect`.
+        // SAFETY: a byte that is read from where it is, and no address.
+        let sent = unsafe { libc::send(socket, (&raw const blocking).cast(), 1, libc::MSG_FASTOPEN) };
+        ensure!(sent == -1 && Errno::last() == Errno::EPERM, "{sent}, {}", Errno::last());
         println!("all refused");
         std::process::exit(0);
     }

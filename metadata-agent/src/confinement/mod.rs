@@ -17,7 +17,7 @@ use nix::{
     unistd::{Gid, Uid, chdir, chroot, setgroups, setresgid, setresuid},
 };
 
-use crate::link::Confinement;
+use crate::link::{Confinement, NAME};
 
 /// Gives up everything that is of one thread, and inherited by those that it starts: to be called before there are any.
 /// Tells what could not be given up.
@@ -30,7 +30,7 @@ pub fn give_up_privileges(confinement: &Confinement) -> Vec<String> {
         }
     };
     // What lists of processes show; it was started by another name.
-    note("name", prctl::set_name(c"metadata-proxy").map_err(Into::into));
+    note("name", prctl::set_name(NAME).map_err(Into::into));
     // It is told to end over its channel: signals to a whole group or unit are for the other process.
     let others = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
     note("signals", SigSet::from_iter(others).thread_block().map_err(Into::into));

@@ -19,8 +19,6 @@ const DESCRIPTORS: &[i64] = &[
     libc::SYS_writev,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
     libc::SYS_accept4,
     libc::SYS_getsockopt,
     libc::SYS_getsockname,
@@ -81,6 +79,9 @@ const LEVEL: u8 = 1;
 const OPTION: u8 = 2;
 /// Of `shutdown`: the own side. The other one of a listening socket is its end, for everybody who has it.
 const SIDE: u8 = 1;
+/// Of `sendto` and `sendmsg`: flags, without the one that connects (`tcp_sendmsg_fastopen` in net/ipv4/tcp.c). A listening
+/// socket that was shut down could be connected by it.
+const SENDS: [(i64, u8); 2] = [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2)];
 /// Of `fcntl`, and the flags of `F_SETFL`. Others could have signals sent to processes of the same user (`F_SETOWN`,
 /// `F_SETSIG`), or have whoever accepts with the same socket wait in the kernel.
 const REQUEST: u8 = 1;
@@ -159,6 +160,10 @@ fn allowed() -> Result<BpfProgram, Error> {
     rules.extend(MEMORY_WITH_PROTECTION.map(|call| (call, vec![data.clone()])));
     rules.insert(libc::SYS_tgkill, vec![when(&[(PROCESS, SeccompCmpOp::Eq, std::process::id())])?]);
     rules.insert(libc::SYS_shutdown, vec![when(&[(SIDE, SeccompCmpOp::Eq, libc::SHUT_WR as u32)])?]);
+    for (call, flags) in SENDS {
+        let connects = SeccompCmpOp::MaskedEq(libc::MSG_FASTOPEN as u64);
+        rules.insert(call, vec![when(&[(flags, connects, 0)])?]);
+    }
     let options = OPTIONS.map(|(level, option)| {
         when(&[(LEVEL, SeccompCmpOp::Eq, level as u32), (OPTION, SeccompCmpOp::Eq, option as u32)])
     });

@@ -26,7 +26,7 @@
 #![forbid(unsafe_code)]
 pub mod signing;
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::CStr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -49,9 +49,13 @@ pub const HANDSHAKE: Duration = Duration::from_millis(200);
 /// Name of the empty folder in the run directory that is the root of the guest-facing process.
 pub const EMPTY: &str = "empty";
 
-/// Name of the socket of a guest-facing process in the run directory, where it is found when it is orphaned: this, the
-/// process id of the agent that has started it, and `.sock`.
+/// Name of the socket of a guest-facing process in the run directory, where it is found when it is orphaned: this, its
+/// process id, and `.sock`.
 pub const ADOPTION: &str = "guests-";
+
+/// Name of the guest-facing process, as lists of processes show it (`/proc/<pid>/comm`). Once it is confined, it cannot
+/// change that any more.
+pub const NAME: &CStr = c"metadata-proxy";
 
 /// Longest text of the guest-facing process' numbers, and of its notes together.
 pub const MOST_NUMBERS: usize = 64 << 10;
@@ -119,7 +123,7 @@ pub enum Event {
     },
     /// It has lost the agent that has started it, and hears this one.
     Adopted {
-        /// Its process id.
+        /// Its process id, or what it says is that.
         pid: u32,
     },
     /// It is well.

@@ -2,9 +2,10 @@
 //! endpoints and nothing else, and takes nothing that others need.
 use std::{
     env, fs,
-    io::{IoSlice, Read as _},
-    net::{SocketAddr, TcpListener},
+    io::{IoSlice, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd as _, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc,
@@ -17,12 +18,14 @@ use std::{
 use fuzz::Random;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-use super::{Guests, Parts, Supervisor};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+use super::{Guests, Orphan, Parts, Supervisor};
 use crate::{
     config::{self, Limits},
     directory::Directory,
     health::DataPlane as _,
-    link::{Command as Told, Confinement, Event, NovaSettings, PROTOCOL, Setup},
+    link::{ADOPTION, Command as Told, Confinement, Event, NAME, NovaSettings, PROTOCOL, Setup},
     nova::Dialler,
     packets::Channel,
 };
@@ -37,8 +40,8 @@ const MESSAGES: usize = 400;
 /// The process: it begins as a good one does, and then says what comes to its mind.
 #[test]
 fn taken_over() {
-    let Ok(seed) = env::var(HOSTILE) else { return };
-    let mut random = Random::new(seed.parse().unwrap());
+    let Some(seed) = env::var(HOSTILE).ok().and_then(|seed| seed.parse().ok()) else { return };
+    let mut random = Random::new(seed);
     let socket = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
     let raw = socket.as_raw_fd();
     let channel = Channel::new(socket.into()).unwrap();
@@ -96,14 +99,239 @@ fn hostile() -> Command {
     command
 }
 
+fn folder(name: &str) -> PathBuf {
+    let folder = env::temp_dir().join(format!("metadata-agent-{name}-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn parts(command: fn() -> Command, folder: &Path, endpoints: Vec<config::Endpoint>) -> Parts {
+    let timeout = Duration::from_secs(1);
+    let setup = Setup {
+        protocol: PROTOCOL,
+        limits: Limits::default(),
+        nova: NovaSettings { endpoints, connect_timeout: timeout, response_timeout: timeout },
+        has_tls: false,
+        workers: vec![],
+        lingers: false,
+        lease: timeout,
+        owner: 0,
+        log: "info".to_owned(),
+        confinement: Confinement { uid: 0, gid: 0, root: folder.to_owned() },
+    };
+    Parts {
+        command,
+        setup,
+        required: false,
+        listeners: Vec::new(),
+        run_dir: folder.to_owned(),
+        orphans: Vec::new(),
+        open: fs::File::open("/dev/null").unwrap().into(),
+        directory: Arc::<Directory>::default(),
+        numbers: vec!["metadata_connections".to_owned()],
+    }
+}
+
+fn nowhere() -> Arc<Dialler> {
+    Arc::new(
+        Dialler::new(&config::Nova {
+            endpoints: Vec::new(),
+            tls: None,
+            secret: config::Secret::default(),
+            connect_timeout: Duration::from_secs(1),
+            response_timeout: Duration::from_secs(1),
+        })
+        .unwrap(),
+    )
+}
+
+/// Where the process connects to whose sockets linger.
+const PEER: &str = "127.0.0.1:18769";
+
+/// The process: gives away sockets whose close takes an hour, since their peer takes nothing.
+#[test]
+fn lingering() {
+    if env::var(HOSTILE).as_deref() != Ok("lingering") {
+        return;
+    }
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let channel = Channel::new(socket.into()).unwrap();
+    let _: (Told, _) = channel.receive(Some(Duration::from_secs(10))).unwrap();
+    channel.send(&Event::Ready { lacking: vec![] }, &[]).unwrap();
+    let sockets: Vec<_> = (0..3)
+        .map(|_| {
+            let mut stream = TcpStream::connect(PEER).unwrap();
+            SockRef::from(&stream).set_linger(Some(Duration::from_secs(3600))).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            while stream.write(&[0; 1 << 16]).is_ok() {}
+            stream
+        })
+        .collect();
+    let dial = Event::Dial { id: 0, endpoint: 7, within: Duration::ZERO };
+    for socket in sockets {
+        channel.send(&dial, &[socket.as_fd()]).unwrap();
+    }
+    channel.wait_end();
+    std::process::exit(0);
+}
+
+/// What it takes to close what comes along with a message is nothing that the supervisor waits for.
+#[test]
+fn sockets_that_linger_hold_up_nobody() {
+    fn lingering() -> Command {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["--exact", "supervisor::hostile::lingering", "--nocapture"]);
+        command.env(HOSTILE, "lingering");
+        command
+    }
+    let folder = folder("lingering");
+    let peer = TcpListener::bind(PEER).unwrap();
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = peer.accept() {
+            kept.push(stream);
+        }
+    });
+    let (guests, orders) = Guests::new(nowhere());
+    let supervisor =
+        Supervisor::start(parts(lingering, &folder, Vec::new()), guests.clone(), orders).unwrap();
+    let until = Instant::now() + Duration::from_secs(15);
+    while guests.restarts() < 2 {
+        assert!(Instant::now() < until, "the supervisor is stuck");
+        thread::sleep(Duration::from_millis(20));
+    }
+    supervisor.stop();
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// The process: writes down whether a former one lingers, and ends.
+#[test]
+fn short_lived() {
+    if env::var(HOSTILE).as_deref() != Ok("short-lived") {
+        return;
+    }
+    let channel = Channel::new(std::io::stdin().as_fd().try_clone_to_owned().unwrap().into()).unwrap();
+    let (Told::Begin(setup), _) = channel.receive::<Told>(Some(Duration::from_secs(10))).unwrap() else {
+        panic!("another beginning")
+    };
+    let mut notes =
+        fs::File::options().create(true).append(true).open(setup.confinement.root.join("lingers")).unwrap();
+    writeln!(notes, "{}", setup.lingers).unwrap();
+    channel.send(&Event::Ready { lacking: vec![] }, &[]).unwrap();
+    std::process::exit(0);
+}
+
+/// One that is started while a former agent's process still has connections does not forget these.
+#[test]
+fn a_former_process_lingers_until_it_has_ended() {
+    fn short_lived() -> Command {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["--exact", "supervisor::hostile::short_lived", "--nocapture"]);
+        command.env(HOSTILE, "short-lived");
+        command
+    }
+    let folder = folder("short-lived");
+    let (guests, orders) = Guests::new(nowhere());
+    let mut parts = parts(short_lived, &folder, Vec::new());
+    parts.setup.lingers = true;
+    let supervisor = Supervisor::start(parts, guests.clone(), orders).unwrap();
+    let noted = |count: usize| {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let notes = fs::read_to_string(folder.join("lingers")).unwrap_or_default();
+            let lines: Vec<String> = notes.lines().map(str::to_owned).collect();
+            if lines.len() >= count {
+                return lines;
+            }
+            assert!(Instant::now() < until, "{lines:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let before = noted(3);
+    assert!(before.iter().all(|line| line == "true"), "{before:?}");
+    guests.settle();
+    // The next but one is started after that was heard.
+    let after = noted(before.len() + 2);
+    assert_eq!(after.last().unwrap(), "false", "{after:?}");
+    supervisor.stop();
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// The process: an orphan that was taken over, named and found as an honest one. It lies about its id, or says nothing, and
+/// in the end hangs up and goes on.
+#[test]
+fn orphaned() {
+    let Ok(how) = env::var(HOSTILE) else { return };
+    if !how.starts_with("orphaned") {
+        return;
+    }
+    fs::write("/proc/self/comm", NAME.to_bytes()).unwrap();
+    let adoption = Socket::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+    if how == "orphaned and silent" {
+        thread::sleep(Duration::from_secs(600));
+    }
+    let channel = Channel::new(adoption.accept().unwrap().0).unwrap();
+    let _: (Told, _) = channel.receive(Some(Duration::from_secs(60))).unwrap();
+    channel.send(&Event::Adopted { pid: 1 }, &[]).unwrap();
+    if how == "orphaned and deaf" {
+        let dial = Event::Dial { id: 0, endpoint: 7, within: Duration::ZERO };
+        while channel.send(&dial, &[]).is_ok() {}
+        thread::sleep(Duration::from_secs(600));
+    }
+    drop(channel);
+    thread::sleep(Duration::from_secs(600));
+}
+
+/// An orphan that does not end is killed, whatever it says and does not say: it would accept guests' connections for ever.
+#[test]
+fn an_orphan_that_was_taken_over_ends() {
+    let folder = folder("orphaned");
+    let dialler = nowhere();
+    for (how, is_adopted) in [("silent", false), ("hanging up", true), ("deaf", true)] {
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+        let waiting = folder.join("waiting.sock");
+        socket.bind(&SockAddr::unix(&waiting).unwrap()).unwrap();
+        socket.listen(8).unwrap();
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["--exact", "supervisor::hostile::orphaned", "--nocapture"]);
+        command.env(HOSTILE, format!("orphaned and {how}")).stdin(OwnedFd::from(socket));
+        let mut child = command.spawn().unwrap();
+        fs::rename(waiting, folder.join(format!("{ADOPTION}{}.sock", child.id()))).unwrap();
+        let comm = format!("/proc/{}/comm", child.id());
+        while !fs::read(&comm).unwrap().starts_with(NAME.to_bytes()) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let orphans = Orphan::find(&folder, &dialler);
+        assert_eq!(!orphans.is_empty(), is_adopted, "{how}");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let serving = tokio_util::sync::CancellationToken::new();
+        serving.cancel();
+        let (orders, _kept) = tokio::sync::mpsc::unbounded_channel();
+        for orphan in orphans {
+            let accompanied = orphan.accompany(dialler.clone(), serving.clone(), orders.clone());
+            let ended = async { tokio::time::timeout(Duration::from_secs(60), accompanied).await };
+            runtime.block_on(ended).unwrap();
+        }
+        let until = Instant::now() + Duration::from_secs(2);
+        while child.try_wait().unwrap().is_none() {
+            if Instant::now() > until {
+                child.kill().unwrap();
+                panic!("{how}: it goes on");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "{how}: a socket was left");
+    }
+    fs::remove_dir(&folder).unwrap();
+}
+
 fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 #[test]
 fn a_process_that_was_taken_over_gets_connections_to_nova_and_nothing_else() {
-    let folder = env::temp_dir().join(format!("metadata-agent-hostile-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
+    let folder = folder("hostile");
     let nova = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = nova.local_addr().unwrap();
     let connections = Arc::new(AtomicUsize::new(0));
@@ -128,30 +356,7 @@ fn a_process_that_was_taken_over_gets_connections_to_nova_and_nothing_else() {
         response_timeout: timeout,
     });
     let (guests, orders) = Guests::new(Arc::new(dialler.unwrap()));
-    let open = OwnedFd::from(fs::File::open("/dev/null").unwrap());
-    let setup = Setup {
-        protocol: PROTOCOL,
-        limits: Limits::default(),
-        nova: NovaSettings { endpoints, connect_timeout: timeout, response_timeout: timeout },
-        has_tls: false,
-        workers: vec![],
-        lingers: false,
-        lease: timeout,
-        owner: 0,
-        log: "info".to_owned(),
-        confinement: Confinement { uid: 0, gid: 0, root: folder.clone() },
-    };
-    let parts = Parts {
-        command: hostile,
-        setup,
-        required: false,
-        listeners: Vec::new(),
-        run_dir: folder.clone(),
-        orphans: Vec::new(),
-        open,
-        directory: Arc::<Directory>::default(),
-        numbers: vec!["metadata_connections".to_owned()],
-    };
+    let parts = parts(hostile, &folder, endpoints);
     let supervisor = Supervisor::start(parts, guests.clone(), orders).unwrap();
     guests.serve();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -6,6 +6,7 @@
 //! backoff   when the next one is started               numbers   what it says of itself, checked
 //! dials     connections that are made for it           signer    handshakes that are signed for it
 //! handshake no guest connects any more                 orphan    one that has lost its agent
+//! speech    with limits, since it may be taken over
 //! ```
 //!
 //! All of it is done by a thread of its own: the control plane may be waiting for the kernel, and a request of a guest's does
@@ -21,6 +22,7 @@ mod orphan;
 mod process;
 mod session;
 mod signer;
+mod speech;
 
 use std::{
     net::TcpListener,

@@ -3,25 +3,28 @@
 use std::{
     fs, io,
     net::TcpListener,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use nix::{
-    sys::{
-        signal::{Signal, kill},
-        stat::{Mode, fchmod},
-    },
-    unistd::Pid,
+use nix::sys::stat::{Mode, fchmod};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep_until},
 };
-use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Order, dials::Dials, process::COMMAND_LINE, signer};
+use super::{
+    Order,
+    dials::Dials,
+    process::Former,
+    signer,
+    speech::{in_time, next},
+};
 use crate::{
     link::{ADOPTION, Command, Event, PROTOCOL},
     nova::Dialler,
@@ -42,9 +45,9 @@ pub(super) struct Meeting {
 }
 
 impl Meeting {
-    /// Listens in the run directory.
-    pub(super) fn arrange(run_dir: &Path) -> io::Result<Self> {
-        let path = run_dir.join(format!("{ADOPTION}{}.sock", std::process::id()));
+    /// Listens in the run directory, for the process with that id.
+    pub(super) fn arrange(run_dir: &Path, process: u32) -> io::Result<Self> {
+        let path = run_dir.join(format!("{ADOPTION}{process}.sock"));
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -74,6 +77,8 @@ pub struct Orphan {
     path: PathBuf,
     channel: Channel,
     listeners: Vec<TcpListener>,
+    /// The one that an agent has started, whatever it says who it is, unless it cannot be found.
+    process: Option<Former>,
     pid: u32,
 }
 
@@ -85,18 +90,31 @@ impl Orphan {
             Vec::new()
         });
         let mut found = Vec::new();
-        for path in meetings {
-            match Self::adopt(&path, dialler) {
-                Ok(orphan) => {
-                    info!(pid = orphan.pid, "a guest-facing process of a former agent still serves");
-                    found.push(orphan);
-                }
+        for (path, pid) in meetings {
+            let channel = match Channel::connect(&path) {
+                Ok(channel) => channel,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     // Nobody has it any more.
                     let _ = fs::remove_file(&path);
+                    continue;
                 }
                 Err(error) => {
-                    warn!(path = %path.display(), %error, "a guest-facing process cannot be adopted")
+                    warn!(pid, %error, "a guest-facing process of a former agent cannot be reached");
+                    continue;
+                }
+            };
+            let process = Former::find(pid);
+            match adopt(&channel, dialler) {
+                Ok(listeners) => {
+                    info!(pid, "a guest-facing process of a former agent still serves");
+                    found.push(Self { path, channel, listeners, process, pid });
+                }
+                Err(error) => {
+                    // It would go on accepting with the same sockets as its successor, and nobody would end it.
+                    warn!(pid, %error, "a guest-facing process of a former agent cannot be adopted, and is killed");
+                    end(process.as_ref(), Duration::ZERO);
+                    channel.dispose();
+                    let _ = fs::remove_file(&path);
                 }
             }
         }
@@ -105,16 +123,22 @@ impl Orphan {
 
     /// Ends all of them, now.
     pub fn end_all(run_dir: &Path) -> io::Result<()> {
-        for path in sockets(run_dir)? {
+        for (path, pid) in sockets(run_dir)? {
+            let process = Former::find(pid);
             if let Ok(channel) = Channel::connect(&path) {
                 let (signing, _none) = Channel::pair()?;
-                let signing = std::os::fd::OwnedFd::from(signing);
+                let signing = OwnedFd::from(signing);
                 channel.send(&Command::Adopt { protocol: PROTOCOL }, &[signing.as_fd()])?;
-                // One of another version ends when nobody comes.
-                if channel.receive::<Event>(Some(ANSWER)).is_ok() {
-                    channel.send(&Command::Stop, &[])?;
-                    channel.wait_end_for(ENDING);
-                }
+                // One of another version ends by itself.
+                let is_told = match channel.receive::<Event>(Some(ANSWER)) {
+                    Ok((_, sockets)) => {
+                        channel.hold(sockets);
+                        channel.send(&Command::Stop, &[]).is_ok()
+                    }
+                    Err(_) => false,
+                };
+                end(process.as_ref(), if is_told { ENDING } else { Duration::ZERO });
+                channel.dispose();
             }
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -122,18 +146,6 @@ impl Orphan {
             }
         }
         Ok(())
-    }
-
-    fn adopt(path: &Path, dialler: &Arc<Dialler>) -> io::Result<Self> {
-        let channel = Channel::connect(path)?;
-        let signing = signer::start(dialler.clone())?;
-        channel.send(&Command::Adopt { protocol: PROTOCOL }, &[signing.as_fd()])?;
-        let (event, sockets) = channel.receive::<Event>(Some(ANSWER))?;
-        let Event::Adopted { pid } = event else {
-            return Err(io::Error::other("it says something else"));
-        };
-        let listeners = sockets.into_iter().map(TcpListener::from).collect();
-        Ok(Self { path: path.to_owned(), channel, listeners, pid })
     }
 
     /// The sockets that guests connect to, or what it says are these.
@@ -148,48 +160,58 @@ impl Orphan {
         serving: CancellationToken,
         orders: tokio::sync::mpsc::UnboundedSender<Order>,
     ) {
-        let (pid, path) = (self.pid, self.path.clone());
-        match self.talk(dialler, serving).await {
-            Ok(()) => info!(pid, "the former guest-facing process has ended"),
-            Err(error) => {
-                warn!(pid, %error, "the former guest-facing process is left, and killed");
-                end(pid);
-            }
+        let Self { path, channel, process, pid, .. } = self;
+        let channel = match AsyncChannel::new(channel) {
+            Ok(channel) => channel,
+            Err(error) => return warn!(pid, %error, "the former guest-facing process is left"),
+        };
+        let talked = talk(&channel, dialler, serving).await;
+        let patience = if talked.is_ok() { ENDING } else { Duration::ZERO };
+        let how = talked.err().map_or_else(|| "it has hung up".to_owned(), |error| error.to_string());
+        let ended = spawn_blocking(move || {
+            let is_killed = end(process.as_ref(), patience);
+            channel.dispose();
+            is_killed
+        });
+        match ended.await {
+            Ok(false) => info!(pid, "the former guest-facing process has ended"),
+            Ok(true) => warn!(pid, how, "the former guest-facing process does not end, and was killed"),
+            Err(error) => warn!(pid, %error, "the former guest-facing process is left"),
         }
         // Nobody is found there any more.
         let _ = fs::remove_file(path);
         // Its connections are gone.
         let _ = orders.send(Order::Settle);
     }
+}
 
-    async fn talk(self, dialler: Arc<Dialler>, serving: CancellationToken) -> io::Result<()> {
-        let channel = AsyncChannel::new(self.channel)?;
-        let mut dials = Dials::new(dialler);
-        let mut deadline: Option<(Instant, Phase)> = None;
-        loop {
-            let at = deadline.map_or_else(|| Instant::now() + LINGERING, |(at, _)| at);
-            tokio::select! {
-                event = channel.receive::<Event>() => match event {
-                    Ok((Event::Dial { id, endpoint, within }, _)) => dials.begin(id, endpoint, within),
-                    // It is asked for nothing else.
-                    Ok(_) => {}
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-                    Err(error) => return Err(error),
-                },
-                dialled = dials.next() => dialled.hand_over(&channel).await?,
-                () = serving.cancelled(), if deadline.is_none() => {
-                    channel.send(&Command::Outlive, &[]).await?;
-                    channel.send(&Command::Retire, &[]).await?;
-                    deadline = Some((Instant::now() + LINGERING, Phase::Lingering));
-                }
-                () = sleep_until(at), if deadline.is_some() => match deadline {
-                    Some((_, Phase::Lingering)) => {
-                        channel.send(&Command::Stop, &[]).await?;
-                        deadline = Some((Instant::now() + ENDING, Phase::Ending));
-                    }
-                    _ => return Err(io::Error::other("it does not end")),
-                },
+/// Makes its connections until it has hung up.
+async fn talk(channel: &AsyncChannel, dialler: Arc<Dialler>, serving: CancellationToken) -> io::Result<()> {
+    let mut dials = Dials::new(dialler);
+    let mut deadline: Option<(Instant, Phase)> = None;
+    loop {
+        let at = deadline.map_or_else(|| Instant::now() + LINGERING, |(at, _)| at);
+        tokio::select! {
+            event = next(channel) => match event {
+                Ok(Event::Dial { id, endpoint, within }) => dials.begin(id, endpoint, within),
+                // It is asked for nothing else.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Err(error) => return Err(error),
+            },
+            dialled = dials.next() => in_time(dialled.hand_over(channel)).await?,
+            () = serving.cancelled(), if deadline.is_none() => {
+                in_time(channel.send(&Command::Outlive, &[])).await?;
+                in_time(channel.send(&Command::Retire, &[])).await?;
+                deadline = Some((Instant::now() + LINGERING, Phase::Lingering));
             }
+            () = sleep_until(at), if deadline.is_some() => match deadline {
+                Some((_, Phase::Lingering)) => {
+                    in_time(channel.send(&Command::Stop, &[])).await?;
+                    deadline = Some((Instant::now() + ENDING, Phase::Ending));
+                }
+                _ => return Err(io::Error::other("it does not end")),
+            },
         }
     }
 }
@@ -201,25 +223,42 @@ enum Phase {
     Ending,
 }
 
-/// Kills that process, if it is a guest-facing one: it has told its id itself, and may not name another's.
-fn end(pid: u32) {
-    let is_one = fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == COMMAND_LINE);
-    if is_one && let Ok(pid) = i32::try_from(pid) {
-        // It may be gone.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+/// Says that this agent has come; gives the sockets that guests connect to.
+fn adopt(channel: &Channel, dialler: &Arc<Dialler>) -> io::Result<Vec<TcpListener>> {
+    let signing = signer::start(dialler.clone())?;
+    channel.send(&Command::Adopt { protocol: PROTOCOL }, &[signing.as_fd()])?;
+    let (event, given) = channel.receive::<Event>(Some(ANSWER))?;
+    // To close another one may take its time.
+    let is_listener = |socket: &OwnedFd| SockRef::from(socket).is_listener().unwrap_or(false);
+    let (listeners, others) = given.into_iter().partition::<Vec<_>, _>(is_listener);
+    channel.hold(others);
+    // Which process it is says the name of the socket: its own word may be a lie.
+    match event {
+        Event::Adopted { .. } => Ok(listeners.into_iter().map(TcpListener::from).collect()),
+        _ => Err(io::Error::other("it says something else")),
     }
 }
 
-fn sockets(run_dir: &Path) -> io::Result<Vec<PathBuf>> {
+/// Waits for so long until that process has ended, and then kills it; tells whether it had to.
+fn end(process: Option<&Former>, patience: Duration) -> bool {
+    let Some(process) = process else { return false };
+    if process.has_ended(patience) {
+        return false;
+    }
+    process.kill();
+    process.has_ended(ENDING);
+    true
+}
+
+/// Sockets of guest-facing processes, with the processes' ids.
+fn sockets(run_dir: &Path) -> io::Result<Vec<(PathBuf, u32)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(run_dir)? {
         let entry = entry?;
-        let is_one = entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.starts_with(ADOPTION) && name.ends_with(".sock"));
-        if is_one {
-            found.push(entry.path());
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|name| name.strip_prefix(ADOPTION)?.strip_suffix(".sock"));
+        if let Some(id) = id.and_then(|id| id.parse().ok()) {
+            found.push((entry.path(), id));
         }
     }
     Ok(found)

@@ -1,14 +1,22 @@
 //! One guest-facing process: this program again, with nothing but a channel.
 use std::{
-    io,
-    os::{fd::OwnedFd, unix::process::CommandExt as _, unix::process::ExitStatusExt as _},
+    fs, io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+        unix::process::ExitStatusExt as _,
+    },
     process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::Signal,
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::{descriptors, packets::Channel};
+use crate::{descriptors, link::NAME, packets::Channel};
 
 /// This program as a guest-facing process. Not by a name: another version may be installed there by now.
 pub fn command() -> Command {
@@ -16,9 +24,6 @@ pub fn command() -> Command {
     command.arg0("metadata-agent").arg("proxy").env_clear();
     command
 }
-
-/// Command line of a guest-facing process, as `/proc/<pid>/cmdline` has it.
-pub(super) const COMMAND_LINE: &[u8] = b"metadata-agent\0proxy\0";
 
 /// A running process. It is killed when this is dropped.
 #[derive(Debug)]
@@ -74,6 +79,30 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A guest-facing process that is no child of this one.
+#[derive(Debug)]
+pub(super) struct Former(OwnedFd);
+
+impl Former {
+    /// The process with that id, if it is a guest-facing one.
+    pub(super) fn find(id: u32) -> Option<Self> {
+        let process = descriptors::process(id).ok()?;
+        let name = fs::read(format!("/proc/{id}/comm")).ok()?;
+        (name.strip_suffix(b"\n") == Some(NAME.to_bytes())).then_some(Self(process))
+    }
+
+    /// Waits until it has ended, for so long at most. Tells whether it has.
+    pub(super) fn has_ended(&self, within: Duration) -> bool {
+        let limit = PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX);
+        poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], limit).is_ok_and(|ended| ended > 0)
+    }
+
+    pub(super) fn kill(&self) {
+        // It may have ended.
+        let _ = descriptors::kill(&self.0);
     }
 }
 

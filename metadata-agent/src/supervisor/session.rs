@@ -25,6 +25,7 @@ use super::{
     orphan::Meeting,
     process::Process,
     signer,
+    speech::{SILENCE, in_time, next},
 };
 use crate::{
     directory::{Changes, Entry},
@@ -35,9 +36,8 @@ use crate::{
 
 /// How long a process may take until it is ready.
 const READY: Duration = Duration::from_secs(10);
-/// How often it is asked how it is, and how long it may say nothing until it is taken for stuck.
+/// How often it is asked how it is.
 const ASK: Duration = Duration::from_secs(1);
-const SILENCE: Duration = Duration::from_secs(20);
 /// How long it may take to end when it is told to: what is under way is served for some seconds.
 const ENDING: Duration = Duration::from_secs(8);
 /// Ports in one message, so that it is no longer than a packet.
@@ -96,7 +96,8 @@ impl Wanted {
             Order::Outlive => self.is_outlived = true,
             Order::Retire => self.is_retired = true,
             Order::Stop => self.is_stopped = true,
-            Order::Ask(_) | Order::Settle => {}
+            Order::Settle => self.parts.setup.lingers = false,
+            Order::Ask(_) => {}
         }
     }
 }
@@ -148,7 +149,7 @@ pub(super) async fn run(
     // How it ended says more than that nobody is at the other end.
     let ended = timeout(Duration::from_millis(100), session.process.ended()).await.ok();
     let how = ended.filter(|_| is_silent).unwrap_or_else(|| died.to_string());
-    if session.is_over {
+    if session.end() {
         info!(how, "the guest-facing process has ended as it was told");
         return Ended::AsTold;
     }
@@ -176,7 +177,7 @@ struct Session {
 impl Session {
     fn start(wanted: &Wanted, guests: &Guests) -> io::Result<Self> {
         let (process, channel) = Process::start((wanted.parts.command)())?;
-        let meeting = Meeting::arrange(&wanted.parts.run_dir)?;
+        let meeting = Meeting::arrange(&wanted.parts.run_dir, process.id())?;
         info!(pid = process.id(), "the guest-facing process is started");
         Ok(Self {
             process,
@@ -194,17 +195,15 @@ impl Session {
     }
 
     /// Until it is confined and knows all ports.
-    async fn get_ready(&mut self, wanted: &mut Wanted, guests: &Guests) -> io::Result<()> {
+    async fn get_ready(&mut self, wanted: &Wanted, guests: &Guests) -> io::Result<()> {
         let signing = signer::start(guests.dialler.clone())?;
         let Parts { setup, listeners, open, .. } = &wanted.parts;
         let mut descriptors: Vec<BorrowedFd<'_>> =
             vec![open.as_fd(), signing.as_fd(), self.meeting.socket.as_fd()];
         descriptors.extend(listeners.iter().map(|listener| listener.as_fd()));
         self.send(&Command::Begin(Box::new(setup.clone())), &descriptors).await?;
-        // The next one finds nobody lingering.
-        wanted.parts.setup.lingers = false;
         self.send_certificates().await?;
-        match self.channel.receive().await?.0 {
+        match next(&self.channel).await? {
             Event::Ready { lacking } => {
                 let lacking: Vec<_> = lacking.iter().map(|text| printable(text, 200)).take(16).collect();
                 for lacking in &lacking {
@@ -238,11 +237,7 @@ impl Session {
         loop {
             let deadline = self.deadline.unwrap_or(self.heard + SILENCE);
             let step = tokio::select! {
-                event = self.channel.receive() => match event {
-                    // Descriptors that come with it are closed.
-                    Ok((event, _)) => self.hear(event, wanted, guests),
-                    Err(error) => Err(error),
-                },
+                event = next(&self.channel) => event.and_then(|event| self.hear(event, wanted, guests)),
                 dialled = self.dials.next() => self.hand_over(dialled).await,
                 order = orders.recv() => match order {
                     Some(order) => self.obey(order, wanted).await,
@@ -266,7 +261,11 @@ impl Session {
     async fn obey(&mut self, order: Order, wanted: &mut Wanted) -> io::Result<()> {
         wanted.note(&order);
         match order {
-            Order::Serve => self.send(&Command::Serve, &[]).await,
+            Order::Serve => {
+                // The news of what is to be served may not have been heard yet.
+                self.send_ports(wanted).await?;
+                self.send(&Command::Serve, &[]).await
+            }
             Order::Log(filter) => self.send(&Command::Log(filter), &[]).await,
             Order::Ask(asked) => {
                 self.asked.push(asked);
@@ -321,7 +320,7 @@ impl Session {
     /// A new connection is greeted with the certificates that are there by now.
     async fn hand_over(&self, dialled: Dialled) -> io::Result<()> {
         self.renew_certificates().await?;
-        timeout(SILENCE, dialled.hand_over(&self.channel)).await.unwrap_or_else(|_| Err(deaf()))
+        in_time(dialled.hand_over(&self.channel)).await
     }
 
     async fn ask(&mut self) -> io::Result<()> {
@@ -353,8 +352,15 @@ impl Session {
     }
 
     async fn send(&self, command: &Command, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let sending = self.channel.send(command, descriptors);
-        timeout(SILENCE, sending).await.unwrap_or_else(|_| Err(deaf()))
+        in_time(self.channel.send(command, descriptors)).await
+    }
+
+    /// Ends the process, and all that there was for it; tells whether it was to end.
+    fn end(self) -> bool {
+        let Self { process, channel, is_over, .. } = self;
+        drop(process);
+        channel.dispose();
+        is_over
     }
 }
 
@@ -376,10 +382,6 @@ fn pieces(entered: Vec<Entry>) -> io::Result<Vec<Vec<Entry>>> {
         }
     }
     Ok(pieces)
-}
-
-fn deaf() -> io::Error {
-    io::Error::other("it does not listen")
 }
 
 fn unexpected(event: &Event) -> io::Error {
