@@ -27,11 +27,11 @@ use crate::descriptors::{own, watch};
 pub const LONGEST: usize = 128 << 10;
 /// The most descriptors in one, which is also the kernel's limit (`SCM_MAX_FD`).
 pub const MOST_DESCRIPTORS: usize = 253;
-/// How long a packet may take to be taken.
+/// Timeout of sending a packet.
 const SENDING: Duration = Duration::from_secs(5);
 
 thread_local! {
-    /// What a thread receives with: kept, since one of that size is a mapping of its own each time.
+    /// Buffer that a thread receives with: kept, since one of that size is a mapping of its own each time.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -51,6 +51,8 @@ impl Channel {
     pub fn new(socket: Socket) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         socket.set_write_timeout(Some(SENDING))?;
+        // A host may have less by default than the longest packet takes.
+        socket.set_send_buffer_size(2 * LONGEST)?;
         Ok(Self { socket, held: Mutex::default() })
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 thread_local! {
-    /// Whether the thread is within a conversation.
+    /// Set while the thread is within a conversation.
     static IS_BOUNDED: Cell<bool> = const { Cell::new(false) };
 }
 

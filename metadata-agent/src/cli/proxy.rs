@@ -34,7 +34,7 @@ use crate::{
     tls::Tls,
 };
 
-/// How long what it begins with may take to come.
+/// Timeout of what it begins with.
 const BEGIN: Duration = Duration::from_secs(10);
 /// Longest certificates: more than all authorities of the world take.
 const MOST_CERTIFICATES: u64 = 64 << 20;
@@ -214,7 +214,14 @@ impl GuestFacing {
             Command::Begin(_) | Command::Adopt { .. } => bail!("{command:?} to a process that has begun"),
             Command::Certificates => {
                 let Some(tls) = &self.tls else { bail!("certificates without TLS") };
-                tls.replace(client(&read_certificates(given)?, &self.signing)?);
+                let renewed = read_certificates(given);
+                match renewed.and_then(|certificates| client(&certificates, &self.signing)) {
+                    Ok(client) => tls.replace(client),
+                    // One descriptor more may have been too many.
+                    Err(error) => {
+                        warn!("new certificates for nova cannot be used, keeping the former: {error:#}")
+                    }
+                }
             }
             Command::Ports { entered, gone } => self.directory.apply(entered, &gone),
             Command::Serve => self.serving.cancel(),

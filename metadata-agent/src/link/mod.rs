@@ -61,7 +61,7 @@ pub const NAME: &CStr = c"metadata-proxy";
 pub const MOST_NUMBERS: usize = 64 << 10;
 pub const MOST_NOTES: usize = 4 << 10;
 
-/// What the guest-facing process is told.
+/// Messages to the guest-facing process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Command {
     /// Confine yourself and be ready. The first message.
@@ -104,7 +104,7 @@ pub enum Command {
     },
 }
 
-/// What the guest-facing process says. Whoever hears it bounds and checks all of it: guests may have taken it over.
+/// Messages of the guest-facing process. Whoever hears them bounds and checks all of them: guests may have taken it over.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Event {
     /// It is confined, and serves when told to.
@@ -118,7 +118,7 @@ pub enum Event {
         id: u64,
         /// Index of the endpoint.
         endpoint: usize,
-        /// How long that may take.
+        /// Timeout.
         within: Duration,
     },
     /// It has lost the agent that has started it, and hears this one.
@@ -144,13 +144,13 @@ pub struct Setup {
     pub limits: Limits,
     /// Nova.
     pub nova: NovaSettings,
-    /// Whether Nova is spoken to by TLS: then `Certificates` come with their own message.
+    /// TLS to Nova: then `Certificates` come with their own message.
     pub has_tls: bool,
     /// Listening sockets of each worker, in the order in which they come.
     pub workers: Vec<usize>,
-    /// Whether a former process may still have connections open.
+    /// Set if a former process may still have connections open.
     pub lingers: bool,
-    /// How long guests come when there is no agent: so long known ports are served.
+    /// Time for which guests come when there is no agent: so long known ports are served.
     pub lease: Duration,
     /// User of agents: nobody else's adopts it.
     pub owner: u32,

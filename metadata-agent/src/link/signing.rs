@@ -15,7 +15,7 @@ use tls_peer::KeyKind;
 
 use crate::packets::Channel;
 
-/// How long a signature may take. The worker that needs it waits, as it would for its own.
+/// Timeout of a signature. The worker that needs it waits, as it would for its own.
 const SIGNING: Duration = Duration::from_secs(2);
 
 /// Longest message that is signed: a whole handshake, for TLS 1.2, with the chains of both sides.
@@ -103,18 +103,25 @@ pub fn serve(channel: &Channel, key: impl Fn() -> Option<Arc<dyn SigningKey>>) -
     }
 }
 
-/// Whether it is what a client signs in TLS: the words of 1.3 (RFC 8446, section 4.4.3) with a hash, or, for 1.2, the
+/// Recognizes what a client signs in TLS: the words of 1.3 (RFC 8446, section 4.4.3) with a hash, or, for 1.2, the
 /// handshake from its first message on, which is a ClientHello (RFC 5246, sections 7.4 and 7.4.8).
 fn is_handshake(message: &[u8]) -> bool {
     const CONTEXT: &[u8] = b"TLS 1.3, client CertificateVerify\0";
-    const CLIENT_HELLO: u8 = 1;
     if message.len() > LONGEST {
         return false;
     }
     match message.strip_prefix(&[b' '; 64]) {
         Some(rest) => rest.strip_prefix(CONTEXT).is_some_and(|hash| matches!(hash.len(), 32 | 48 | 64)),
-        None => message.first() == Some(&CLIENT_HELLO),
+        None => is_client_hello(message),
     }
+}
+
+/// Recognizes a message that begins with a whole ClientHello: type, length, and the version of all since 1.2 (RFC 8446,
+/// section 4.1.2).
+fn is_client_hello(message: &[u8]) -> bool {
+    let [1, a, b, c, rest @ ..] = message else { return false };
+    let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+    rest.len() >= length && rest.starts_with(&[3, 3])
 }
 
 #[cfg(test)]
@@ -128,7 +135,8 @@ mod tests {
         assert!(!is_handshake(&verify));
         assert!(is_handshake(&[&verify[..], &[7; 32]].concat()));
         assert!(!is_handshake(&[&verify[..], &[7; 33]].concat()));
-        assert!(is_handshake(&[1, 0, 0, 4]));
+        assert!(is_handshake(&[1, 0, 0, 4, 3, 3, 7, 7]));
+        assert!(!is_handshake(&[1, 0, 0, 4, 3, 1, 7, 7]) && !is_handshake(&[1, 0, 0, 5, 3, 3, 7, 7]));
         let server = b"TLS 1.3, server CertificateVerify\0";
         assert!(!is_handshake(&[&[b' '; 64][..], server, &[7; 32]].concat()));
         assert!(!is_handshake(b"") && !is_handshake(b"a contract") && !is_handshake(&[1; LONGEST + 1]));

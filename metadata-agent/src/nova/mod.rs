@@ -91,7 +91,7 @@ impl Dialler {
         race(attempts.collect(), Duration::ZERO).await.map_err(|failures| failures.join("; "))
     }
 
-    /// When the last connection for a request was made.
+    /// Time of the last connection for a request.
     pub fn last_connected(&self) -> Option<Instant> {
         *self.last_connected.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -101,7 +101,7 @@ impl Dialler {
         self.credentials.as_ref().map(Credentials::certificates)
     }
 
-    /// Whether they are others than they were when they were last asked for.
+    /// True if they are others than they were when they were last asked for.
     pub fn has_new_certificates(&self) -> bool {
         self.credentials.as_ref().is_some_and(Credentials::is_news)
     }

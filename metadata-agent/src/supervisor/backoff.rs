@@ -13,7 +13,7 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// How long to wait after a process that has lived so long. The first that ends is replaced at once.
+    /// Delay after a process that has lived so long. The first that ends is replaced at once.
     pub(super) fn after(&mut self, lived: Duration) -> Duration {
         self.in_a_row = if lived >= GOOD { 1 } else { self.in_a_row.saturating_add(1) };
         match self.in_a_row {

@@ -57,25 +57,25 @@ use crate::{
     nova::Dialler,
 };
 
-/// How long the first process may take until it is ready.
+/// Timeout of the first process until it is ready.
 const START: Duration = Duration::from_secs(20);
-/// How long its numbers are waited for.
+/// Timeout of its numbers.
 const ASKING: Duration = Duration::from_secs(2);
 /// Ends in a row, each soon after the start, that make it a trouble of the node.
 const CRASHING: u32 = 3;
 
-/// What a guest-facing process is made of.
+/// Parts of a guest-facing process.
 #[derive(Debug)]
 pub struct Parts {
-    /// How it is started.
+    /// Command that starts it.
     pub command: fn() -> Command,
-    /// What it is set up with.
+    /// Set-up that it begins with.
     pub setup: Setup,
-    /// Whether a process that is not wholly confined is of no use.
+    /// Set if a process that is not wholly confined is of no use.
     pub required: bool,
     /// The sockets that guests connect to, of all workers.
     pub listeners: Vec<TcpListener>,
-    /// Where a process can be found that loses its agent.
+    /// Run directory, where a process is found that loses its agent.
     pub run_dir: PathBuf,
     /// Processes that have lost theirs.
     pub orphans: Vec<Orphan>,
@@ -87,7 +87,7 @@ pub struct Parts {
     pub numbers: Vec<String>,
 }
 
-/// What the control plane wants of the guest-facing process.
+/// Orders of the control plane's to the guest-facing process.
 #[derive(Debug)]
 enum Order {
     Serve,
@@ -118,7 +118,7 @@ pub struct Guests {
 /// State of the process, as it was last heard of.
 #[derive(Debug, Default)]
 struct Report {
-    /// What its confinement lacks.
+    /// Parts that its confinement lacks.
     lacking: Vec<String>,
     notes: Vec<String>,
     numbers: String,
@@ -148,7 +148,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether its process has ended, as it was told.
+    /// True once its process has ended, as it was told.
     pub fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }

@@ -31,13 +31,13 @@ use crate::{
     packets::{AsyncChannel, Channel},
 };
 
-/// How long one may take to answer. One whose agent lives does not.
+/// Timeout of an answer. One whose agent lives gives none.
 const ANSWER: Duration = Duration::from_secs(2);
-/// How long its connections may have until their next request, and what is under way from then on.
+/// Grace periods: of its connections until their next request, and of what is under way from then on.
 const LINGERING: Duration = Duration::from_secs(10);
 const ENDING: Duration = Duration::from_secs(8);
 
-/// Where a process can be found that loses this agent.
+/// Meeting place of the next agent with a process that loses this one.
 #[derive(Debug)]
 pub(super) struct Meeting {
     path: PathBuf,
@@ -73,7 +73,7 @@ impl Drop for Meeting {
 /// A process without an agent.
 #[derive(Debug)]
 pub struct Orphan {
-    /// Where it is found again if this agent ends as well.
+    /// Socket by which it is found again if this agent ends as well.
     path: PathBuf,
     channel: Channel,
     listeners: Vec<TcpListener>,

@@ -34,11 +34,11 @@ use crate::{
     packets::{AsyncChannel, LONGEST},
 };
 
-/// How long a process may take until it is ready.
+/// Timeout of a process until it is ready.
 const READY: Duration = Duration::from_secs(10);
 /// How often it is asked how it is.
 const ASK: Duration = Duration::from_secs(1);
-/// How long it may take to end when it is told to: what is under way is served for some seconds.
+/// Timeout of its end when it is told to: what is under way is served for some seconds.
 const ENDING: Duration = Duration::from_secs(8);
 /// Ports in one message, so that it is no longer than a packet.
 const AT_A_TIME: usize = 16;
@@ -74,7 +74,7 @@ impl Wanted {
         }
     }
 
-    /// Whether it takes nothing new any more.
+    /// True once it takes nothing new any more.
     pub(super) fn is_ending(&self) -> bool {
         self.is_retired || self.is_stopped
     }
@@ -163,9 +163,9 @@ struct Session {
     changes: Changes,
     dialler: Arc<Dialler>,
     dials: Dials,
-    /// Where the process is found if it loses this agent. It goes with the process.
+    /// Meeting place for the next agent if the process loses this one. It goes with the process.
     meeting: Meeting,
-    /// Who waits for its numbers.
+    /// Those who wait for its numbers.
     asked: Vec<oneshot::Sender<()>>,
     born: Instant,
     heard: Instant,

@@ -20,7 +20,7 @@ use crate::{
     packets::{AsyncChannel, Channel},
 };
 
-/// How long who has connected may take to say what it wants.
+/// Timeout of whoever has connected until it says what it wants.
 const ADOPTING: Duration = Duration::from_secs(5);
 
 /// The socket where the next agent comes, and the sockets that it gets.
