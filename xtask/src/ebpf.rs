@@ -101,6 +101,9 @@ impl Toolchain {
             "-Clink-arg=--btf".into(),
             "-Ctarget-cpu=v3".into(),
             format!("-Clinker={}", linker.display()),
+            // The object has the names of its sources, for the verifier's report: not those of this machine's folders.
+            format!("--remap-path-prefix={}=/source", root.display()),
+            format!("--remap-path-prefix={}=/cargo", cargo_home().display()),
         ];
         let mut command = Command::new(&self.cargo);
         command.current_dir(root);
