@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     future::poll_fn,
     panic::{self, AssertUnwindSafe, PanicHookInfo},
-    pin::pin,
+    pin::Pin,
     process,
     task::Poll,
 };
@@ -17,9 +17,9 @@ thread_local! {
 /// The output of a future, or nothing if it panicked.
 ///
 /// What it shares with others stays in use, so locks have to be taken whether they are poisoned or not, and what it holds
-/// has to be given back by being dropped.
-pub(crate) async fn bounded<F: Future>(future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
+/// has to be given back by being dropped. It stays where it is pinned: a future that takes another one by value has room
+/// for it twice.
+pub(crate) async fn bounded<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     poll_fn(|context| {
         IS_BOUNDED.set(true);
         let polled = panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context)));
@@ -47,19 +47,21 @@ pub(crate) fn end_the_process(last_words: impl Fn() + Send + Sync + 'static) {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     #[tokio::test]
     async fn a_panic_is_that_of_one_future() {
-        assert_eq!(bounded(async { 1 }).await, Some(1));
+        assert_eq!(bounded(pin!(async { 1 })).await, Some(1));
         let panics = async {
             tokio::task::yield_now().await;
             if IS_BOUNDED.get() {
                 panic!("in a conversation");
             }
         };
-        assert_eq!(bounded(panics).await, None);
+        assert_eq!(bounded(pin!(panics)).await, None);
         assert!(!IS_BOUNDED.get());
-        assert_eq!(bounded(async { 2 }).await, Some(2));
+        assert_eq!(bounded(pin!(async { 2 })).await, Some(2));
     }
 }

@@ -324,7 +324,7 @@ impl Worker {
         let end = {
             let mut connection =
                 Connection::new(&mut stream, &caller, limits, metrics, &seat, &self.upstream, &shutdown);
-            let conversation = async {
+            let conversation = pin!(async {
                 tokio::select! {
                     biased;
                     // With the port gone, segments still to be sent have nowhere to go.
@@ -333,7 +333,7 @@ impl Worker {
                     end = connection.serve() => end,
                     () = outlived => End::Broken,
                 }
-            };
+            });
             panics::bounded(conversation).await.unwrap_or_else(|| {
                 metrics.panics.inc();
                 End::Broken
