@@ -114,8 +114,8 @@ fn guests_do_not_notice_that_the_agent_is_killed() -> Result<()> {
     let mut cloud = Cloud::with_inventory()?;
     let [guest, other] = cloud.overlapping_guests()?;
     own_identity(&guest)?;
-    let mut kept = guest.connect()?;
-    is_identity_of(&guest.port, &kept.request("GET", META_DATA, &[], b"")?)?;
+    let mut kept = other.connect()?;
+    is_identity_of(&other.port, &kept.request("GET", META_DATA, &[], b"")?)?;
     let before = guest.netns.repeated_syns()?;
     let mut orphan = 0;
     let agent = &mut cloud.agent;
@@ -125,8 +125,8 @@ fn guests_do_not_notice_that_the_agent_is_killed() -> Result<()> {
         // As a service manager waits.
         thread::sleep(Duration::from_millis(300));
         ensure!(Path::new(&format!("/proc/{orphan}")).exists(), "the guest-facing process ended as well");
-        // Over the connection to Nova that it has.
-        is_identity_of(&guest.port, &kept.request("GET", META_DATA, &[], b"")?)?;
+        // Over the connection to Nova that it has, which nobody else of that instance takes meanwhile.
+        is_identity_of(&other.port, &kept.request("GET", META_DATA, &[], b"")?)?;
         agent.resume()?;
         // This one needs a new connection to Nova, which only an agent can make.
         own_identity(&other)?;
