@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 use std::{
     cell::RefCell,
+    fs,
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
     path::Path,
@@ -12,7 +13,10 @@ use std::{
 
 use nix::{
     cmsg_space,
-    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+    sys::{
+        socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+        stat::{Mode, fchmod},
+    },
 };
 use serde::{
     Serialize,
@@ -37,6 +41,20 @@ thread_local! {
 
 /// Most packets that are looked at when the other side is gone: more than the kernel keeps for a socket.
 const MOST_LEFT: usize = 4096;
+
+/// A socket of that name that takes connections, for its owner alone; in place of one that a former process left.
+pub fn listen(path: &Path) -> io::Result<Socket> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+    // Its mode before it is bound is the one that its file gets.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(8)?;
+    Ok(socket)
+}
 
 /// A connection between two processes.
 #[derive(Debug)]

@@ -66,7 +66,6 @@ pub struct Reconciler {
 /// An assignment that ends.
 #[derive(Debug)]
 struct Ended {
-    entry: Arc<Port>,
     assignment: Assignment,
     /// Whether its guest is still there, to hear the resets of its connections.
     hears: bool,
@@ -138,8 +137,8 @@ impl Reconciler {
         self.note_served();
         self.enter();
         self.publish();
-        for Ended { entry, assignment, hears } in gone {
-            entry.gone.cancel();
+        // Its connections are reset where they are, by whoever hears of what was published.
+        for Ended { assignment, hears } in gone {
             if hears {
                 self.ended.push_back((Instant::now(), assignment));
             } else {
@@ -338,7 +337,7 @@ impl Reconciler {
         if let Err(error) = self.datapath.end(key, served.assignment) {
             error!(%error, tap = device.name, "cannot end a port's assignment");
         }
-        Some(Ended { entry: served.entry, assignment: served.assignment, hears })
+        Some(Ended { assignment: served.assignment, hears })
     }
 
     fn release(&mut self, assignment: Assignment) {

@@ -174,12 +174,16 @@ fn listening_sockets_cannot_be_spoilt() -> Result<()> {
         println!("all refused");
         std::process::exit(0);
     }
+    all_is_refused_inside("listening_sockets_cannot_be_spoilt", INSIDE)
+}
+
+/// Runs that test once more, in a process that confines itself because the variable names its root.
+fn all_is_refused_inside(test: &str, variable: &str) -> Result<()> {
     let sandbox = Sandbox::create()?;
     let root = sandbox.path("empty");
     fs::create_dir(&root)?;
     let mut inside = Command::new(env::current_exe()?);
-    inside.args(["--exact", "listening_sockets_cannot_be_spoilt", "--nocapture"]).env(INSIDE, root);
-    let output = inside.output()?;
+    let output = inside.args(["--exact", test, "--nocapture"]).env(variable, root).output()?;
     ensure!(String::from_utf8_lossy(&output.stdout).contains("all refused"), "{output:?}");
     Ok(())
 }
@@ -207,14 +211,7 @@ fn no_memory_can_be_executed() -> Result<()> {
         println!("all refused");
         std::process::exit(0);
     }
-    let sandbox = Sandbox::create()?;
-    let root = sandbox.path("empty");
-    fs::create_dir(&root)?;
-    let mut inside = Command::new(env::current_exe()?);
-    inside.args(["--exact", "no_memory_can_be_executed", "--nocapture"]).env(INSIDE, root);
-    let output = inside.output()?;
-    ensure!(String::from_utf8_lossy(&output.stdout).contains("all refused"), "{output:?}");
-    Ok(())
+    all_is_refused_inside("no_memory_can_be_executed", INSIDE)
 }
 
 /// Fields of /proc/<pid>/status.

@@ -1,8 +1,5 @@
 //! Difference between a directory and what another process was told of it.
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use super::{Directory, Entry, Port, Resolution};
 
@@ -64,11 +61,6 @@ impl Directory {
         for port in ended {
             port.gone.cancel();
         }
-    }
-
-    /// Indexes of all ports.
-    pub fn indexes(&self) -> HashSet<u32> {
-        self.published.load().ports.keys().copied().collect()
     }
 }
 

@@ -9,8 +9,7 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::stat::{Mode, fchmod};
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{SockRef, Socket};
 use tokio::{
     task::spawn_blocking,
     time::{Instant, sleep_until},
@@ -28,7 +27,7 @@ use super::{
 use crate::{
     link::{ADOPTION, Command, Event, PROTOCOL},
     nova::Dialler,
-    packets::{AsyncChannel, Channel},
+    packets::{self, AsyncChannel, Channel},
 };
 
 /// Timeout of an answer. One whose agent lives gives none.
@@ -48,15 +47,7 @@ impl Meeting {
     /// Listens in the run directory, for the process with that id.
     pub(super) fn arrange(run_dir: &Path, process: u32) -> io::Result<Self> {
         let path = run_dir.join(format!("{ADOPTION}{process}.sock"));
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
-        // Its mode before it is bound is the one that its file gets.
-        fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-        socket.bind(&SockAddr::unix(&path)?)?;
-        socket.listen(8)?;
+        let socket = packets::listen(&path)?;
         Ok(Self { path, socket })
     }
 }

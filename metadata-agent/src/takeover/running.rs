@@ -1,23 +1,20 @@
 //! The running agent's side of a takeover.
 #![forbid(unsafe_code)]
 use std::{
-    fs, io,
+    io,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
     thread,
     time::Duration,
 };
 
-use nix::sys::{
-    socket::{getsockopt, sockopt::PeerCredentials},
-    stat::{Mode, fchmod},
-};
-use socket2::{Domain, SockAddr, Socket, Type};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use socket2::Socket;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use super::{Message, PROTOCOL, SOCKET};
-use crate::packets::Channel;
+use crate::packets::{self, Channel};
 
 /// How long a successor may take to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
@@ -61,16 +58,7 @@ pub struct Takeovers(mpsc::Receiver<Step>);
 impl Takeovers {
     /// Listens in the run directory, in place of whoever did before.
     pub fn accept(run_dir: &Path, offering: Offering) -> io::Result<Self> {
-        let path = run_dir.join(SOCKET);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
-        // Its mode before it is bound is the one that its file gets.
-        fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-        socket.bind(&SockAddr::unix(&path)?)?;
-        socket.listen(8)?;
+        let socket = packets::listen(&run_dir.join(SOCKET))?;
         let (steps, receiver) = mpsc::channel(1);
         let serve = move || {
             let mut retired = None;
@@ -182,7 +170,7 @@ fn hand_over(
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, net::TcpListener, path::PathBuf};
+    use std::{fs, fs::File, net::TcpListener, path::PathBuf};
 
     use super::*;
     use crate::takeover::{Error, Predecessor};
