@@ -256,7 +256,11 @@ impl Agent {
 
     /// Waits until the guest's tap is served, as that device and that instance.
     pub fn wait_served(&self, guest: &Guest, ifindex: u32) -> Result<PortStatus> {
-        let port = &guest.port;
+        self.wait_port_served(&guest.port, ifindex)
+    }
+
+    /// The same for whatever is behind a port's tap.
+    pub fn wait_port_served(&self, port: &Port, ifindex: u32) -> Result<PortStatus> {
         until(&format!("{} is served", port.tap), REACTION, || {
             let ports = self.ports()?;
             let found = ports.iter().find(|status| {

@@ -51,7 +51,7 @@ pub enum Generation {
 const IP_NODEFRAG: libc::c_int = 22;
 
 /// What udhcpc calls with a lease: option 121 replaces option 3 (RFC 3442).
-const DHCP_HOOK: &str = r#"#!/bin/sh
+pub(crate) const DHCP_HOOK: &str = r#"#!/bin/sh
 case $1 in
 deconfig) ip link set "$interface" up; ip -4 addr flush dev "$interface";;
 bound|renew)

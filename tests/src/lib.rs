@@ -33,6 +33,7 @@ pub mod guest;
 pub mod http;
 pub mod interpreter;
 pub mod kernel;
+pub mod machine;
 pub mod model;
 pub mod netns;
 pub mod nova;

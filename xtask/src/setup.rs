@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use crate::{
     build,
     command::{cargo, find, is_root, root, run_quietly, say},
-    debian, ebpf,
+    debian, ebpf, vm,
 };
 
 /// What building needs: a C compiler for a crate with C and assembler parts (aws-lc-sys), and for bpf-linker's.
@@ -28,6 +28,9 @@ const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("ovs-pki", "openvswitch-pki"),
     ("ovn-northd", "ovn-central"),
     ("ovn-controller", "ovn-host"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("depmod", "kmod"),
+    ("setpriv", "util-linux"),
 ];
 
 /// What cloud-init needs besides itself.
@@ -75,13 +78,7 @@ const REQUIREMENTS: &str = "requirements.txt";
 const CLOUD_INIT_SUITES: &[&str] = &["bookworm", "trixie"];
 
 /// What virtual machines with other kernels need besides.
-const VM_PROGRAMS: &[(&str, &str)] = &[
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("depmod", "kmod"),
-    ("setpriv", "util-linux"),
-    ("dpkg-deb", "dpkg"),
-    ("/usr/lib/systemd/systemd", "systemd"),
-];
+const VM_PROGRAMS: &[(&str, &str)] = &[("dpkg-deb", "dpkg"), ("/usr/lib/systemd/systemd", "systemd")];
 
 /// What packages are made with.
 const DIST_PROGRAMS: &[(&str, &str)] = &[
@@ -136,6 +133,7 @@ pub(crate) fn for_tests() -> anyhow::Result<()> {
     cloud_init()?;
     ec2_clients()?;
     promtool()?;
+    vm::guest_image()?;
     for_build()
 }
 

@@ -1,4 +1,6 @@
 //! Tests and the demonstration, with the agent they need built before.
+use std::{num::NonZero, process::Command, thread};
+
 use anyhow::bail;
 use clap::Args;
 
@@ -54,8 +56,8 @@ pub(crate) fn test(options: &TestOptions) -> anyhow::Result<Counts> {
     need_root("the end-to-end tests make network namespaces and load eBPF programs")?;
     setup::for_tests()?;
     let agent = build::build(&build::Options { release: false })?;
-    let mut command = cargo();
-    command.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
+    let mut command = cargo_test();
+    command.args(["--workspace"]);
     command.args(options.filter.as_slice());
     command.envs(options.fuzz.map(|seconds| ("FUZZ_SECONDS", seconds.to_string())));
     command.envs(options.compare.map(|seconds| ("DIFFERENTIAL_SECONDS", seconds.to_string())));
@@ -64,11 +66,19 @@ pub(crate) fn test(options: &TestOptions) -> anyhow::Result<Counts> {
     if options.filter.is_some() {
         return Ok(counts);
     }
-    let mut command = cargo();
-    command.args(["test", "--locked", "--package", "metadata-tests", "--no-fail-fast"]);
+    let mut command = cargo_test();
+    command.args(["--package", "metadata-tests"]);
     command.args(ATTACHMENT_SUITES.iter().flat_map(|suite| ["--test", suite]));
     counts += run_tests(command.env("METADATA_AGENT_BIN", agent).env("METADATA_TEST_ATTACH", "clsact"))?;
     Ok(counts)
+}
+
+/// Tests wait for others most of the time: two for each processor.
+fn cargo_test() -> Command {
+    let threads = 2 * thread::available_parallelism().map_or(1, NonZero::get);
+    let mut command = cargo();
+    command.args(["test", "--locked", "--no-fail-fast"]).env("RUST_TEST_THREADS", threads.to_string());
+    command
 }
 
 /// An error unless we are root.

@@ -2,15 +2,14 @@
 //!
 //! From there on the machine sees this machine's files, read-only, with a memory of its own for what it writes.
 use std::{
-    collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
 use super::{
+    archive::Archive,
     kernel::{self, Installed},
     quoted,
 };
@@ -92,14 +91,11 @@ impl Initramfs {
     pub(super) fn write(kernel: &Installed, cache: &Path, test: &str) -> anyhow::Result<Self> {
         let busybox = kernel::busybox(cache)?;
         let mut archive = Archive::default();
-        for folder in ["bin", "dev", "proc", "sys", "host", "writes", "root", "modules"] {
+        for folder in ["host", "writes", "root"] {
             archive.folder(folder);
         }
-        archive.console();
-        archive.file("bin/busybox", &fs::read(&busybox)?);
-        for (index, module) in load_order(&kernel.modules)?.iter().enumerate() {
-            archive.file(&format!("modules/{index:02}.ko"), &decompressed(module, &busybox)?);
-        }
+        archive.base(&busybox)?;
+        archive.modules(&kernel.modules, MODULES, &busybox)?;
         let modules = kernel.modules.parent().unwrap_or(&kernel.modules).to_string_lossy();
         let init = INIT.replace("\"/host$MODULES\"", &quoted(&format!("/host{modules}")));
         archive.file("init", init.as_bytes());
@@ -132,105 +128,4 @@ fn sweep(folder: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The files of `MODULES` and of what they need, in the order in which they can be loaded.
-fn load_order(modules: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let index = read(&modules.join("modules.dep"))?;
-    let built_in = read(&modules.join("modules.builtin"))?;
-    let name = |path: &str| {
-        let file = path.rsplit('/').next().unwrap_or_default();
-        file.split('.').next().unwrap_or_default().replace('-', "_")
-    };
-    let lines = index.lines().filter_map(|line| line.split_once(':'));
-    let needs: HashMap<String, (&str, &str)> =
-        lines.map(|(path, needs)| (name(path), (path, needs))).collect();
-    let mut order: Vec<PathBuf> = Vec::new();
-    for wanted in MODULES {
-        let Some((path, needs)) = needs.get(*wanted) else {
-            ensure!(built_in.lines().any(|path| name(path) == *wanted), "the kernel has no module {wanted}");
-            continue;
-        };
-        // The last of a line is to be loaded first.
-        for path in needs.split_whitespace().rev().chain([*path]) {
-            let file = modules.join(path);
-            if !order.contains(&file) {
-                order.push(file);
-            }
-        }
-    }
-    Ok(order)
-}
-
-fn read(path: &Path) -> anyhow::Result<String> {
-    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// Not every kernel decompresses its modules itself.
-fn decompressed(module: &Path, busybox: &Path) -> anyhow::Result<Vec<u8>> {
-    if module.extension().is_none_or(|extension| extension != "xz") {
-        return fs::read(module).with_context(|| format!("cannot read {}", module.display()));
-    }
-    let output = Command::new(busybox).args(["unxz", "-c"]).arg(module).output()?;
-    ensure!(output.status.success(), "cannot decompress {}", module.display());
-    Ok(output.stdout)
-}
-
-/// A cpio archive in the format that the kernel unpacks (its Documentation/driver-api/early-userspace).
-#[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    entries: u32,
-}
-
-impl Archive {
-    fn folder(&mut self, name: &str) {
-        self.entry(name, 0o040_755, (0, 0), &[]);
-    }
-
-    fn file(&mut self, name: &str, content: &[u8]) {
-        self.entry(name, 0o100_755, (0, 0), content);
-    }
-
-    /// What the kernel opens for the first process.
-    fn console(&mut self) {
-        self.entry("dev/console", 0o020_600, (5, 1), &[]);
-    }
-
-    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
-        self.entries += 1;
-        let length = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            1,
-            0,
-            length(content.len()),
-            0,
-            0,
-            device.0,
-            device.1,
-            length(name.len() + 1),
-            0,
-        ];
-        self.bytes.extend(b"070701");
-        for field in fields {
-            self.bytes.extend(format!("{field:08X}").bytes());
-        }
-        self.bytes.extend(name.bytes().chain([0]));
-        self.pad();
-        self.bytes.extend(content);
-        self.pad();
-    }
-
-    fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.entry("TRAILER!!!", 0, (0, 0), &[]);
-        self.bytes
-    }
 }

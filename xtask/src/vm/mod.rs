@@ -1,5 +1,7 @@
 //! `cargo xtask vm-test`: the agent on Debian's kernels, with Open vSwitch's kernel datapath, and as a service of systemd's,
 //! in virtual machines.
+mod archive;
+mod guest;
 mod initramfs;
 mod kernel;
 mod machine;
@@ -69,10 +71,7 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
         filter: options.filter.clone(),
     };
     program.check()?;
-    let cache = build::target().join("vm");
-    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
-    // The machines see the same files under the same names, so those must be complete.
-    let cache = cache.canonicalize()?;
+    let cache = cache()?;
 
     let mut outcomes = Vec::new();
     for kernel in kernels {
@@ -87,6 +86,18 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
         outcomes.push(Outcome { kernel: name, failure, time: started.elapsed() });
     }
     report(&outcomes)
+}
+
+/// Makes the image of the guests that the end-to-end tests boot.
+pub(crate) fn guest_image() -> anyhow::Result<()> {
+    guest::make(&cache()?)
+}
+
+/// The folder of kernels and tools, by its whole name: the machines see the same files under the same names.
+fn cache() -> anyhow::Result<PathBuf> {
+    let cache = build::target().join("vm");
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    Ok(cache.canonicalize()?)
 }
 
 /// What runs in the machines.
