@@ -290,7 +290,11 @@ impl Reconciler {
 
     /// Ports that are served, and those there was no room for, for the admin interface.
     pub fn describe(&self) -> Vec<Value> {
-        let served = self.served.iter().map(|(key, served)| served.describe(*key));
+        let served = self.served.iter().map(|(key, served)| {
+            // Without them, all the rest is still worth to be told.
+            let frames = self.datapath.port_frames(served.assignment).unwrap_or_default();
+            served.describe(*key, &frames)
+        });
         let full = Error::Full.to_string();
         let refused = self.refused.iter().map(|(key, port)| served::describe_refused(*key, port, &full));
         served.chain(refused).collect()

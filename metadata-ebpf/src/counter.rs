@@ -1,10 +1,13 @@
 //! Every outcome of the datapath has a number here: the index into the `COUNTERS` map and the name operators see.
 #![forbid(unsafe_code)]
 
-/// Entries of the `COUNTERS` map: room for counters of later versions, which adopt the map as it is.
+/// Entries of the `COUNTERS` map, and counters of each port: room for those of later versions, which adopt the maps as they
+/// are.
 pub const CAPACITY: u32 = 64;
 
 const _: () = assert!(Counter::ALL.len() <= CAPACITY as usize);
+// Numbers are kept within it by a mask.
+const _: () = assert!(CAPACITY.is_power_of_two());
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $variant:ident => $name:literal,)+) => {

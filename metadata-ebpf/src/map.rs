@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::address::SOURCES_PER_PORT;
+use crate::{address::SOURCES_PER_PORT, counter};
 
 /// Version of these layouts. Pinned maps of another version cannot be adopted; it names the pin directory.
 pub const LAYOUT: u32 = 5;
@@ -45,6 +45,23 @@ pub struct OpenSources {
     pub connections: [u32; SOURCES_PER_PORT],
     /// Address of each source, as the programs have learned it; see [`Source::address`].
     pub addresses: [[u32; 4]; SOURCES_PER_PORT],
+}
+
+/// Value of `PORT_COUNTERS`, one for each port index: the outcomes of one port's frames.
+///
+/// The agent writes the whole value when it assigns the index; the programs only add. They do so atomically, since frames
+/// of one port come by on several processors, and on frames that are ours alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct PortCounts {
+    /// Generation of the assignment that is counted for. An agent that does not know this map leaves it as it was.
+    pub generation: u64,
+    /// Time of the last frame that was dropped, in nanoseconds of the kernel's monotonic clock; 0 if none was.
+    pub dropped_at: u64,
+    /// The outcome of that one, by the number of its counter.
+    pub dropped_as: u64,
+    /// Frames, by the numbers of the counters.
+    pub frames: [u64; counter::CAPACITY as usize],
 }
 
 /// Key of `PORTS`: the device a frame came in on, and what tells those behind it apart. That is the VLAN on a tap, and
@@ -190,6 +207,7 @@ const _: () = assert!(size_of::<OpenSources>() == SOURCES_PER_PORT * (4 + 16));
 // The kernel rounds values up to that, and their memory is one array.
 const _: () = assert!(size_of::<OpenSources>().is_multiple_of(8));
 const _: () = assert!(size_of::<Source>() == 8 + 16 + 8 + 8);
+const _: () = assert!(size_of::<PortCounts>() == 24 + 8 * counter::CAPACITY as usize);
 const _: () = assert!(size_of::<PortSources>() == 56 + SOURCES_PER_PORT * size_of::<Source>());
 
 impl PortKey {
@@ -380,6 +398,18 @@ impl Source {
         match self.v4() {
             Some(address) => IpAddr::V4(address),
             None => IpAddr::V6(self.v6()),
+        }
+    }
+}
+
+impl PortCounts {
+    /// Nothing was counted yet for that generation.
+    pub const fn new(generation: u8) -> Self {
+        Self {
+            generation: generation as u64,
+            dropped_at: 0,
+            dropped_as: 0,
+            frames: [0; counter::CAPACITY as usize],
         }
     }
 }

@@ -2,6 +2,11 @@
 #![allow(unsafe_code, reason = "maps are memory that the kernel shares")]
 mod state;
 
+use core::{
+    arch::asm,
+    ptr::{addr_of_mut, write_volatile},
+};
+
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -12,7 +17,7 @@ use aya_ebpf::{
 use metadata_ebpf::{
     address::MAX_PORTS,
     counter,
-    map::{Control, Network, OpenSources, Port, PortKey, PortSources},
+    map::{Control, Network, OpenSources, Port, PortCounts, PortKey, PortSources},
 };
 
 pub(crate) use self::state::{Locked, Meter, Open, PortState};
@@ -26,6 +31,9 @@ static SOURCES: btf_maps::Array<PortSources, { MAX_PORTS as usize }> = btf_maps:
 
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::CAPACITY, 0);
+
+#[map]
+static PORT_COUNTERS: Array<PortCounts> = Array::with_max_entries(MAX_PORTS, 0);
 
 #[map]
 static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
@@ -72,16 +80,40 @@ pub(crate) fn state(index: u32) -> Option<PortState> {
     Some(unsafe { PortState::new(SOURCES.get_ptr_mut(index)?) })
 }
 
-/// Counts an outcome of a frame from or to the guest of that device, given by a counter's number. The agent's own guest
-/// asks all day, which would be all that a quiet node counts.
+/// Stands for no port where a port's index would.
+pub(crate) const NOBODY: u32 = u32::MAX;
+
+/// Counts an outcome, given by a counter's number, of a frame from or to the guest of that device, and of the port with that
+/// index if it is somebody's. The agent's own guest asks all day, which would be all that a quiet node counts.
 #[inline(always)]
-pub(crate) fn count(ifindex: u32, counter: u32) {
+pub(crate) fn count(ifindex: u32, port: u32, counter: u32) {
     if control().is_some_and(|control| control.probe == ifindex) {
         return;
     }
     if let Some(value) = COUNTERS.get_ptr_mut(counter) {
         // SAFETY: this processor's own copy; a program is not preempted by another one of the same processor.
         unsafe { *value += 1 };
+    }
+    if let Some(counts) = PORT_COUNTERS.get_ptr_mut(port) {
+        let place = counter as usize & (counter::CAPACITY as usize - 1);
+        // SAFETY: a value of the map, within its array; other processors and the agent use it by whole words only. Core has
+        // no atomic addition for this target, since not all of them came with the first kernels; this one, BPF_XADD, did.
+        unsafe {
+            let frames = addr_of_mut!((*counts).frames[place]);
+            asm!("lock *(u64 *)({frames} + 0) += {one}", frames = in(reg) frames, one = in(reg) 1_u64, options(nostack));
+        }
+    }
+}
+
+/// Notes when a frame of a port was dropped last, and with which outcome.
+#[inline(always)]
+pub(crate) fn note_dropped(port: u32, counter: u32, now: u64) {
+    if let Some(counts) = PORT_COUNTERS.get_ptr_mut(port) {
+        // SAFETY: as in `count`; of two frames that are dropped at once either is the last.
+        unsafe {
+            write_volatile(addr_of_mut!((*counts).dropped_as), counter.into());
+            write_volatile(addr_of_mut!((*counts).dropped_at), now);
+        }
     }
 }
 

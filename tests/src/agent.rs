@@ -72,6 +72,9 @@ pub struct PortStatus {
     pub instance: Option<String>,
     #[serde(default)]
     pub fixed_ips: Vec<IpAddr>,
+    /// Frames by outcome.
+    #[serde(default)]
+    pub frames: BTreeMap<String, u64>,
     pub state: String,
     /// Why it is not served, if it is not.
     pub reason: String,

@@ -191,6 +191,15 @@ impl Device {
     }
 }
 
+/// Frames of one port.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PortFrames {
+    /// Numbers of them by their outcome, as far as there were any since the port is served.
+    pub frames: Vec<(Counter, u64)>,
+    /// Outcome of the last one that was dropped, and how long ago that was.
+    pub dropped: Option<(Counter, Duration)>,
+}
+
 /// The loaded datapath. Control plane only: one owner, no locks.
 pub struct Datapath {
     ebpf: Ebpf,
@@ -446,6 +455,18 @@ impl Datapath {
     /// The counters, summed over the processors.
     pub fn counters(&self) -> Result<Vec<(Counter, u64)>, Error> {
         self.tables.counters()
+    }
+
+    /// The frames of an assignment by outcome, as far as there were any, and the last one that was dropped.
+    pub fn port_frames(&self, assignment: Assignment) -> Result<PortFrames, Error> {
+        let counts = self.tables.counts(assignment)?;
+        let frames = Counter::ALL.iter().map(|counter| (*counter, counts.frames[*counter as usize]));
+        let frames = frames.filter(|(_, frames)| *frames > 0).collect();
+        let dropped = Counter::ALL.get(counts.dropped_as as usize).filter(|_| counts.dropped_at > 0);
+        Ok(PortFrames {
+            frames,
+            dropped: dropped.map(|counter| (*counter, tables::since(counts.dropped_at))),
+        })
     }
 
     /// The map `OPEN`, for who is to have its memory in common with the programs.

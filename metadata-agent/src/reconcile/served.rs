@@ -10,7 +10,7 @@ use uuid::{Uuid, uuid};
 
 use crate::{
     boot_clock,
-    datapath::{Adopted, Assignment, Device},
+    datapath::{Adopted, Assignment, Device, PortFrames},
     directory::{Identity, Port, Resolution, Signer, Tap},
     inventory::{DesiredPort, MetadataPort, Who},
     tokens::{FirstServed, Tokens},
@@ -153,7 +153,7 @@ impl Served {
         }
     }
 
-    pub(super) fn describe(&self, key: PortKey) -> Value {
+    pub(super) fn describe(&self, key: PortKey, frames: &PortFrames) -> Value {
         let (state, reason) = self.state();
         let reason = match &self.attached {
             Ok(()) => reason,
@@ -178,6 +178,7 @@ impl Served {
             "network": identity.map(|identity| &identity.network),
             "fixed_ips": identity.map_or_else(Vec::new, |identity| identity.fixed_ips.clone()),
             "tokens": self.token_mode(),
+            "frames": by_outcome(frames),
         })
     }
 
@@ -194,6 +195,12 @@ impl Served {
             },
         })
     }
+}
+
+/// Numbers of frames by the names of their outcomes.
+pub(super) fn by_outcome(frames: &PortFrames) -> Value {
+    let named = frames.frames.iter().map(|(counter, frames)| (counter.name().to_owned(), json!(frames)));
+    Value::Object(named.collect())
 }
 
 /// A port that there was no room for.
