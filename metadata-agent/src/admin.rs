@@ -6,6 +6,8 @@
 //! | `GET /ready` | 200, or 503 and what is missing, one item a line |
 //! | `GET /ports` | the ports and who is behind each, JSON |
 //! | `GET /counters` | what the datapath counted, JSON |
+//! | `GET /explain` | the node, and each port that something is wrong with, stage by stage, JSON |
+//! | `GET /explain?what=WORD` | the ports that a tap, a port's id, an instance or an address means; with `&probe=1` Nova is asked once in their names |
 //! | `GET /metrics` | all numbers, in Prometheus' text format (OpenMetrics) |
 //! | `PUT /log?level=FILTER` | sets what is logged, as in `RUST_LOG` |
 //! | `PUT /leave` | ends the agent for good: new connections pass, those under way are served |
@@ -52,6 +54,13 @@ pub enum Question {
     Counters,
     /// All numbers.
     Metrics,
+    /// Why guests get their answers or not.
+    Explain {
+        /// A tap, or the id of a port or an instance, or an address; nothing for all that is wrong.
+        what: Option<String>,
+        /// Whether Nova is to be asked once in the port's name.
+        probe: bool,
+    },
     /// Set the log filter.
     LogLevel(String),
     /// Switch the programs' log records.
@@ -274,6 +283,7 @@ fn question(method: &Method, path: &str, query: Option<&str>) -> Result<Question
         (&Method::GET, "/ports", _) => Ok(Question::Ports),
         (&Method::GET, "/counters", _) => Ok(Question::Counters),
         (&Method::GET, "/metrics", _) => Ok(Question::Metrics),
+        (&Method::GET, "/explain", _) => explain(query.unwrap_or_default()),
         (&Method::PUT, "/log", Some(("level", filter))) => Ok(Question::LogLevel(filter.to_owned())),
         (&Method::PUT, "/log", Some(("datapath", "on"))) => Ok(Question::LogDatapath(true)),
         (&Method::PUT, "/log", Some(("datapath", "off"))) => Ok(Question::LogDatapath(false)),
@@ -283,14 +293,29 @@ fn question(method: &Method, path: &str, query: Option<&str>) -> Result<Question
             StatusCode::BAD_REQUEST,
             "PUT /log?level=FILTER, or PUT /log?datapath=on (or off)\n",
         )),
-        (_, "/ready" | "/ports" | "/counters" | "/metrics", _) => {
+        (_, "/ready" | "/ports" | "/counters" | "/metrics" | "/explain", _) => {
             Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n"))
         }
         _ => Err(Answer::error(
             StatusCode::NOT_FOUND,
-            "there are /ready, /ports, /counters, /metrics, /log and /leave\n",
+            "there are /ready, /ports, /counters, /metrics, /explain, /log and /leave\n",
         )),
     }
+}
+
+fn explain(query: &str) -> Result<Question, Answer> {
+    let (mut what, mut probe) = (None, false);
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        match (&*name, &*value) {
+            ("what", value) if !value.is_empty() => what = Some(value.to_owned()),
+            ("probe", "1") => probe = true,
+            _ => {
+                let text = "GET /explain, with what=WORD and probe=1 if wanted\n";
+                return Err(Answer::error(StatusCode::BAD_REQUEST, text));
+            }
+        }
+    }
+    Ok(Question::Explain { what, probe })
 }
 
 #[cfg(test)]
@@ -307,6 +332,14 @@ mod tests {
         );
         assert_eq!(ask("PUT", "/log", Some("datapath=on")), Ok(Question::LogDatapath(true)));
         assert_eq!(ask("PUT", "/log", Some("datapath=1")).unwrap_err().status, StatusCode::BAD_REQUEST);
+        let explained =
+            |what: Option<&str>, probe| Question::Explain { what: what.map(str::to_owned), probe };
+        assert_eq!(ask("GET", "/explain", None), Ok(explained(None, false)));
+        assert_eq!(
+            ask("GET", "/explain", Some("what=fd00%3A%3A5&probe=1")),
+            Ok(explained(Some("fd00::5"), true))
+        );
+        assert_eq!(ask("GET", "/explain", Some("port=x")).unwrap_err().status, StatusCode::BAD_REQUEST);
         assert_eq!(ask("PUT", "/leave", None), Ok(Question::Leave));
         assert_eq!(ask("GET", "/leave", None).unwrap_err().status, StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(ask("POST", "/ports", None).unwrap_err().status, StatusCode::METHOD_NOT_ALLOWED);

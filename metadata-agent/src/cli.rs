@@ -1,6 +1,7 @@
 //! Commands.
 #![forbid(unsafe_code)]
 mod config_files;
+mod explain;
 mod preflight;
 mod proxy;
 mod serve;
@@ -17,7 +18,7 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime;
 
-use self::{config_files::ConfigFiles, serve::serve, show::Show};
+use self::{config_files::ConfigFiles, explain::Explain, serve::serve, show::Show};
 use crate::{
     admin,
     config::{self, Config, Source},
@@ -64,6 +65,8 @@ enum Command {
     CheckConfig(ConfigFiles),
     /// Ask the running agent.
     Show(Show),
+    /// Explain why a guest gets its answers or does not, stage by stage. The exit status tells the first stage that fails.
+    Explain(Explain),
     /// Remove programs, pins, the service device and its namespace, and the devices of networks. A running agent is ended,
     /// for good: from then on new
     /// connections go to whoever else serves the taps, while those under way are served.
@@ -118,6 +121,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
             }
         }
         Command::Show(show) => show.run()?,
+        Command::Explain(explain) => return explain.run(),
         Command::Cleanup(files) => cleanup(&files.read()?)?,
     }
     Ok(ExitCode::SUCCESS)

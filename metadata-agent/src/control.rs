@@ -1,5 +1,6 @@
 //! The control plane: one thread that takes events, derives what should be served, and applies it.
 #![forbid(unsafe_code)]
+mod evidence;
 mod source;
 mod succession;
 
@@ -30,6 +31,7 @@ use crate::{
     reconcile::Reconciler,
     takeover::{Offering, Predecessor},
 };
+pub use evidence::Subject;
 use succession::Succession;
 pub use succession::{Farewell, detach};
 
@@ -184,6 +186,10 @@ impl Control {
                 (question, answer) = self.admin.question() => {
                     if question == Question::Metrics {
                         self.answer_metrics(answer);
+                        continue;
+                    }
+                    if let Question::Explain { what, probe } = question {
+                        self.explain(Subject { what, probe }, answer);
                         continue;
                     }
                     let leaves = question == Question::Leave;
@@ -428,6 +434,8 @@ impl Control {
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             Question::Metrics => self.own_metrics(),
+            // It is answered when the other process has said its part.
+            Question::Explain { .. } => Answer::error(StatusCode::SERVICE_UNAVAILABLE, "not now\n"),
             Question::Leave => match self.reconciler.datapath_mut().leave() {
                 Ok(()) => Answer::ok("leaving: new connections pass\n"),
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

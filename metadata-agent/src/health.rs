@@ -13,7 +13,11 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::{sync::watch, time::timeout};
 
-use crate::{datapath::Family, nova::Dialler};
+use crate::{
+    datapath::Family,
+    link::{Inquiry, Told},
+    nova::Dialler,
+};
 
 /// Timeout of a check that Nova is there.
 const REACH: Duration = Duration::from_secs(5);
@@ -156,6 +160,9 @@ pub trait DataPlane: fmt::Debug + Send + Sync {
 
     /// Its numbers as they are now, in Prometheus' text format without the end.
     fn numbers(&self) -> BoxFuture<'_, String>;
+
+    /// Asks it about ports; nothing if it does not answer in time.
+    fn inquire(&self, inquiry: Inquiry, within: Duration) -> BoxFuture<'_, Option<Told>>;
 
     /// Has it log by that filter, which is a good one.
     fn set_log(&self, filter: &str);

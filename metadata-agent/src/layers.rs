@@ -52,11 +52,15 @@ const PARTS: &[(&str, &[&str])] = &[
     ("admin", &[]),
     ("nova", &["error_chain", "notice", "race", "tls", "config", "link"]),
     ("datapath", &["error_chain", "descriptors", "config", "directory"]),
-    ("health", &["datapath", "nova"]),
+    ("health", &["datapath", "link", "nova"]),
+    ("explain", &["datapath", "directory", "link"]),
     ("supervisor", &["descriptors", "packets", "config", "directory", "link", "nova", "health"]),
-    ("inventory", &["files", "directory", "datapath", "health"]),
+    ("inventory", &["files", "directory", "datapath", "health", "explain"]),
     ("tokens", &["files", "config", "directory", "datapath"]),
-    ("reconcile", &["boot_clock", "directory", "datapath", "health", "inventory", "tokens"]),
+    (
+        "reconcile",
+        &["boot_clock", "directory", "link", "datapath", "health", "explain", "inventory", "tokens"],
+    ),
     ("metrics", &["version", "inventory", "reconcile"]),
     (
         "control",
@@ -69,6 +73,8 @@ const PARTS: &[(&str, &[&str])] = &[
             "admin",
             "datapath",
             "health",
+            "explain",
+            "link",
             "inventory",
             "reconcile",
             "metrics",
@@ -99,6 +105,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "admin",
             "datapath",
             "health",
+            "explain",
             "inventory",
             "tokens",
             "reconcile",
@@ -108,7 +115,8 @@ const PARTS: &[(&str, &[&str])] = &[
     ),
 ];
 
-const CONTROL_PLANE: [&str; 10] = [
+const CONTROL_PLANE: [&str; 11] = [
+    "explain",
     "admin",
     "datapath",
     "health",

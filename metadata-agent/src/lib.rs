@@ -13,6 +13,7 @@ pub mod datapath;
 mod descriptors;
 pub mod directory;
 mod error_chain;
+pub mod explain;
 mod files;
 pub mod health;
 pub mod inventory;

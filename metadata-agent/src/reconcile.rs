@@ -3,6 +3,7 @@
 //! The order is what makes it safe: a port's identity is in the maps and the directory before the program is on its
 //! tap; what leads to a port is gone before its index can be used again.
 #![forbid(unsafe_code)]
+mod seen;
 mod served;
 
 use std::{

@@ -1,5 +1,6 @@
 //! The guest-facing process: puts its parts together, gives everything else up, and does as it is told over its channel.
 mod dialling;
+mod inquiries;
 mod orphanage;
 
 use std::{
@@ -199,7 +200,7 @@ impl GuestFacing {
     }
 
     /// Until nobody tells it anything any more.
-    async fn do_as_told(&self, channel: &AsyncChannel) -> anyhow::Result<()> {
+    async fn do_as_told(&self, channel: &Arc<AsyncChannel>) -> anyhow::Result<()> {
         loop {
             match channel.receive::<Command>().await {
                 Ok((command, given)) => self.obey(command, given, channel)?,
@@ -209,7 +210,7 @@ impl GuestFacing {
         }
     }
 
-    fn obey(&self, command: Command, given: Vec<OwnedFd>, channel: &AsyncChannel) -> anyhow::Result<()> {
+    fn obey(&self, command: Command, given: Vec<OwnedFd>, channel: &Arc<AsyncChannel>) -> anyhow::Result<()> {
         match command {
             Command::Begin(_) | Command::Adopt { .. } => bail!("{command:?} to a process that has begun"),
             Command::Certificates => {
@@ -229,6 +230,15 @@ impl GuestFacing {
             Command::Log(filter) => self.log.set(&filter)?,
             Command::Settle => self.sources.settle(),
             Command::Ask => self.tell(channel)?,
+            Command::Inquire { id, inquiry } => {
+                let answer = inquiries::answer(inquiry, self.directory.clone(), self.proxy.clone());
+                let channel = channel.clone();
+                runtime::Handle::current().spawn(async move {
+                    let told = answer.await;
+                    // Who does not listen just now will ask again.
+                    let _ = channel.try_send(&Event::Told { id, told }, &[]);
+                });
+            }
             Command::Outlive => self.shutdown.outlive(),
             Command::Retire => self.shutdown.retire(),
             Command::Stop => self.shutdown.stop(),

@@ -13,6 +13,7 @@ mod tables;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
@@ -30,6 +31,7 @@ use tracing::info;
 use crate::config::AttachMode;
 
 pub use announce::announce;
+pub use bpffs::{has_pins, unshared};
 pub use index::{Assignment, Indexes};
 pub use netns::Netns;
 pub use probe::{Family, Probe};
@@ -198,6 +200,17 @@ pub struct PortFrames {
     pub frames: Vec<(Counter, u64)>,
     /// Outcome of the last one that was dropped, and how long ago that was.
     pub dropped: Option<(Counter, Duration)>,
+}
+
+/// A source of a port, as the programs have learned it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceSeen {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its MAC address.
+    pub mac: String,
+    /// Time since its last frame.
+    pub age: Duration,
 }
 
 /// The loaded datapath. Control plane only: one owner, no locks.
@@ -467,6 +480,19 @@ impl Datapath {
             frames,
             dropped: dropped.map(|counter| (*counter, tables::since(counts.dropped_at))),
         })
+    }
+
+    /// The sources of an assignment that were learned.
+    pub fn sources(&self, assignment: Assignment) -> Result<Vec<SourceSeen>, Error> {
+        let state = self.tables.state(assignment)?;
+        let learned = state.iter().flat_map(|state| &state.sources).filter(|source| source.last_seen != 0);
+        Ok(learned
+            .map(|source| SourceSeen {
+                address: source.ip(),
+                mac: source.mac.to_string(),
+                age: tables::since(source.last_seen),
+            })
+            .collect())
     }
 
     /// The map `OPEN`, for who is to have its memory in common with the programs.

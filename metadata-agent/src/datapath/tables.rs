@@ -156,8 +156,13 @@ impl Tables {
 
     /// Number of new sources of that index that were refused.
     pub(super) fn exhausted(&self, assignment: Assignment) -> Result<u64, Error> {
+        Ok(self.state(assignment)?.map_or(0, |state| state.exhausted))
+    }
+
+    /// State of an assignment, while the index is its own.
+    pub(super) fn state(&self, assignment: Assignment) -> Result<Option<PortSources>, Error> {
         let state = self.sources.get(&assignment.index, 0).map_err(|error| failed("SOURCES", error))?;
-        Ok(if state.generation as u8 == assignment.generation { state.exhausted } else { 0 })
+        Ok((state.generation as u8 == assignment.generation).then_some(state))
     }
 
     /// Whether a former agent was silent for so long that the programs have let everything pass, to whoever serves the taps

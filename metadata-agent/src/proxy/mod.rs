@@ -12,12 +12,14 @@
 //! closing     until it is acknowledged  shutdown   how all of it ends
 //! outcome     what became of a request  access     a line for each
 //! metrics     the numbers               token      session tokens (IMDSv2)
+//! errand      requests of the agent's own
 //! ```
 #![forbid(unsafe_code)]
 mod access;
 mod answer;
 mod closing;
 mod connection;
+mod errand;
 mod forward;
 #[cfg(test)]
 mod fuzz;
@@ -32,6 +34,7 @@ mod token;
 mod upstream;
 
 pub use metrics::Metrics;
+pub use seat::held;
 pub use server::{Proxy, Workers};
 pub use shutdown::Shutdown;
 pub use upstream::{Dial, Nova, Observer};

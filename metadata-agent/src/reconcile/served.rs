@@ -217,7 +217,7 @@ pub(super) fn describe_refused(key: PortKey, port: &DesiredPort, reason: &str) -
 }
 
 /// MAC address of a port that has no tap.
-fn mac(key: PortKey) -> Option<String> {
+pub(super) fn mac(key: PortKey) -> Option<String> {
     key.is_station().then(|| key.mac.to_string())
 }
 

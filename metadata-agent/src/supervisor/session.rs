@@ -21,8 +21,10 @@ use super::{
     backoff::GOOD,
     dials::{Dialled, Dials},
     handshake,
+    inquiries::Inquiries,
     numbers::Families,
     orphan::Meeting,
+    printable,
     process::Process,
     signer,
     speech::{SILENCE, in_time, next},
@@ -97,7 +99,7 @@ impl Wanted {
             Order::Retire => self.is_retired = true,
             Order::Stop => self.is_stopped = true,
             Order::Settle => self.parts.setup.lingers = false,
-            Order::Ask(_) => {}
+            Order::Ask(_) | Order::Inquire(..) => {}
         }
     }
 }
@@ -167,6 +169,8 @@ struct Session {
     meeting: Meeting,
     /// Those who wait for its numbers.
     asked: Vec<oneshot::Sender<()>>,
+    /// Questions of operators.
+    inquiries: Inquiries,
     born: Instant,
     heard: Instant,
     /// By when it has to have ended.
@@ -187,6 +191,7 @@ impl Session {
             dials: Dials::new(guests.dialler.clone()),
             meeting,
             asked: Vec::new(),
+            inquiries: Inquiries::default(),
             born: Instant::now(),
             heard: Instant::now(),
             deadline: None,
@@ -271,6 +276,10 @@ impl Session {
                 self.asked.push(asked);
                 self.send(&Command::Ask, &[]).await
             }
+            Order::Inquire(inquiry, answer) => {
+                let id = self.inquiries.ask(inquiry.clone(), answer);
+                self.send(&Command::Inquire { id, inquiry }, &[]).await
+            }
             Order::Settle => self.send(&Command::Settle, &[]).await,
             Order::Outlive => self.send(&Command::Outlive, &[]).await,
             Order::Retire => {
@@ -293,6 +302,7 @@ impl Session {
         match event {
             Event::Ready { .. } | Event::Adopted { .. } => return Err(unexpected(&event)),
             Event::Dial { id, endpoint, within } => self.dials.begin(id, endpoint, within),
+            Event::Told { id, told } => self.inquiries.answer(id, told),
             Event::Status { numbers, notes } => {
                 let mut report = guests.report();
                 let own = Some(numbers).filter(|numbers| numbers.len() <= MOST_NUMBERS);
@@ -387,9 +397,4 @@ fn pieces(entered: Vec<Entry>) -> io::Result<Vec<Vec<Entry>>> {
 fn unexpected(event: &Event) -> io::Error {
     let text = printable(&format!("{event:?}"), 100);
     io::Error::other(format!("it says what it should not: {text}"))
-}
-
-/// Text that cannot pass for something else in a log or on a terminal, of so many characters.
-fn printable(text: &str, most: usize) -> String {
-    text.chars().filter(|character| !character.is_control()).take(most).collect()
 }

@@ -1,0 +1,54 @@
+//! What is in force for a port that is served, asked of the kernel, for who explains it.
+use metadata_ebpf::map::PortKey;
+
+use super::{
+    Reconciler,
+    served::{Served, mac},
+};
+use crate::{
+    directory::Resolution,
+    explain::{ServedSeen, Word},
+    inventory::Who,
+    link::PortNumber,
+};
+
+impl Reconciler {
+    /// The ports that are served and that `wanted` holds of, given its id, its device and who it is: what is in force for
+    /// each, and its assignment.
+    pub fn seen(
+        &mut self,
+        wanted: impl Fn(&str, &str, &Who) -> bool,
+    ) -> Vec<(String, PortNumber, ServedSeen)> {
+        let keys: Vec<PortKey> = self
+            .served
+            .iter()
+            .filter(|(_, served)| wanted(&served.wanted.port, &served.device().name, &served.wanted.who))
+            .map(|(key, _)| *key)
+            .collect();
+        let Self { served, datapath, .. } = self;
+        let mut see = |key: PortKey| {
+            let served: &Served = served.get(&key)?;
+            let assignment = served.assignment;
+            let who = match (served.entry.resolution(), &served.wanted.who) {
+                (Resolution::Known(_), Who::Known(identity)) => Word::Known(identity.clone()),
+                _ => Word::Doubt(served.state().1),
+            };
+            let seen = ServedSeen {
+                device: served.device().name.clone(),
+                ifindex: key.ifindex,
+                vlan: key.vlan,
+                mac: mac(key),
+                who,
+                attached: served.attached.clone(),
+                is_on: datapath.is_on(served.device()),
+                // Without them, all the rest is still worth to be told.
+                frames: datapath.port_frames(assignment).unwrap_or_default(),
+                sources: datapath.sources(assignment).unwrap_or_default(),
+                exhausted: datapath.exhausted(assignment).unwrap_or_default(),
+            };
+            let number = PortNumber { index: assignment.index, generation: assignment.generation };
+            Some((served.wanted.port.clone(), number, seen))
+        };
+        keys.into_iter().filter_map(&mut see).collect()
+    }
+}
