@@ -11,7 +11,8 @@
 //! | `GET /metrics` | all numbers, in Prometheus' text format (OpenMetrics) |
 //! | `PUT /log?level=FILTER` | sets what is logged, as in `RUST_LOG` |
 //! | `PUT /leave` | ends the agent for good: new connections pass, those under way are served |
-//! | `PUT /log?datapath=on` (or `off`) | log records of the eBPF programs, one for each frame that is ours |
+//! | `PUT /log?datapath=on` | logs a line for each frame that is ours, for a minute; with `&port=WORD` of one port (or tap, or instance), with `&seconds=N` for so long |
+//! | `PUT /log?datapath=off` | logs none any more |
 #![forbid(unsafe_code)]
 use std::{
     convert::Infallible,
@@ -63,10 +64,19 @@ pub enum Question {
     },
     /// Set the log filter.
     LogLevel(String),
-    /// Switch the programs' log records.
-    LogDatapath(bool),
+    /// Log frames, or none any more.
+    LogDatapath(Option<FramesWanted>),
     /// End for good.
     Leave,
+}
+
+/// Frames that are to be logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FramesWanted {
+    /// Of what a tap, or the id of a port or an instance means; of all without.
+    pub of: Option<String>,
+    /// For how long.
+    pub seconds: u64,
 }
 
 /// The control plane's answer.
@@ -277,22 +287,16 @@ async fn respond(
 }
 
 fn question(method: &Method, path: &str, query: Option<&str>) -> Result<Question, Answer> {
-    let argument = query.and_then(|query| query.split_once('='));
-    match (method, path, argument) {
+    match (method, path, query) {
         (&Method::GET, "/ready", _) => Ok(Question::Ready),
         (&Method::GET, "/ports", _) => Ok(Question::Ports),
         (&Method::GET, "/counters", _) => Ok(Question::Counters),
         (&Method::GET, "/metrics", _) => Ok(Question::Metrics),
         (&Method::GET, "/explain", _) => explain(query.unwrap_or_default()),
-        (&Method::PUT, "/log", Some(("level", filter))) => Ok(Question::LogLevel(filter.to_owned())),
-        (&Method::PUT, "/log", Some(("datapath", "on"))) => Ok(Question::LogDatapath(true)),
-        (&Method::PUT, "/log", Some(("datapath", "off"))) => Ok(Question::LogDatapath(false)),
+        (&Method::PUT, "/log", _) => log(query.unwrap_or_default()),
         (&Method::PUT, "/leave", None) => Ok(Question::Leave),
         (_, "/leave", _) => Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, "PUT /leave ends the agent\n")),
-        (_, "/log", _) => Err(Answer::error(
-            StatusCode::BAD_REQUEST,
-            "PUT /log?level=FILTER, or PUT /log?datapath=on (or off)\n",
-        )),
+        (_, "/log", _) => Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, LOG)),
         (_, "/ready" | "/ports" | "/counters" | "/metrics" | "/explain", _) => {
             Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n"))
         }
@@ -300,6 +304,44 @@ fn question(method: &Method, path: &str, query: Option<&str>) -> Result<Question
             StatusCode::NOT_FOUND,
             "there are /ready, /ports, /counters, /metrics, /explain, /log and /leave\n",
         )),
+    }
+}
+
+const LOG: &str = "PUT /log?level=FILTER, or PUT /log?datapath=on with &port=WORD and &seconds=N if wanted, or \
+                   PUT /log?datapath=off\n";
+/// Seconds for which frames are logged where nobody says otherwise, and the most of them: what is forgotten ends.
+const SECONDS: u64 = 60;
+const MOST_SECONDS: u64 = 86_400;
+
+fn log(query: &str) -> Result<Question, Answer> {
+    let wrong = || Answer::error(StatusCode::BAD_REQUEST, LOG);
+    let arguments: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
+    match arguments.as_slice() {
+        [(name, filter)] if name == "level" && !filter.is_empty() => {
+            Ok(Question::LogLevel(filter.clone().into_owned()))
+        }
+        [(name, value)] if name == "datapath" && value == "off" => Ok(Question::LogDatapath(None)),
+        [(name, value), more @ ..] if name == "datapath" && value == "on" => {
+            let mut wanted = FramesWanted { of: None, seconds: SECONDS };
+            for (name, value) in more {
+                match &**name {
+                    "port" => wanted.of = Some(value.clone().into_owned()),
+                    "seconds" => {
+                        let seconds =
+                            value.parse().ok().filter(|seconds| (1..=MOST_SECONDS).contains(seconds));
+                        wanted.seconds = seconds.ok_or_else(|| {
+                            Answer::error(
+                                StatusCode::BAD_REQUEST,
+                                format!("seconds are 1 to {MOST_SECONDS}\n"),
+                            )
+                        })?;
+                    }
+                    _ => return Err(wrong()),
+                }
+            }
+            Ok(Question::LogDatapath(Some(wanted)))
+        }
+        _ => Err(wrong()),
     }
 }
 
@@ -330,7 +372,16 @@ mod tests {
             ask("PUT", "/log", Some("level=debug,hyper=info")),
             Ok(Question::LogLevel("debug,hyper=info".into()))
         );
-        assert_eq!(ask("PUT", "/log", Some("datapath=on")), Ok(Question::LogDatapath(true)));
+        let frames = |of: Option<&str>, seconds| {
+            Question::LogDatapath(Some(FramesWanted { of: of.map(str::to_owned), seconds }))
+        };
+        assert_eq!(ask("PUT", "/log", Some("datapath=on")), Ok(frames(None, SECONDS)));
+        assert_eq!(ask("PUT", "/log", Some("datapath=on&port=tap0&seconds=5")), Ok(frames(Some("tap0"), 5)));
+        assert_eq!(ask("PUT", "/log", Some("datapath=off")), Ok(Question::LogDatapath(None)));
+        for wrong in ["datapath=on&seconds=0", "datapath=on&seconds=x", "datapath=on&x=1", "", "level"] {
+            let status = ask("PUT", "/log", Some(wrong)).map_err(|answer| answer.status);
+            assert_eq!(status, Err(StatusCode::BAD_REQUEST), "{wrong}");
+        }
         assert_eq!(ask("PUT", "/log", Some("datapath=1")).unwrap_err().status, StatusCode::BAD_REQUEST);
         let explained =
             |what: Option<&str>, probe| Question::Explain { what: what.map(str::to_owned), probe };

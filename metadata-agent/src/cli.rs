@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 mod config_files;
 mod explain;
+mod log;
 mod preflight;
 mod proxy;
 mod serve;
@@ -18,7 +19,7 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime;
 
-use self::{config_files::ConfigFiles, explain::Explain, serve::serve, show::Show};
+use self::{config_files::ConfigFiles, explain::Explain, log::Log, serve::serve, show::Show};
 use crate::{
     admin,
     config::{self, Config, Source},
@@ -67,6 +68,8 @@ enum Command {
     Show(Show),
     /// Explain why a guest gets its answers or does not, stage by stage. The exit status tells the first stage that fails.
     Explain(Explain),
+    /// Change what the running agent logs.
+    Log(Log),
     /// Remove programs, pins, the service device and its namespace, and the devices of networks. A running agent is ended,
     /// for good: from then on new
     /// connections go to whoever else serves the taps, while those under way are served.
@@ -122,6 +125,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         }
         Command::Show(show) => show.run()?,
         Command::Explain(explain) => return explain.run(),
+        Command::Log(log) => log.run()?,
         Command::Cleanup(files) => cleanup(&files.read()?)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,7 @@
 //! The control plane: one thread that takes events, derives what should be served, and applies it.
 #![forbid(unsafe_code)]
 mod evidence;
+mod frames;
 mod source;
 mod succession;
 
@@ -19,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{Admin, Answer, Question},
+    admin::{Admin, Answer, FramesWanted, Question},
     config::Config,
     datapath::{self, Family, Probe, ServiceDevice},
-    directory::PROBE_ANSWER,
+    directory::{Directory, PROBE_ANSWER},
     health::{DataPlane, Health, Problem, Reachability},
     inventory::{Links, Unserved},
     logging::LogFilter,
@@ -32,6 +33,7 @@ use crate::{
     takeover::{Offering, Predecessor},
 };
 pub use evidence::Subject;
+use frames::{FrameLog, Logged};
 use succession::Succession;
 pub use succession::{Farewell, detach};
 
@@ -58,6 +60,7 @@ pub struct Control {
     family: Family,
     admin: Admin,
     log: LogFilter,
+    frames: FrameLog,
     metrics: Metrics,
     health: Health,
     nova: Arc<Reachability>,
@@ -93,6 +96,8 @@ pub struct Parts {
     pub reconciler: Reconciler,
     /// The device that guests are led to.
     pub service: ServiceDevice,
+    /// The ports, as they are published.
+    pub directory: Arc<Directory>,
     /// The log's filter.
     pub log: LogFilter,
     /// The registry of metrics.
@@ -110,8 +115,10 @@ pub struct Parts {
 impl Control {
     /// Subscribes to links and begins to connect to the source.
     pub async fn start(config: &Config, parts: Parts) -> anyhow::Result<Self> {
-        let Parts { reconciler, service, log, metrics, guests, nova, serving, predecessor } = parts;
+        let Parts { directory, mut reconciler, service, log, metrics, guests, nova, serving, predecessor } =
+            parts;
         let nova = Arc::new(Reachability::new(nova));
+        let frames = FrameLog::start(reconciler.datapath_mut().records()?, directory);
         Ok(Self {
             source: PortSource::open(config, nova.clone())?,
             links: Links::subscribe(reconciler.is_removable()).await?,
@@ -121,6 +128,7 @@ impl Control {
             family: Family::V4,
             admin: Admin::serve(&config.run_dir, config.admin_listen)?,
             log,
+            frames,
             metrics,
             health: Health::default(),
             nova,
@@ -304,6 +312,45 @@ impl Control {
             info!("the operator's interface is open again");
         }
         self.tell_unserved();
+        if let Err(error) = self.record_frames() {
+            warn!(%error, "the programs cannot be told which frames to record");
+        }
+    }
+
+    /// Tells the programs which frames are wanted now.
+    fn record_frames(&mut self) -> Result<(), datapath::Error> {
+        let wanted = self.frames.wanted(std::time::Instant::now());
+        self.reconciler.datapath_mut().set_recorded(wanted)
+    }
+
+    /// Logs the frames of some ports or of all for a time, or none any more.
+    fn log_datapath(&mut self, wanted: Option<FramesWanted>) -> Answer {
+        let logged = match &wanted {
+            None => None,
+            Some(FramesWanted { of, seconds }) => {
+                let ports = of.as_deref().map(|of| self.reconciler.find(of));
+                if let (Some(of), Some(ports)) = (of, &ports)
+                    && ports.is_empty()
+                {
+                    let text = format!(
+                        "no port that is served is meant by {of:?}: `metadata-agent explain {of}` may say why\n"
+                    );
+                    return Answer::error(StatusCode::NOT_FOUND, text);
+                }
+                Some(Logged { ports, until: frames::end(std::time::Instant::now(), *seconds) })
+            }
+        };
+        self.frames.set(logged);
+        match self.record_frames() {
+            Ok(()) => Answer::ok(match wanted {
+                None => "frames are not logged\n".to_owned(),
+                Some(FramesWanted { of, seconds }) => {
+                    let of = of.map_or_else(|| "all ports and of none".to_owned(), |of| format!("{of:?}"));
+                    format!("frames of {of} are logged for {seconds} s\n")
+                }
+            }),
+            Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
     }
 
     /// Says once of each port that is plugged why it is not served.
@@ -447,12 +494,7 @@ impl Control {
                 }
                 Err(error) => Answer::error(StatusCode::BAD_REQUEST, format!("{filter:?}: {error}\n")),
             },
-            Question::LogDatapath(on) => match self.reconciler.datapath_mut().set_logging(on) {
-                Ok(()) => {
-                    Answer::ok(format!("log records of the datapath: {}\n", if on { "on" } else { "off" }))
-                }
-                Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            },
+            Question::LogDatapath(wanted) => self.log_datapath(wanted),
         }
     }
 }

@@ -67,8 +67,7 @@ pub(crate) fn tcp4(skb: Skb<'_>, mut packet: Packet<'_>, asker: Asker) -> Result
         && !matches!(kind, tcp::Kind::Opening)
         && !skb.is_connected(tag.to_v4(), ipv4::source_port(frame))
     {
-        maps::count(skb.ifindex(), asker.port.index, Counter::ForeignConnection as u32);
-        return Ok(Outcome::PASS);
+        return Ok(Outcome::passed(skb, asker.port.index, Counter::ForeignConnection));
     }
     ipv4::to_service(frame, tag.to_v4());
     packet.replace_tcp4_checksum(guest, tag.to_v4()).ok_or(Counter::RewriteFailed)?;
@@ -115,8 +114,7 @@ pub(crate) fn tcp6(skb: Skb<'_>, mut packet: Packet<'_>, asker: Asker) -> Result
     // A connection to a link-local address belongs to a device, and no lookup from here would find it: what is under way
     // when the agent leaves is given up for what begins.
     if maps::is_leaving() && !matches!(kind, tcp::Kind::Opening) {
-        maps::count(skb.ifindex(), asker.port.index, Counter::Leaving as u32);
-        return Ok(Outcome::PASS);
+        return Ok(Outcome::passed(skb, asker.port.index, Counter::Leaving));
     }
     let tag = tag(skb, asker, Segment { source, kind })?;
     ipv6::to_service(frame, tag.to_v6());
@@ -288,8 +286,7 @@ fn tag(skb: Skb<'_>, asker: Asker, segment: Segment) -> core::result::Result<Tag
     let tag = |number| Tag::new(port.generation as u8, port.index, number);
     if matches!(kind, tcp::Kind::Opening) {
         if maps::is_leaving() {
-            maps::count(skb.ifindex(), port.index, Counter::Leaving as u32);
-            return Err(Outcome::PASS);
+            return Err(Outcome::passed(skb, port.index, Counter::Leaving));
         }
         limits::connection(meter(port)?, port.connections, source.last_seen)?;
     } else {
@@ -297,8 +294,7 @@ fn tag(skb: Skb<'_>, asker: Asker, segment: Segment) -> core::result::Result<Tag
             return Ok(tag(number));
         }
         if may_be_foreign(port, source) {
-            maps::count(skb.ifindex(), port.index, Counter::ForeignConnection as u32);
-            return Err(Outcome::PASS);
+            return Err(Outcome::passed(skb, port.index, Counter::ForeignConnection));
         }
         if matches!(kind, tcp::Kind::Reset) {
             return Err(Counter::UnknownSource.into());

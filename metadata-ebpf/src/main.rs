@@ -17,6 +17,8 @@ mod limits;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod records;
+#[cfg(target_arch = "bpf")]
 mod skb;
 #[cfg(target_arch = "bpf")]
 mod sources;
@@ -34,11 +36,10 @@ mod program {
         macros::classifier,
         programs::TcContext,
     };
-    use aya_log_ebpf::debug;
     use metadata_ebpf::counter::Counter;
 
     use crate::{
-        from_guest, from_network, maps,
+        from_guest, from_network, maps, records,
         skb::{self, Skb},
         to_guest,
     };
@@ -61,6 +62,15 @@ mod program {
         /// Not ours: the next program or the switch gets it. Not counted.
         pub(crate) const PASS: Self =
             Self { action: TC_ACT_UNSPEC, counter: Self::NOTHING, port: maps::NOBODY };
+
+        /// Ours, and given to the next program or the switch all the same. Counted here: an outcome that passes and is
+        /// counted would cost each foreign frame an instruction.
+        #[inline(always)]
+        pub(crate) fn passed(skb: Skb<'_>, port: u32, counter: Counter) -> Self {
+            maps::count(skb.ifindex(), port, counter as u32);
+            records::record(skb, skb.ifindex(), port, counter as u32, TC_ACT_UNSPEC);
+            Self::PASS
+        }
 
         /// Ours, goes where the redirect helper said it would, and was counted already.
         #[inline(always)]
@@ -109,8 +119,9 @@ mod program {
             if action == TC_ACT_SHOT as i32 {
                 maps::note_dropped(port, counter, skb::now());
             }
-            if maps::logging() {
-                debug!(skb.context(), "action {}, counter {}", action, counter);
+            records::record(skb, skb.ifindex(), port, counter, action);
+            if action != TC_ACT_UNSPEC {
+                skb::end(action);
             }
         }
         action

@@ -12,12 +12,15 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps,
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
 use metadata_ebpf::{
     address::MAX_PORTS,
     counter,
-    map::{Control, Network, OpenSources, Port, PortCounts, PortKey, PortSources},
+    map::{
+        self, Control, FrameRecord, Network, OpenSources, Port, PortCounts, PortKey, PortSources,
+        RECORD_LIMIT, Recorded,
+    },
 };
 
 pub(crate) use self::state::{Locked, Meter, Open, PortState};
@@ -34,6 +37,14 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::CAPAC
 
 #[map]
 static PORT_COUNTERS: Array<PortCounts> = Array::with_max_entries(MAX_PORTS, 0);
+
+/// Records of frames, while an operator wants them. They are for the agent that has loaded the programs: its own, and not
+/// pinned.
+#[map]
+static RECORDS: RingBuf = RingBuf::with_byte_size(64 << 10, 0);
+
+#[map]
+static RECORDED: PerCpuArray<Recorded> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
@@ -117,10 +128,36 @@ pub(crate) fn note_dropped(port: u32, counter: u32, now: u64) {
     }
 }
 
-/// Whether log records are wanted.
+/// Whether frames of that port and fate are to be recorded.
 #[inline(always)]
-pub(crate) fn logging() -> bool {
-    control().is_some_and(|control| control.logging != 0)
+pub(crate) fn is_recorded(ifindex: u32, port: u32, is_dropped: bool) -> bool {
+    control().is_some_and(|control| {
+        map::is_recorded(control.logging, port, is_dropped) && control.probe != ifindex
+    })
+}
+
+/// Whether one more record fits into what a processor may make of them: how many frames were left out before it.
+#[inline(always)]
+pub(crate) fn may_record(now: u64) -> Option<u64> {
+    let recorded = RECORDED.get_ptr_mut(0)?;
+    // SAFETY: this processor's own copy.
+    let recorded = unsafe { &mut *recorded };
+    match RECORD_LIMIT.after(recorded.state, now) {
+        Some(next) => {
+            recorded.state = next;
+            Some(core::mem::take(&mut recorded.left_out))
+        }
+        None => {
+            recorded.left_out += 1;
+            None
+        }
+    }
+}
+
+/// Room for a record, which has to be submitted.
+#[inline(always)]
+pub(crate) fn new_record() -> Option<RingBufEntry<FrameRecord>> {
+    RECORDS.reserve::<FrameRecord>(0)
 }
 
 /// What the agent says about itself.

@@ -10,6 +10,7 @@ use metadata_ebpf::{
 use crate::{
     maps::{self, PortState},
     program::{Outcome, Result, of_port},
+    records,
     skb::{Packet, Skb},
 };
 
@@ -89,5 +90,7 @@ fn to_tap(
         packet.push_vlan(vlan as u16).ok_or(Counter::RewriteFailed)?;
     }
     maps::count(ifindex, index, Counter::Replied as u32);
-    Ok(Outcome::counted(skb.redirect_to_tap(ifindex)))
+    let action = skb.redirect_to_tap(ifindex);
+    records::record(skb, ifindex, index, Counter::Replied as u32, action);
+    Ok(Outcome::counted(action))
 }

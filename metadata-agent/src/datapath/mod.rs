@@ -2,11 +2,13 @@
 mod announce;
 mod attach;
 mod bpffs;
+mod headers;
 mod index;
 mod netlink;
 mod netns;
 mod networks;
 mod probe;
+mod records;
 mod service;
 mod tables;
 
@@ -32,9 +34,11 @@ use crate::config::AttachMode;
 
 pub use announce::announce;
 pub use bpffs::{has_pins, unshared};
+pub use headers::Headers;
 pub use index::{Assignment, Indexes};
 pub use netns::Netns;
 pub use probe::{Family, Probe};
+pub use records::{Action, Frame, Records};
 pub use service::ServiceDevice;
 pub use tables::Adopted;
 
@@ -335,14 +339,14 @@ impl Datapath {
         bpffs::remove(&run_dir.join("bpf"))
     }
 
-    /// The programs' log records (aya-log), for a task to read.
-    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
-        aya_log::EbpfLogger::init(&mut self.ebpf)
+    /// The programs' records of frames, for a task to read. Within a runtime, and once.
+    pub fn records(&mut self) -> Result<Records, Error> {
+        Records::take(&mut self.ebpf, &self.maps_dir)
     }
 
-    /// Switches the programs' log records on or off.
-    pub fn set_logging(&mut self, on: bool) -> Result<(), Error> {
-        self.tables.say(|control| control.logging = on.into())
+    /// Says which frames the programs are to record (see `metadata_ebpf::map::is_recorded`).
+    pub fn set_recorded(&mut self, recorded: u32) -> Result<(), Error> {
+        self.tables.say_if_new(|control| control.logging = recorded)
     }
 
     /// The assignments of a former agent, and what is left to assign.
@@ -500,6 +504,13 @@ impl Datapath {
         let map = pinned(&self.maps_dir, "OPEN")?;
         map.fd().as_fd().try_clone_to_owned().map_err(Error::Shared)
     }
+}
+
+/// Name of a device, or its index in words once it is gone. To look for an index has no module loaded.
+pub fn device_name(ifindex: u32) -> String {
+    let name = nix::net::if_::if_indextoname(ifindex).ok();
+    let name = name.and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| format!("ifindex {ifindex}"))
 }
 
 fn maps_id(folder: &Path) -> Result<MapsId, Error> {

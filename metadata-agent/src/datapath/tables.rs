@@ -204,6 +204,13 @@ impl Tables {
         self.port_counters.set(assignment.index, counts, 0).map_err(|error| failed("PORT_COUNTERS", error))
     }
 
+    /// The same, unless nothing changes by it.
+    pub(super) fn say_if_new(&mut self, change: impl FnOnce(&mut Control)) -> Result<(), Error> {
+        let mut said = self.said;
+        change(&mut said);
+        if said == self.said { Ok(()) } else { self.say(|control| *control = said) }
+    }
+
     /// The counters, summed over the processors.
     pub(super) fn counters(&self) -> Result<Vec<(Counter, u64)>, Error> {
         Counter::ALL
@@ -234,7 +241,10 @@ pub(super) fn since(then: u64) -> Duration {
     Duration::from_nanos(monotonic(Duration::ZERO).saturating_sub(then))
 }
 
-fn typed<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error> {
+pub(super) fn typed<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, Error> {
     let map = ebpf.take_map(name);
     let map = map.ok_or_else(|| Error::Load(anyhow::anyhow!("the object has no map {name}")))?;
     M::try_from(map).map_err(|error| failed(name, error))

@@ -292,7 +292,7 @@ fn frames(port: &PortFacts) -> Finding {
                 ..failed(
                     STAGE,
                     format!("the last one was dropped: {help} ({}); all: {counted}", counter.name()),
-                    "correct what the guest sends; `PUT /log?datapath=on` shows each frame",
+                    "correct what the guest sends; `metadata-agent log --datapath on --port TAP` shows each frame",
                 )
             }
         }

@@ -1,4 +1,6 @@
 //! What is in force for a port that is served, asked of the kernel, for who explains it.
+use std::collections::BTreeSet;
+
 use metadata_ebpf::map::PortKey;
 
 use super::{
@@ -13,6 +15,20 @@ use crate::{
 };
 
 impl Reconciler {
+    /// The assignments of the ports that a word means: a tap, or the id of a port or an instance.
+    pub fn find(&self, what: &str) -> BTreeSet<PortNumber> {
+        let is_meant = |served: &&Served| {
+            let wanted = &served.wanted;
+            let is_instance = matches!(&wanted.who, Who::Known(identity) if identity.instance == what);
+            wanted.port == what || wanted.device.name == what || is_instance
+        };
+        let number = |served: &Served| PortNumber {
+            index: served.assignment.index,
+            generation: served.assignment.generation,
+        };
+        self.served.values().filter(is_meant).map(number).collect()
+    }
+
     /// The ports that are served and that `wanted` holds of, given its id, its device and who it is: what is in force for
     /// each, and its assignment.
     pub fn seen(
