@@ -8,6 +8,7 @@
 //! | `GET /counters` | what the datapath counted, JSON |
 //! | `GET /explain` | the node, and each port that something is wrong with, stage by stage, JSON |
 //! | `GET /explain?what=WORD` | the ports that a tap, a port's id, an instance or an address means; with `&probe=1` Nova is asked once in their names |
+//! | `GET /watch` | requests and dropped frames as they happen, a line of JSON for each, until the connection ends; with `?port=WORD` those of one tap or port |
 //! | `GET /metrics` | all numbers, in Prometheus' text format (OpenMetrics) |
 //! | `PUT /log?level=FILTER` | sets what is logged, as in `RUST_LOG` |
 //! | `PUT /leave` | ends the agent for good: new connections pass, those under way are served |
@@ -24,9 +25,14 @@ use std::{
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use futures_util::stream;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
-use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::stat::{Mode, fchmod};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -37,6 +43,8 @@ use tokio::{
     task::JoinHandle,
 };
 use tracing::{debug, warn};
+
+use crate::watchers::Watchers;
 
 /// Name of the socket in the run directory.
 pub const SOCKET: &str = "admin.sock";
@@ -64,6 +72,11 @@ pub enum Question {
     },
     /// Set the log filter.
     LogLevel(String),
+    /// Requests and dropped frames as they happen. The control plane is not asked.
+    Watch {
+        /// Of a tap or a port; everything without.
+        of: Option<String>,
+    },
     /// Log frames, or none any more.
     LogDatapath(Option<FramesWanted>),
     /// End for good.
@@ -92,6 +105,7 @@ pub struct Answer {
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
+const JSON_LINES: &str = "application/jsonl";
 /// Prometheus tells its two formats apart by this.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -126,15 +140,16 @@ pub struct Admin {
     run_dir: PathBuf,
     tcp: Option<SocketAddr>,
     questions: mpsc::Receiver<Exchange>,
+    watchers: Watchers,
     listening: Vec<JoinHandle<()>>,
 }
 
 impl Admin {
     /// Binds the socket, in place of one that a former agent left, and the TCP port if there is to be one; serves them on
     /// the current runtime.
-    pub fn serve(run_dir: &Path, tcp: Option<SocketAddr>) -> anyhow::Result<Self> {
-        let (questions, listening) = listen(run_dir, tcp)?;
-        Ok(Self { run_dir: run_dir.to_owned(), tcp, questions, listening })
+    pub fn serve(run_dir: &Path, tcp: Option<SocketAddr>, watchers: Watchers) -> anyhow::Result<Self> {
+        let (questions, listening) = listen(run_dir, tcp, &watchers)?;
+        Ok(Self { run_dir: run_dir.to_owned(), tcp, questions, watchers, listening })
     }
 
     /// The next question. May be cancelled.
@@ -161,20 +176,21 @@ impl Admin {
 
     /// Takes both back.
     pub fn reopen(&mut self) -> anyhow::Result<()> {
-        (self.questions, self.listening) = listen(&self.run_dir, self.tcp)?;
+        (self.questions, self.listening) = listen(&self.run_dir, self.tcp, &self.watchers)?;
         Ok(())
     }
 }
 
 type Listening = (mpsc::Receiver<Exchange>, Vec<JoinHandle<()>>);
 
-fn listen(run_dir: &Path, tcp: Option<SocketAddr>) -> anyhow::Result<Listening> {
+fn listen(run_dir: &Path, tcp: Option<SocketAddr>, watchers: &Watchers) -> anyhow::Result<Listening> {
     let path = run_dir.join(SOCKET);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
     let (sender, receiver) = mpsc::channel(16);
+    let asked = |sender| Asked { control: sender, watchers: watchers.clone() };
     let mut listening = Vec::new();
     if let Some(address) = tcp {
         let listener = bind(address, address.port())?;
@@ -185,11 +201,11 @@ fn listen(run_dir: &Path, tcp: Option<SocketAddr>) -> anyhow::Result<Listening> 
         }
         let sender = sender.clone();
         let next = async move || Ok(listener.accept().await?.0);
-        listening.push(tokio::spawn(accept(sender, Access::Monitoring, next)));
+        listening.push(tokio::spawn(accept(asked(sender), Access::Monitoring, next)));
     }
     let listener = private_socket(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
     let next = async move || Ok(listener.accept().await?.0);
-    listening.push(tokio::spawn(accept(sender, Access::All, next)));
+    listening.push(tokio::spawn(accept(asked(sender), Access::All, next)));
     Ok((receiver, listening))
 }
 
@@ -226,8 +242,18 @@ impl Access {
     }
 }
 
-async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+/// Who answers.
+#[derive(Debug, Clone)]
+struct Asked {
     control: mpsc::Sender<Exchange>,
+    watchers: Watchers,
+}
+
+/// A body that is there, or one that goes on.
+type Body = BoxBody<Bytes, Infallible>;
+
+async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    control: Asked,
     access: Access,
     next: impl AsyncFn() -> io::Result<S>,
 ) {
@@ -260,16 +286,17 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
-async fn respond(
-    request: Request<Incoming>,
-    access: Access,
-    control: &mpsc::Sender<Exchange>,
-) -> Response<Full<Bytes>> {
+async fn respond(request: Request<Incoming>, access: Access, asked: &Asked) -> Response<Body> {
+    let control = &asked.control;
     let answer = match question(request.method(), request.uri().path(), request.uri().query()) {
         Ok(question) if !access.allows(&question) => Answer::error(
             StatusCode::FORBIDDEN,
             "here are /ready and /metrics; everything else is on the socket in the run directory\n",
         ),
+        Ok(Question::Watch { of }) => match asked.watchers.subscribe(of) {
+            Some(lines) => return watched(lines),
+            None => Answer::error(StatusCode::SERVICE_UNAVAILABLE, "too many watch already\n"),
+        },
         Ok(question) => {
             let (sender, answer) = oneshot::channel();
             let stopping = || Answer::error(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n");
@@ -280,7 +307,7 @@ async fn respond(
         }
         Err(answer) => answer,
     };
-    let mut response = Response::new(Full::new(Bytes::from(answer.text)));
+    let mut response = Response::new(Full::new(Bytes::from(answer.text)).boxed());
     *response.status_mut() = answer.status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
     response
@@ -292,19 +319,31 @@ fn question(method: &Method, path: &str, query: Option<&str>) -> Result<Question
         (&Method::GET, "/ports", _) => Ok(Question::Ports),
         (&Method::GET, "/counters", _) => Ok(Question::Counters),
         (&Method::GET, "/metrics", _) => Ok(Question::Metrics),
+        (&Method::GET, "/watch", _) => watch(query.unwrap_or_default()),
         (&Method::GET, "/explain", _) => explain(query.unwrap_or_default()),
         (&Method::PUT, "/log", _) => log(query.unwrap_or_default()),
         (&Method::PUT, "/leave", None) => Ok(Question::Leave),
         (_, "/leave", _) => Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, "PUT /leave ends the agent\n")),
         (_, "/log", _) => Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, LOG)),
-        (_, "/ready" | "/ports" | "/counters" | "/metrics" | "/explain", _) => {
+        (_, "/ready" | "/ports" | "/counters" | "/metrics" | "/explain" | "/watch", _) => {
             Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n"))
         }
         _ => Err(Answer::error(
             StatusCode::NOT_FOUND,
-            "there are /ready, /ports, /counters, /metrics, /explain, /log and /leave\n",
+            "there are /ready, /ports, /counters, /metrics, /explain, /watch, /log and /leave\n",
         )),
     }
+}
+
+/// Lines, as they come, for as long as somebody reads them.
+fn watched(lines: mpsc::Receiver<Bytes>) -> Response<Body> {
+    let lines = stream::unfold(lines, async |mut lines| {
+        let line = lines.recv().await?;
+        Some((Ok(Frame::data(line)), lines))
+    });
+    let mut response = Response::new(StreamBody::new(lines).boxed());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON_LINES));
+    response
 }
 
 const LOG: &str = "PUT /log?level=FILTER, or PUT /log?datapath=on with &port=WORD and &seconds=N if wanted, or \
@@ -342,6 +381,17 @@ fn log(query: &str) -> Result<Question, Answer> {
             Ok(Question::LogDatapath(Some(wanted)))
         }
         _ => Err(wrong()),
+    }
+}
+
+fn watch(query: &str) -> Result<Question, Answer> {
+    let arguments: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
+    match arguments.as_slice() {
+        [] => Ok(Question::Watch { of: None }),
+        [(name, of)] if name == "port" && !of.is_empty() => {
+            Ok(Question::Watch { of: Some(of.clone().into_owned()) })
+        }
+        _ => Err(Answer::error(StatusCode::BAD_REQUEST, "GET /watch, with port=WORD if wanted\n")),
     }
 }
 

@@ -7,6 +7,7 @@ mod preflight;
 mod proxy;
 mod serve;
 mod show;
+mod watch;
 
 use std::{
     ffi::OsString,
@@ -19,7 +20,7 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime;
 
-use self::{config_files::ConfigFiles, explain::Explain, log::Log, serve::serve, show::Show};
+use self::{config_files::ConfigFiles, explain::Explain, log::Log, serve::serve, show::Show, watch::Watch};
 use crate::{
     admin,
     config::{self, Config, Source},
@@ -68,6 +69,8 @@ enum Command {
     Show(Show),
     /// Explain why a guest gets its answers or does not, stage by stage. The exit status tells the first stage that fails.
     Explain(Explain),
+    /// Show requests and dropped frames as they happen.
+    Watch(Watch),
     /// Change what the running agent logs.
     Log(Log),
     /// Remove programs, pins, the service device and its namespace, and the devices of networks. A running agent is ended,
@@ -125,6 +128,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         }
         Command::Show(show) => show.run()?,
         Command::Explain(explain) => return explain.run(),
+        Command::Watch(watch) => watch.run()?,
         Command::Log(log) => log.run()?,
         Command::Cleanup(files) => cleanup(&files.read()?)?,
     }

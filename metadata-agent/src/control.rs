@@ -4,6 +4,7 @@ mod evidence;
 mod frames;
 mod source;
 mod succession;
+mod watched;
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,6 +32,7 @@ use crate::{
     nova::Dialler,
     reconcile::Reconciler,
     takeover::{Offering, Predecessor},
+    watchers::Watchers,
 };
 pub use evidence::Subject;
 use frames::{FrameLog, Logged};
@@ -61,6 +63,7 @@ pub struct Control {
     admin: Admin,
     log: LogFilter,
     frames: FrameLog,
+    watchers: Watchers,
     metrics: Metrics,
     health: Health,
     nova: Arc<Reachability>,
@@ -118,7 +121,8 @@ impl Control {
         let Parts { directory, mut reconciler, service, log, metrics, guests, nova, serving, predecessor } =
             parts;
         let nova = Arc::new(Reachability::new(nova));
-        let frames = FrameLog::start(reconciler.datapath_mut().records()?, directory);
+        let watchers = Watchers::default();
+        let frames = FrameLog::start(reconciler.datapath_mut().records()?, directory, watchers.clone());
         Ok(Self {
             source: PortSource::open(config, nova.clone())?,
             links: Links::subscribe(reconciler.is_removable()).await?,
@@ -126,7 +130,8 @@ impl Control {
             service,
             probe: None,
             family: Family::V4,
-            admin: Admin::serve(&config.run_dir, config.admin_listen)?,
+            admin: Admin::serve(&config.run_dir, config.admin_listen, watchers.clone())?,
+            watchers,
             log,
             frames,
             metrics,
@@ -174,6 +179,7 @@ impl Control {
         if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
             warn!(%error, "the service manager cannot be told that the agent has started");
         }
+        let mut watchers = self.watchers.news();
         let mut retry: Option<Instant> = None;
         let mut look_after = interval(LOOK_AFTER);
         look_after.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -207,6 +213,10 @@ impl Control {
                         self.source.stop();
                         return Ok(Ending::Left);
                     }
+                    continue;
+                }
+                Ok(()) = watchers.changed() => {
+                    self.follow_watchers();
                     continue;
                 }
                 _ = hangup.recv() => self.source.reload(),
@@ -312,6 +322,15 @@ impl Control {
             info!("the operator's interface is open again");
         }
         self.tell_unserved();
+        self.watchers.prune();
+        if let Err(error) = self.record_frames() {
+            warn!(%error, "the programs cannot be told which frames to record");
+        }
+    }
+
+    /// Begins or ends to tell those who watch.
+    fn follow_watchers(&mut self) {
+        watched::follow(&self.watchers, &*self.guests);
         if let Err(error) = self.record_frames() {
             warn!(%error, "the programs cannot be told which frames to record");
         }
@@ -482,7 +501,9 @@ impl Control {
             },
             Question::Metrics => self.own_metrics(),
             // It is answered when the other process has said its part.
-            Question::Explain { .. } => Answer::error(StatusCode::SERVICE_UNAVAILABLE, "not now\n"),
+            Question::Explain { .. } | Question::Watch { .. } => {
+                Answer::error(StatusCode::SERVICE_UNAVAILABLE, "not now\n")
+            }
             Question::Leave => match self.reconciler.datapath_mut().leave() {
                 Ok(()) => Answer::ok("leaving: new connections pass\n"),
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

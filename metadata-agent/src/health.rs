@@ -11,11 +11,14 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 use crate::{
     datapath::Family,
-    link::{Inquiry, Told},
+    link::{Inquiry, Seen, Told},
     nova::Dialler,
 };
 
@@ -163,6 +166,9 @@ pub trait DataPlane: fmt::Debug + Send + Sync {
 
     /// Asks it about ports; nothing if it does not answer in time.
     fn inquire(&self, inquiry: Inquiry, within: Duration) -> BoxFuture<'_, Option<Told>>;
+
+    /// Has it tell of each request as it ends, or of none any more.
+    fn watch(&self, sink: Option<mpsc::Sender<Seen>>);
 
     /// Has it log by that filter, which is a good one.
     fn set_log(&self, filter: &str);

@@ -49,7 +49,8 @@ const PARTS: &[(&str, &[&str])] = &[
         ],
     ),
     // The control plane.
-    ("admin", &[]),
+    ("watchers", &[]),
+    ("admin", &["watchers"]),
     ("nova", &["error_chain", "notice", "race", "tls", "config", "link"]),
     ("datapath", &["error_chain", "descriptors", "config", "directory"]),
     ("health", &["datapath", "link", "nova"]),
@@ -79,6 +80,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "reconcile",
             "metrics",
             "nova",
+            "watchers",
         ],
     ),
     // What puts both together.
@@ -102,6 +104,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "proxy",
             "nova",
             "supervisor",
+            "watchers",
             "admin",
             "datapath",
             "health",
@@ -115,7 +118,8 @@ const PARTS: &[(&str, &[&str])] = &[
     ),
 ];
 
-const CONTROL_PLANE: [&str; 11] = [
+const CONTROL_PLANE: [&str; 12] = [
+    "watchers",
     "explain",
     "admin",
     "datapath",

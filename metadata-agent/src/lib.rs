@@ -39,3 +39,4 @@ pub mod takeover;
 mod tls;
 pub mod tokens;
 pub mod version;
+pub mod watchers;

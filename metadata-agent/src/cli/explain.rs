@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     config_files::ConfigFiles,
-    show::{self, ask, print},
+    show::{self, ask, print, printable},
 };
 use crate::{admin, datapath::has_pins, explain::Stage};
 
@@ -101,10 +101,7 @@ fn text(told: &Value) -> String {
 
 fn explanation(one: &Value) -> String {
     // Neutron lets a tenant choose some of what is in there.
-    let text = |value: &Value| {
-        let text = value.as_str().unwrap_or_default();
-        text.chars().filter(|character| !character.is_control()).collect::<String>()
-    };
+    let text = |value: &Value| printable(value.as_str().unwrap_or_default());
     let mut out = text(&one["subject"]) + "\n";
     for stage in one["stages"].as_array().into_iter().flatten() {
         let age = stage["age_ms"].as_u64().map(|ms| format!(" [{:.1} s ago]", ms as f64 / 1e3));

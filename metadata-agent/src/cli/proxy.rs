@@ -16,7 +16,11 @@ use anyhow::{Context as _, bail, ensure};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use rustls::sign::SigningKey;
 use socket2::Socket;
-use tokio::{runtime, time::timeout};
+use tokio::{
+    runtime,
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -31,12 +35,14 @@ use crate::{
     metrics,
     open_sources::SourceTable,
     packets::{AsyncChannel, Channel},
-    proxy::{Metrics, Nova, Observer, Proxy, Shutdown, Workers},
+    proxy::{Metrics, Nova, Observer, Proxy, Shutdown, Watch, Workers},
     tls::Tls,
 };
 
 /// Timeout of what it begins with.
 const BEGIN: Duration = Duration::from_secs(10);
+/// For how long requests are gathered for one message to who watches.
+const GATHERING: Duration = Duration::from_millis(50);
 /// Longest certificates: more than all authorities of the world take.
 const MOST_CERTIFICATES: u64 = 64 << 20;
 
@@ -69,6 +75,7 @@ pub(super) fn serve_guests() -> anyhow::Result<()> {
         (Arc::<Directory>::default(), CancellationToken::new(), Shutdown::default());
     let mut registry = Registry::with_prefix(metrics::PREFIX);
     let proxy_metrics = Metrics::register(&mut registry);
+    let watch = proxy_metrics.watch.clone();
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let _inside = runtime.enter();
     let channel = Arc::new(AsyncChannel::new(channel)?);
@@ -102,6 +109,8 @@ pub(super) fn serve_guests() -> anyhow::Result<()> {
         signing,
         registry,
         proxy,
+        watch,
+        watching: Mutex::default(),
         serving,
         shutdown,
     };
@@ -169,6 +178,8 @@ struct GuestFacing {
     signing: Arc<Mutex<Channel>>,
     registry: Registry,
     proxy: Arc<Proxy>,
+    watch: Arc<Watch>,
+    watching: Mutex<Option<AbortHandle>>,
     serving: CancellationToken,
     shutdown: Shutdown,
 }
@@ -180,6 +191,7 @@ impl GuestFacing {
         loop {
             let told = self.do_as_told(&channel).await;
             self.dialling.lose();
+            self.watch(false, &channel);
             if self.shutdown.is_retiring() || !self.serving.is_cancelled() {
                 return told;
             }
@@ -239,11 +251,34 @@ impl GuestFacing {
                     let _ = channel.try_send(&Event::Told { id, told }, &[]);
                 });
             }
+            Command::Watch(on) => self.watch(on, channel),
             Command::Outlive => self.shutdown.outlive(),
             Command::Retire => self.shutdown.retire(),
             Command::Stop => self.shutdown.stop(),
         }
         Ok(())
+    }
+
+    /// Tells of requests as they end, a few at a time, or of none any more.
+    fn watch(&self, on: bool, channel: &Arc<AsyncChannel>) {
+        self.watch.set(on);
+        let mut watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(former) = watching.take() {
+            former.abort();
+        }
+        if on {
+            let (watch, channel) = (self.watch.clone(), channel.clone());
+            let task = runtime::Handle::current().spawn(async move {
+                loop {
+                    let seen = watch.take().await;
+                    if channel.try_send(&Event::Seen(seen.clone()), &[]).is_err() {
+                        watch.lose(&seen);
+                    }
+                    sleep(GATHERING).await;
+                }
+            });
+            *watching = Some(task.abort_handle());
+        }
     }
 
     fn tell(&self, channel: &AsyncChannel) -> anyhow::Result<()> {

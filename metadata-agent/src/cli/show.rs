@@ -86,6 +86,11 @@ pub(super) fn run_dir(named: Option<&Path>, files: &ConfigFiles) -> anyhow::Resu
     })
 }
 
+/// Text that a tenant may have chosen, such as can be shown on a terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).collect()
+}
+
 /// Prints for someone who may have had enough.
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {

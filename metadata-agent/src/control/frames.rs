@@ -7,14 +7,17 @@ use std::{
 
 use metadata_ebpf::{
     address::Tag,
-    map::{RECORD_ALL, RECORD_PORT},
+    map::{RECORD_ALL, RECORD_DROPPED, RECORD_PORT},
 };
+use serde_json::json;
 use tracing::{info, warn};
 
+use super::watched;
 use crate::{
-    datapath::{Frame, Records, device_name},
+    datapath::{Action, Frame, Records, device_name},
     directory::Directory,
     link::PortNumber,
+    watchers::Watchers,
 };
 
 /// What of the datapath is logged.
@@ -28,12 +31,15 @@ pub(super) struct Logged {
 
 /// Interest in frames, which the control plane changes and the task reads.
 #[derive(Debug, Clone, Default)]
-pub(super) struct FrameLog(Arc<Mutex<Option<Logged>>>);
+pub(super) struct FrameLog {
+    logged: Arc<Mutex<Option<Logged>>>,
+    watchers: Watchers,
+}
 
 impl FrameLog {
     /// Begins to tell of frames.
-    pub(super) fn start(mut records: Records, directory: Arc<Directory>) -> Self {
-        let log = Self::default();
+    pub(super) fn start(mut records: Records, directory: Arc<Directory>, watchers: Watchers) -> Self {
+        let log = Self { logged: Arc::default(), watchers };
         let task = log.clone();
         tokio::spawn(async move {
             loop {
@@ -65,8 +71,11 @@ impl FrameLog {
             .as_ref()
             .map(|logged| logged.ports.as_ref().map(|ports| ports.iter().collect::<Vec<_>>()))
         {
+            None if self.watchers.any() => RECORD_DROPPED,
             None => 0,
-            Some(Some(ports)) if ports.len() == 1 => RECORD_ALL | (ports[0].index + 1) & RECORD_PORT,
+            Some(Some(ports)) if ports.len() == 1 && !self.watchers.any() => {
+                RECORD_ALL | (ports[0].index + 1) & RECORD_PORT
+            }
             Some(_) => RECORD_ALL,
         }
     }
@@ -80,7 +89,8 @@ impl FrameLog {
             });
             is_of_port && Instant::now() < logged.until
         });
-        if !is_logged {
+        let is_watched = frame.action == Action::Dropped && self.watchers.any();
+        if !is_logged && !is_watched {
             return;
         }
         let port = frame.port.and_then(|(index, generation)| directory.port(Tag::new(generation, index, 0)));
@@ -88,6 +98,22 @@ impl FrameLog {
             Some(port) => port.tap.to_string(),
             None => device_name(frame.ifindex),
         };
+        if is_watched {
+            self.watchers.publish(&json!({
+                "kind": "drop",
+                "time": watched::now(),
+                "outcome": frame.outcome.name(),
+                "tap": tap,
+                "vlan": frame.vlan,
+                "port": port.as_ref().map(|port| port.id.as_str()),
+                "frame": frame.headers.to_string(),
+                "bytes": frame.len,
+                "left_out": frame.left_out,
+            }));
+        }
+        if !is_logged {
+            return;
+        }
         info!(
             target: "datapath",
             outcome = frame.outcome.name(),
@@ -103,7 +129,7 @@ impl FrameLog {
     }
 
     fn logged(&self) -> MutexGuard<'_, Option<Logged>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.logged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

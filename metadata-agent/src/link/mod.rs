@@ -11,6 +11,7 @@
 //! | `Dialled` with the connection, or with why there is none | |
 //! | `Ask` each second | `Status` with its numbers and notes |
 //! | `Inquire` when an operator wants to know | `Told` |
+//! | `Watch` while an operator watches | `Seen` |
 //! | `Retire`, `Stop` | ends |
 //!
 //! A process whose other end of the link is gone goes on serving the ports that it knows. It has a socket in the run
@@ -27,6 +28,7 @@
 #![forbid(unsafe_code)]
 mod inquiry;
 pub mod signing;
+mod watched;
 
 use std::{ffi::CStr, path::PathBuf, time::Duration};
 
@@ -37,6 +39,7 @@ use crate::{
     directory::Entry,
 };
 pub use inquiry::{Inquiry, MOST_PORTS, PortNumber, PortReport, ProbeReport, Told};
+pub use watched::{MOST_SEEN, Seen, Watched};
 
 /// Most connections to Nova that are being made for the guest-facing process at a time.
 pub const MOST_DIALS: usize = 1024;
@@ -100,6 +103,8 @@ pub enum Command {
         /// The question.
         inquiry: Inquiry,
     },
+    /// Tell of each request as it ends, or of none any more.
+    Watch(bool),
     /// The listening sockets are accepted from by others, too: leave what you have not accepted to them.
     Outlive,
     /// Take nothing new.
@@ -143,6 +148,8 @@ pub enum Event {
         /// The answer.
         told: Told,
     },
+    /// Requests that have ended, while they are watched.
+    Seen(Seen),
     /// It is well.
     Status {
         /// Its numbers, in Prometheus' text format.

@@ -77,6 +77,7 @@ impl Drop for Exchange<'_> {
             reason: reason.clone(),
         };
         let limit = outcome.refusal.as_ref().and_then(Refusal::limit);
+        metrics.watch.note(&caller.port, &record);
         caller.port.tally.note(record, limit, Instant::now());
         let identity = outcome.who.as_deref().map(|who| &who.identity);
         let of = |field: fn(&Identity) -> &String| identity.map(|identity| field(identity).as_str());

@@ -12,7 +12,7 @@
 //! closing     until it is acknowledged  shutdown   how all of it ends
 //! outcome     what became of a request  access     a line for each
 //! metrics     the numbers               token      session tokens (IMDSv2)
-//! errand      requests of the agent's own
+//! errand      requests of the agent's own    watch      requests as they end
 //! ```
 #![forbid(unsafe_code)]
 mod access;
@@ -32,9 +32,11 @@ mod shares;
 mod shutdown;
 mod token;
 mod upstream;
+mod watch;
 
 pub use metrics::Metrics;
 pub use seat::held;
 pub use server::{Proxy, Workers};
 pub use shutdown::Shutdown;
 pub use upstream::{Dial, Nova, Observer};
+pub use watch::Watch;

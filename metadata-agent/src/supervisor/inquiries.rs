@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::printable;
 use crate::{
     directory::{RECENT, Record},
-    link::{Inquiry, MOST_PORTS, PortReport, ProbeReport, Told},
+    link::{Inquiry, MOST_PORTS, MOST_SEEN, PortReport, ProbeReport, Seen, Told},
 };
 
 /// Longest name of a method, a path's class, a refusal or a limit.
@@ -72,8 +72,19 @@ fn cleaned(ports: Vec<PortReport>) -> Vec<PortReport> {
     ports.into_iter().take(MOST_PORTS).map(clean).collect()
 }
 
+/// Requests that are watched, as far as they can be some.
+pub(super) fn clean_seen(mut seen: Seen) -> Seen {
+    seen.requests.truncate(MOST_SEEN);
+    for request in &mut seen.requests {
+        request.port = printable(&request.port, REASON);
+        request.tap = printable(&request.tap, NAME);
+        clean_record(&mut request.record);
+    }
+    seen
+}
+
 /// Makes the texts of a record such as can be shown.
-pub(super) fn clean_record(record: &mut Record) {
+fn clean_record(record: &mut Record) {
     record.method = record.method.take().map(name_of);
     record.path = record.path.take().map(name_of);
     record.refusal = record.refusal.take().map(name_of);

@@ -54,7 +54,7 @@ pub use self::{orphan::Orphan, process::command};
 use crate::{
     directory::Directory,
     health::{DataPlane, Problem},
-    link::{Inquiry, Setup, Told},
+    link::{Inquiry, Seen, Setup, Told},
     nova::Dialler,
 };
 
@@ -95,6 +95,7 @@ enum Order {
     Log(String),
     Ask(oneshot::Sender<()>),
     Inquire(Inquiry, oneshot::Sender<Told>),
+    Watch(Option<mpsc::Sender<Seen>>),
     Settle,
     Outlive,
     Retire,
@@ -243,6 +244,10 @@ impl DataPlane for Guests {
             self.order(Order::Inquire(inquiry, answer));
             timeout(within, answered).await.ok()?.ok()
         })
+    }
+
+    fn watch(&self, sink: Option<mpsc::Sender<Seen>>) {
+        self.order(Order::Watch(sink));
     }
 
     fn set_log(&self, filter: &str) {

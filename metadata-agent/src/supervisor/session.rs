@@ -21,7 +21,7 @@ use super::{
     backoff::GOOD,
     dials::{Dialled, Dials},
     handshake,
-    inquiries::Inquiries,
+    inquiries::{self, Inquiries},
     numbers::Families,
     orphan::Meeting,
     printable,
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     directory::{Changes, Entry},
-    link::{Command, Event, MOST_NOTES, MOST_NUMBERS},
+    link::{Command, Event, MOST_NOTES, MOST_NUMBERS, Seen},
     nova::Dialler,
     packets::{AsyncChannel, LONGEST},
 };
@@ -58,6 +58,8 @@ pub(super) struct Wanted {
     parts: Parts,
     families: Families,
     pub(super) serving: CancellationToken,
+    /// Where requests go that are watched.
+    watch: Option<mpsc::Sender<Seen>>,
     is_outlived: bool,
     is_retired: bool,
     is_stopped: bool,
@@ -70,6 +72,7 @@ impl Wanted {
             parts,
             families,
             serving: CancellationToken::new(),
+            watch: None,
             is_outlived: false,
             is_retired: false,
             is_stopped: false,
@@ -99,6 +102,7 @@ impl Wanted {
             Order::Retire => self.is_retired = true,
             Order::Stop => self.is_stopped = true,
             Order::Settle => self.parts.setup.lingers = false,
+            Order::Watch(sink) => self.watch.clone_from(sink),
             Order::Ask(_) | Order::Inquire(..) => {}
         }
     }
@@ -226,6 +230,9 @@ impl Session {
         if wanted.serving.is_cancelled() {
             self.send(&Command::Serve, &[]).await?;
         }
+        if wanted.watch.is_some() {
+            self.send(&Command::Watch(true), &[]).await?;
+        }
         Ok(())
     }
 
@@ -280,6 +287,7 @@ impl Session {
                 let id = self.inquiries.ask(inquiry.clone(), answer);
                 self.send(&Command::Inquire { id, inquiry }, &[]).await
             }
+            Order::Watch(sink) => self.send(&Command::Watch(sink.is_some()), &[]).await,
             Order::Settle => self.send(&Command::Settle, &[]).await,
             Order::Outlive => self.send(&Command::Outlive, &[]).await,
             Order::Retire => {
@@ -303,6 +311,12 @@ impl Session {
             Event::Ready { .. } | Event::Adopted { .. } => return Err(unexpected(&event)),
             Event::Dial { id, endpoint, within } => self.dials.begin(id, endpoint, within),
             Event::Told { id, told } => self.inquiries.answer(id, told),
+            Event::Seen(seen) => {
+                if let Some(sink) = &wanted.watch {
+                    // Whoever does not take it in time loses it: it is not waited for.
+                    let _ = sink.try_send(inquiries::clean_seen(seen));
+                }
+            }
             Event::Status { numbers, notes } => {
                 let mut report = guests.report();
                 let own = Some(numbers).filter(|numbers| numbers.len() <= MOST_NUMBERS);
