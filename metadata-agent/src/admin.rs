@@ -8,6 +8,7 @@
 //! | `GET /counters` | what the datapath counted, JSON |
 //! | `GET /explain` | the node, and each port that something is wrong with, stage by stage, JSON |
 //! | `GET /explain?what=WORD` | the ports that a tap, a port's id, an instance or an address means; with `&probe=1` Nova is asked once in their names |
+//! | `GET /top` | numbers of each port, and what is missing, JSON |
 //! | `GET /watch` | requests and dropped frames as they happen, a line of JSON for each, until the connection ends; with `?port=WORD` those of one tap or port |
 //! | `GET /metrics` | all numbers, in Prometheus' text format (OpenMetrics) |
 //! | `PUT /log?level=FILTER` | sets what is logged, as in `RUST_LOG` |
@@ -72,6 +73,8 @@ pub enum Question {
     },
     /// Set the log filter.
     LogLevel(String),
+    /// Numbers of each port.
+    Top,
     /// Requests and dropped frames as they happen. The control plane is not asked.
     Watch {
         /// Of a tap or a port; everything without.
@@ -319,18 +322,19 @@ fn question(method: &Method, path: &str, query: Option<&str>) -> Result<Question
         (&Method::GET, "/ports", _) => Ok(Question::Ports),
         (&Method::GET, "/counters", _) => Ok(Question::Counters),
         (&Method::GET, "/metrics", _) => Ok(Question::Metrics),
+        (&Method::GET, "/top", _) => Ok(Question::Top),
         (&Method::GET, "/watch", _) => watch(query.unwrap_or_default()),
         (&Method::GET, "/explain", _) => explain(query.unwrap_or_default()),
         (&Method::PUT, "/log", _) => log(query.unwrap_or_default()),
         (&Method::PUT, "/leave", None) => Ok(Question::Leave),
         (_, "/leave", _) => Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, "PUT /leave ends the agent\n")),
         (_, "/log", _) => Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, LOG)),
-        (_, "/ready" | "/ports" | "/counters" | "/metrics" | "/explain" | "/watch", _) => {
+        (_, "/ready" | "/ports" | "/counters" | "/metrics" | "/explain" | "/top" | "/watch", _) => {
             Err(Answer::error(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n"))
         }
         _ => Err(Answer::error(
             StatusCode::NOT_FOUND,
-            "there are /ready, /ports, /counters, /metrics, /explain, /watch, /log and /leave\n",
+            "there are /ready, /ports, /counters, /metrics, /explain, /top, /watch, /log and /leave\n",
         )),
     }
 }

@@ -7,6 +7,7 @@ mod preflight;
 mod proxy;
 mod serve;
 mod show;
+mod top;
 mod watch;
 
 use std::{
@@ -20,7 +21,9 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime;
 
-use self::{config_files::ConfigFiles, explain::Explain, log::Log, serve::serve, show::Show, watch::Watch};
+use self::{
+    config_files::ConfigFiles, explain::Explain, log::Log, serve::serve, show::Show, top::Top, watch::Watch,
+};
 use crate::{
     admin,
     config::{self, Config, Source},
@@ -69,6 +72,8 @@ enum Command {
     Show(Show),
     /// Explain why a guest gets its answers or does not, stage by stage. The exit status tells the first stage that fails.
     Explain(Explain),
+    /// Show the ports by what their guests ask for, live.
+    Top(Top),
     /// Show requests and dropped frames as they happen.
     Watch(Watch),
     /// Change what the running agent logs.
@@ -128,6 +133,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         }
         Command::Show(show) => show.run()?,
         Command::Explain(explain) => return explain.run(),
+        Command::Top(top) => top.run()?,
         Command::Watch(watch) => watch.run()?,
         Command::Log(log) => log.run()?,
         Command::Cleanup(files) => cleanup(&files.read()?)?,

@@ -4,6 +4,7 @@ mod evidence;
 mod frames;
 mod source;
 mod succession;
+mod top;
 mod watched;
 
 use std::{sync::Arc, time::Duration};
@@ -200,6 +201,10 @@ impl Control {
                 (question, answer) = self.admin.question() => {
                     if question == Question::Metrics {
                         self.answer_metrics(answer);
+                        continue;
+                    }
+                    if question == Question::Top {
+                        self.answer_top(answer);
                         continue;
                     }
                     if let Question::Explain { what, probe } = question {
@@ -501,7 +506,7 @@ impl Control {
             },
             Question::Metrics => self.own_metrics(),
             // It is answered when the other process has said its part.
-            Question::Explain { .. } | Question::Watch { .. } => {
+            Question::Explain { .. } | Question::Watch { .. } | Question::Top => {
                 Answer::error(StatusCode::SERVICE_UNAVAILABLE, "not now\n")
             }
             Question::Leave => match self.reconciler.datapath_mut().leave() {

@@ -24,6 +24,7 @@ use crate::{
     inventory::{Desired, DesiredPort},
     tokens::Tokens,
 };
+pub use seen::PortLine;
 pub use served::Limits;
 use served::{Issuer, NOT_YET, Served, limited_as, network, owner};
 

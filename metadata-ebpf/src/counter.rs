@@ -29,6 +29,11 @@ macro_rules! counters {
                 }
             }
 
+            /// Whether it counts frames that are dropped.
+            pub fn is_drop(self) -> bool {
+                self.help().trim_start().starts_with("Dropped: ")
+            }
+
             /// What the counter counts, in a sentence.
             pub const fn help(self) -> &'static str {
                 match self {
@@ -108,6 +113,7 @@ mod tests {
 
     #[test]
     fn all_is_in_the_order_of_the_indexes_and_names_are_unique() {
+        assert!(Counter::Fragment.is_drop() && !Counter::Redirected.is_drop() && !Counter::Leaving.is_drop());
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index);
             assert!(Counter::ALL.iter().filter(|other| other.name() == counter.name()).count() == 1);

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Timeout of what the guest-facing process says of ports.
-const TELLING: Duration = Duration::from_secs(2);
+pub(super) const TELLING: Duration = Duration::from_secs(2);
 /// Timeout of a request to Nova in a port's name.
 const PROBING: Duration = Duration::from_secs(45);
 /// Most ports that are looked at in one go: for all of a large node the kernel is asked piece by piece.

@@ -1,10 +1,13 @@
 //! Questions to the guest-facing process about ports, and its answers, which are a guest's word until they were checked.
 use serde::{Deserialize, Serialize};
 
-use crate::directory::TallyReport;
+use crate::directory::{TallyReport, Totals};
 
 /// Most ports in one question, so that the answer is no longer than a packet.
 pub const MOST_PORTS: usize = 24;
+
+/// Most tallies in one answer.
+pub const MOST_TALLIES: usize = 400;
 
 /// An assignment of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -22,6 +25,11 @@ pub enum Inquiry {
     Ports(Vec<PortNumber>),
     /// The same for ports of which a request was refused or a limit was met in the last so many milliseconds.
     Troubled(u64),
+    /// The sums of the ports that have another index than those up to this one, the first [`MOST_TALLIES`] of them.
+    Tallies {
+        /// The last index that is known.
+        after: Option<u32>,
+    },
     /// Ask Nova once in the name of that port, as its guest would.
     Probe(PortNumber),
 }
@@ -31,8 +39,21 @@ pub enum Inquiry {
 pub enum Told {
     /// Of those ports that are known.
     Ports(Vec<PortReport>),
+    /// Of ports by their indexes.
+    Tallies(Vec<PortTally>),
     /// What came of the request.
     Probe(ProbeReport),
+}
+
+/// Sums of one port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortTally {
+    /// The assignment.
+    pub port: PortNumber,
+    /// Connections that its tap has open.
+    pub connections: u32,
+    /// Its requests.
+    pub totals: Totals,
 }
 
 /// One port, as the guest-facing process has it.

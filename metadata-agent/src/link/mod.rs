@@ -38,7 +38,7 @@ use crate::{
     config::{Endpoint, Limits},
     directory::Entry,
 };
-pub use inquiry::{Inquiry, MOST_PORTS, PortNumber, PortReport, ProbeReport, Told};
+pub use inquiry::{Inquiry, MOST_PORTS, MOST_TALLIES, PortNumber, PortReport, PortTally, ProbeReport, Told};
 pub use watched::{MOST_SEEN, Seen, Watched};
 
 /// Most connections to Nova that are being made for the guest-facing process at a time.

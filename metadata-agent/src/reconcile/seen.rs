@@ -14,7 +14,45 @@ use crate::{
     link::PortNumber,
 };
 
+/// A port in a list of all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortLine {
+    /// Its assignment.
+    pub number: PortNumber,
+    /// Neutron's port.
+    pub port: String,
+    /// Its device, with the VLAN or the MAC address if it shares that.
+    pub tap: String,
+    /// The instance, if that is known.
+    pub instance: Option<String>,
+    /// Frames of it that were dropped.
+    pub dropped: u64,
+}
+
 impl Reconciler {
+    /// All ports that are served.
+    pub fn lines(&self) -> Vec<PortLine> {
+        let line = |(key, served): (&PortKey, &Served)| {
+            let name = &served.device().name;
+            let frames = self.datapath.port_frames(served.assignment).unwrap_or_default().frames;
+            PortLine {
+                number: served.number(),
+                port: served.wanted.port.clone(),
+                tap: match (mac(*key), key.vlan) {
+                    (Some(mac), _) => format!("{name}/{mac}"),
+                    (None, 0) => name.clone(),
+                    (None, vlan) => format!("{name}.{vlan}"),
+                },
+                instance: match &served.wanted.who {
+                    Who::Known(identity) => Some(identity.instance.clone()),
+                    Who::Pending(_) | Who::Conflict(_) => None,
+                },
+                dropped: frames.iter().filter(|(counter, _)| counter.is_drop()).map(|(_, count)| count).sum(),
+            }
+        };
+        self.served.iter().map(line).collect()
+    }
+
     /// The assignments of the ports that a word means: a tap, or the id of a port or an instance.
     pub fn find(&self, what: &str) -> BTreeSet<PortNumber> {
         let is_meant = |served: &&Served| {
@@ -22,11 +60,7 @@ impl Reconciler {
             let is_instance = matches!(&wanted.who, Who::Known(identity) if identity.instance == what);
             wanted.port == what || wanted.device.name == what || is_instance
         };
-        let number = |served: &Served| PortNumber {
-            index: served.assignment.index,
-            generation: served.assignment.generation,
-        };
-        self.served.values().filter(is_meant).map(number).collect()
+        self.served.values().filter(is_meant).map(Served::number).collect()
     }
 
     /// The ports that are served and that `wanted` holds of, given its id, its device and who it is: what is in force for
@@ -62,8 +96,7 @@ impl Reconciler {
                 sources: datapath.sources(assignment).unwrap_or_default(),
                 exhausted: datapath.exhausted(assignment).unwrap_or_default(),
             };
-            let number = PortNumber { index: assignment.index, generation: assignment.generation };
-            Some((served.wanted.port.clone(), number, seen))
+            Some((served.wanted.port.clone(), served.number(), seen))
         };
         keys.into_iter().filter_map(&mut see).collect()
     }

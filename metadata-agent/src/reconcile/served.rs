@@ -13,6 +13,7 @@ use crate::{
     datapath::{Adopted, Assignment, Device, PortFrames},
     directory::{Identity, Port, Resolution, Signer, Tap},
     inventory::{DesiredPort, MetadataPort, Who},
+    link::PortNumber,
     tokens::{FirstServed, Tokens},
 };
 
@@ -87,6 +88,10 @@ impl Served {
         };
         served.resolve(issuer);
         served
+    }
+
+    pub(super) fn number(&self) -> PortNumber {
+        PortNumber { index: self.assignment.index, generation: self.assignment.generation }
     }
 
     pub(super) fn device(&self) -> &Device {

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::printable;
 use crate::{
     directory::{RECENT, Record},
-    link::{Inquiry, MOST_PORTS, MOST_SEEN, PortReport, ProbeReport, Seen, Told},
+    link::{Inquiry, MOST_PORTS, MOST_SEEN, MOST_TALLIES, PortReport, ProbeReport, Seen, Told},
 };
 
 /// Longest name of a method, a path's class, a refusal or a limit.
@@ -50,6 +50,11 @@ fn checked(inquiry: &Inquiry, told: Told) -> Option<Told> {
             Some(Told::Ports(cleaned(ports)))
         }
         (Inquiry::Troubled(_), Told::Ports(ports)) => Some(Told::Ports(cleaned(ports))),
+        (Inquiry::Tallies { after }, Told::Tallies(mut tallies)) => {
+            tallies.retain(|tally| after.is_none_or(|after| tally.port.index > after));
+            tallies.truncate(MOST_TALLIES);
+            Some(Told::Tallies(tallies))
+        }
         (Inquiry::Probe(_), Told::Probe(report)) => Some(Told::Probe(ProbeReport {
             refusal: report.refusal.map(|name| printable(&name, NAME)),
             reason: report.reason.map(|reason| printable(&reason, REASON)),

@@ -5,7 +5,7 @@ use metadata_ebpf::address::Tag;
 
 use crate::{
     directory::{Directory, Port},
-    link::{Inquiry, MOST_PORTS, PortNumber, PortReport, ProbeReport, Told},
+    link::{Inquiry, MOST_PORTS, MOST_TALLIES, PortNumber, PortReport, PortTally, ProbeReport, Told},
     proxy::{self, Proxy},
 };
 
@@ -25,6 +25,12 @@ pub(super) async fn answer(inquiry: Inquiry, directory: Arc<Directory>, proxy: A
                 });
             Told::Ports(reports.filter(|report| is_troubled(report, within)).take(MOST_PORTS).collect())
         }
+        Inquiry::Tallies { after } => {
+            let mut ports = directory.ports();
+            ports.retain(|(index, port)| !port.is_probe && after.is_none_or(|after| *index > after));
+            ports.sort_by_key(|(index, _)| *index);
+            Told::Tallies(ports.iter().take(MOST_TALLIES).map(|(index, port)| tally(*index, port)).collect())
+        }
         Inquiry::Probe(number) => Told::Probe(match known(&number) {
             Some(port) => proxy.ask(port).await,
             None => ProbeReport {
@@ -35,6 +41,12 @@ pub(super) async fn answer(inquiry: Inquiry, directory: Arc<Directory>, proxy: A
             },
         }),
     }
+}
+
+fn tally(index: u32, port: &Port) -> PortTally {
+    let [connections, ..] = proxy::held(&port.tap);
+    let port_number = PortNumber { index, generation: port.generation };
+    PortTally { port: port_number, connections, totals: port.tally.totals() }
 }
 
 fn report(number: PortNumber, port: &Port, now: Instant) -> PortReport {
