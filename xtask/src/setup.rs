@@ -99,6 +99,9 @@ const CHECK_PROGRAMS: &[(&str, &str)] = &[("cargo-clippy", "rust-web-clippy"), (
 /// What the measurements of the proxy compare with.
 const PROXY_BENCH_PROGRAMS: &[(&str, &str)] = &[("haproxy", "haproxy")];
 
+/// Counts system calls and samples stacks.
+const PROFILE_PROGRAMS: &[(&str, &str)] = &[("perf", "linux-perf")];
+
 /// What the measurements of ovsdb-client compare with, and the schema that they use.
 const OVSDB_BENCH_FILES: &[(&str, &str)] = &[
     ("ovsdb-server", "openvswitch-switch"),
@@ -156,8 +159,11 @@ pub(crate) fn for_checks() -> anyhow::Result<()> {
 }
 
 /// What the measurements of the proxy need.
-pub(crate) fn for_proxy_bench() -> anyhow::Result<()> {
+pub(crate) fn for_proxy_bench(profile: bool) -> anyhow::Result<()> {
     packages(PROXY_BENCH_PROGRAMS)?;
+    if profile {
+        packages(PROFILE_PROGRAMS)?;
+    }
     for_tests()
 }
 

@@ -13,6 +13,7 @@
 //! outcome     what became of a request  access     a line for each
 //! metrics     the numbers               token      session tokens (IMDSv2)
 //! errand      requests of the agent's own    watch      requests as they end
+//! tick        a timer for all
 //! ```
 #![forbid(unsafe_code)]
 mod access;
@@ -30,6 +31,7 @@ mod seat;
 mod server;
 mod shares;
 mod shutdown;
+mod tick;
 mod token;
 mod upstream;
 mod watch;
