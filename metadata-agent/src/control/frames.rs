@@ -7,7 +7,7 @@ use std::{
 
 use metadata_ebpf::{
     address::Tag,
-    map::{RECORD_ALL, RECORD_DROPPED, RECORD_PORT},
+    map::{Limit, RECORD_ALL, RECORD_DROPPED, RECORD_PORT},
 };
 use serde_json::json;
 use tracing::{info, warn};
@@ -19,6 +19,40 @@ use crate::{
     link::PortNumber,
     watchers::Watchers,
 };
+
+/// Most frames that are told of in a second, of all processors together: a host may have hundreds of them.
+const MOST: Limit = Limit::new(1000, 1000);
+
+/// What of that is used up, and what was left out for it.
+#[derive(Debug)]
+struct Budget {
+    began: Instant,
+    state: u64,
+    left_out: u64,
+}
+
+impl Budget {
+    fn new(now: Instant) -> Self {
+        Self { began: now, state: 0, left_out: 0 }
+    }
+
+    /// Whether one more frame is told of, and how many were left out before it.
+    fn admits(&mut self, left_out: &mut u64, now: Instant) -> bool {
+        self.left_out = self.left_out.saturating_add(*left_out);
+        let now = u64::try_from(now.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX / 2);
+        match MOST.after(self.state, now) {
+            Some(next) => {
+                self.state = next;
+                *left_out = std::mem::take(&mut self.left_out);
+                true
+            }
+            None => {
+                self.left_out = self.left_out.saturating_add(1);
+                false
+            }
+        }
+    }
+}
 
 /// What of the datapath is logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,9 +76,14 @@ impl FrameLog {
         let log = Self { logged: Arc::default(), watchers };
         let task = log.clone();
         tokio::spawn(async move {
+            let mut budget = Budget::new(Instant::now());
             loop {
                 match records.next().await {
-                    Ok(frame) => task.tell(&frame, &directory),
+                    Ok(mut frame) => {
+                        if budget.admits(&mut frame.left_out, Instant::now()) {
+                            task.tell(&frame, &directory);
+                        }
+                    }
                     Err(error) => {
                         warn!(%error, "records of the datapath cannot be read");
                         return;
@@ -136,4 +175,22 @@ impl FrameLog {
 /// When logging for that long ends.
 pub(super) fn end(now: Instant, seconds: u64) -> Instant {
     now + Duration::from_secs(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_frames_are_told_of_and_the_others_are_counted() {
+        let now = Instant::now();
+        let mut budget = Budget::new(now);
+        let told = (0..5000).filter(|_| budget.admits(&mut 0, now)).count();
+        assert_eq!(told, 1000);
+        let mut left_out = 7;
+        assert!(budget.admits(&mut left_out, now + Duration::from_secs(1)));
+        assert_eq!(left_out, 4007);
+        let mut left_out = 0;
+        assert!(budget.admits(&mut left_out, now + Duration::from_secs(1)) && left_out == 0);
+    }
 }
