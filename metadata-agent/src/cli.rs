@@ -1,10 +1,14 @@
 //! Commands.
 #![forbid(unsafe_code)]
 mod config_files;
+mod explain;
+mod log;
 mod preflight;
 mod proxy;
 mod serve;
 mod show;
+mod top;
+mod watch;
 
 use std::{
     ffi::OsString,
@@ -17,7 +21,9 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime;
 
-use self::{config_files::ConfigFiles, serve::serve, show::Show};
+use self::{
+    config_files::ConfigFiles, explain::Explain, log::Log, serve::serve, show::Show, top::Top, watch::Watch,
+};
 use crate::{
     admin,
     config::{self, Config, Source},
@@ -64,6 +70,14 @@ enum Command {
     CheckConfig(ConfigFiles),
     /// Ask the running agent.
     Show(Show),
+    /// Explain why a guest gets its answers or does not, stage by stage. The exit status tells the first stage that fails.
+    Explain(Explain),
+    /// Show the ports by what their guests ask for, live.
+    Top(Top),
+    /// Show requests and dropped frames as they happen.
+    Watch(Watch),
+    /// Change what the running agent logs.
+    Log(Log),
     /// Remove programs, pins, the service device and its namespace, and the devices of networks. A running agent is ended,
     /// for good: from then on new
     /// connections go to whoever else serves the taps, while those under way are served.
@@ -118,6 +132,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
             }
         }
         Command::Show(show) => show.run()?,
+        Command::Explain(explain) => return explain.run(),
+        Command::Top(top) => top.run()?,
+        Command::Watch(watch) => watch.run()?,
+        Command::Log(log) => log.run()?,
         Command::Cleanup(files) => cleanup(&files.read()?)?,
     }
     Ok(ExitCode::SUCCESS)

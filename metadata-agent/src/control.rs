@@ -1,7 +1,11 @@
 //! The control plane: one thread that takes events, derives what should be served, and applies it.
 #![forbid(unsafe_code)]
+mod evidence;
+mod frames;
 mod source;
 mod succession;
+mod top;
+mod watched;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{Admin, Answer, Question},
+    admin::{Admin, Answer, FramesWanted, Question},
     config::Config,
     datapath::{self, Family, Probe, ServiceDevice},
-    directory::PROBE_ANSWER,
+    directory::{Directory, PROBE_ANSWER},
     health::{DataPlane, Health, Problem, Reachability},
     inventory::{Links, Unserved},
     logging::LogFilter,
@@ -29,7 +33,10 @@ use crate::{
     nova::Dialler,
     reconcile::Reconciler,
     takeover::{Offering, Predecessor},
+    watchers::Watchers,
 };
+pub use evidence::Subject;
+use frames::{FrameLog, Logged};
 use succession::Succession;
 pub use succession::{Farewell, detach};
 
@@ -56,6 +63,8 @@ pub struct Control {
     family: Family,
     admin: Admin,
     log: LogFilter,
+    frames: FrameLog,
+    watchers: Watchers,
     metrics: Metrics,
     health: Health,
     nova: Arc<Reachability>,
@@ -91,6 +100,8 @@ pub struct Parts {
     pub reconciler: Reconciler,
     /// The device that guests are led to.
     pub service: ServiceDevice,
+    /// The ports, as they are published.
+    pub directory: Arc<Directory>,
     /// The log's filter.
     pub log: LogFilter,
     /// The registry of metrics.
@@ -108,8 +119,11 @@ pub struct Parts {
 impl Control {
     /// Subscribes to links and begins to connect to the source.
     pub async fn start(config: &Config, parts: Parts) -> anyhow::Result<Self> {
-        let Parts { reconciler, service, log, metrics, guests, nova, serving, predecessor } = parts;
+        let Parts { directory, mut reconciler, service, log, metrics, guests, nova, serving, predecessor } =
+            parts;
         let nova = Arc::new(Reachability::new(nova));
+        let watchers = Watchers::default();
+        let frames = FrameLog::start(reconciler.datapath_mut().records()?, directory, watchers.clone());
         Ok(Self {
             source: PortSource::open(config, nova.clone())?,
             links: Links::subscribe(reconciler.is_removable()).await?,
@@ -117,8 +131,10 @@ impl Control {
             service,
             probe: None,
             family: Family::V4,
-            admin: Admin::serve(&config.run_dir, config.admin_listen)?,
+            admin: Admin::serve(&config.run_dir, config.admin_listen, watchers.clone())?,
+            watchers,
             log,
+            frames,
             metrics,
             health: Health::default(),
             nova,
@@ -164,6 +180,7 @@ impl Control {
         if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
             warn!(%error, "the service manager cannot be told that the agent has started");
         }
+        let mut watchers = self.watchers.news();
         let mut retry: Option<Instant> = None;
         let mut look_after = interval(LOOK_AFTER);
         look_after.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -186,6 +203,14 @@ impl Control {
                         self.answer_metrics(answer);
                         continue;
                     }
+                    if question == Question::Top {
+                        self.answer_top(answer);
+                        continue;
+                    }
+                    if let Question::Explain { what, probe } = question {
+                        self.explain(Subject { what, probe }, answer);
+                        continue;
+                    }
                     let leaves = question == Question::Leave;
                     // Whoever asked may be gone.
                     let _ = answer.send(self.answer(question));
@@ -193,6 +218,10 @@ impl Control {
                         self.source.stop();
                         return Ok(Ending::Left);
                     }
+                    continue;
+                }
+                Ok(()) = watchers.changed() => {
+                    self.follow_watchers();
                     continue;
                 }
                 _ = hangup.recv() => self.source.reload(),
@@ -298,6 +327,54 @@ impl Control {
             info!("the operator's interface is open again");
         }
         self.tell_unserved();
+        self.watchers.prune();
+        if let Err(error) = self.record_frames() {
+            warn!(%error, "the programs cannot be told which frames to record");
+        }
+    }
+
+    /// Begins or ends to tell those who watch.
+    fn follow_watchers(&mut self) {
+        watched::follow(&self.watchers, &*self.guests);
+        if let Err(error) = self.record_frames() {
+            warn!(%error, "the programs cannot be told which frames to record");
+        }
+    }
+
+    /// Tells the programs which frames are wanted now.
+    fn record_frames(&mut self) -> Result<(), datapath::Error> {
+        let wanted = self.frames.wanted(std::time::Instant::now());
+        self.reconciler.datapath_mut().set_recorded(wanted)
+    }
+
+    /// Logs the frames of some ports or of all for a time, or none any more.
+    fn log_datapath(&mut self, wanted: Option<FramesWanted>) -> Answer {
+        let logged = match &wanted {
+            None => None,
+            Some(FramesWanted { of, seconds }) => {
+                let ports = of.as_deref().map(|of| self.reconciler.find(of));
+                if let (Some(of), Some(ports)) = (of, &ports)
+                    && ports.is_empty()
+                {
+                    let text = format!(
+                        "no port that is served is meant by {of:?}: `metadata-agent explain {of}` may say why\n"
+                    );
+                    return Answer::error(StatusCode::NOT_FOUND, text);
+                }
+                Some(Logged { ports, until: frames::end(std::time::Instant::now(), *seconds) })
+            }
+        };
+        self.frames.set(logged);
+        match self.record_frames() {
+            Ok(()) => Answer::ok(match wanted {
+                None => "frames are not logged\n".to_owned(),
+                Some(FramesWanted { of, seconds }) => {
+                    let of = of.map_or_else(|| "all ports and of none".to_owned(), |of| format!("{of:?}"));
+                    format!("frames of {of} are logged for {seconds} s\n")
+                }
+            }),
+            Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
     }
 
     /// Says once of each port that is plugged why it is not served.
@@ -428,6 +505,10 @@ impl Control {
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             Question::Metrics => self.own_metrics(),
+            // It is answered when the other process has said its part.
+            Question::Explain { .. } | Question::Watch { .. } | Question::Top => {
+                Answer::error(StatusCode::SERVICE_UNAVAILABLE, "not now\n")
+            }
             Question::Leave => match self.reconciler.datapath_mut().leave() {
                 Ok(()) => Answer::ok("leaving: new connections pass\n"),
                 Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
@@ -439,12 +520,7 @@ impl Control {
                 }
                 Err(error) => Answer::error(StatusCode::BAD_REQUEST, format!("{filter:?}: {error}\n")),
             },
-            Question::LogDatapath(on) => match self.reconciler.datapath_mut().set_logging(on) {
-                Ok(()) => {
-                    Answer::ok(format!("log records of the datapath: {}\n", if on { "on" } else { "off" }))
-                }
-                Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            },
+            Question::LogDatapath(wanted) => self.log_datapath(wanted),
         }
     }
 }

@@ -11,9 +11,16 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
-use crate::{datapath::Family, nova::Dialler};
+use crate::{
+    datapath::Family,
+    link::{Inquiry, Seen, Told},
+    nova::Dialler,
+};
 
 /// Timeout of a check that Nova is there.
 const REACH: Duration = Duration::from_secs(5);
@@ -156,6 +163,12 @@ pub trait DataPlane: fmt::Debug + Send + Sync {
 
     /// Its numbers as they are now, in Prometheus' text format without the end.
     fn numbers(&self) -> BoxFuture<'_, String>;
+
+    /// Asks it about ports; nothing if it does not answer in time.
+    fn inquire(&self, inquiry: Inquiry, within: Duration) -> BoxFuture<'_, Option<Told>>;
+
+    /// Has it tell of each request as it ends, or of none any more.
+    fn watch(&self, sink: Option<mpsc::Sender<Seen>>);
 
     /// Has it log by that filter, which is a good one.
     fn set_log(&self, filter: &str);

@@ -49,14 +49,19 @@ const PARTS: &[(&str, &[&str])] = &[
         ],
     ),
     // The control plane.
-    ("admin", &[]),
+    ("watchers", &[]),
+    ("admin", &["watchers"]),
     ("nova", &["error_chain", "notice", "race", "tls", "config", "link"]),
     ("datapath", &["error_chain", "descriptors", "config", "directory"]),
-    ("health", &["datapath", "nova"]),
+    ("health", &["datapath", "link", "nova"]),
+    ("explain", &["datapath", "directory", "link"]),
     ("supervisor", &["descriptors", "packets", "config", "directory", "link", "nova", "health"]),
-    ("inventory", &["files", "directory", "datapath", "health"]),
+    ("inventory", &["files", "directory", "datapath", "health", "explain"]),
     ("tokens", &["files", "config", "directory", "datapath"]),
-    ("reconcile", &["boot_clock", "directory", "datapath", "health", "inventory", "tokens"]),
+    (
+        "reconcile",
+        &["boot_clock", "directory", "link", "datapath", "health", "explain", "inventory", "tokens"],
+    ),
     ("metrics", &["version", "inventory", "reconcile"]),
     (
         "control",
@@ -69,10 +74,13 @@ const PARTS: &[(&str, &[&str])] = &[
             "admin",
             "datapath",
             "health",
+            "explain",
+            "link",
             "inventory",
             "reconcile",
             "metrics",
             "nova",
+            "watchers",
         ],
     ),
     // What puts both together.
@@ -96,9 +104,11 @@ const PARTS: &[(&str, &[&str])] = &[
             "proxy",
             "nova",
             "supervisor",
+            "watchers",
             "admin",
             "datapath",
             "health",
+            "explain",
             "inventory",
             "tokens",
             "reconcile",
@@ -108,7 +118,9 @@ const PARTS: &[(&str, &[&str])] = &[
     ),
 ];
 
-const CONTROL_PLANE: [&str; 10] = [
+const CONTROL_PLANE: [&str; 12] = [
+    "watchers",
+    "explain",
     "admin",
     "datapath",
     "health",

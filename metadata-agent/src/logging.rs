@@ -1,10 +1,8 @@
-//! Set-up of logging: a filter, changeable while the agent runs, and the eBPF programs' log records.
+//! Set-up of logging: a filter, changeable while the agent runs.
+#![forbid(unsafe_code)]
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
-use aya_log::EbpfLogger;
-use tokio::io::{Interest, unix::AsyncFd};
-use tracing::warn;
 use tracing_subscriber::{
     EnvFilter, Registry, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
@@ -64,22 +62,5 @@ impl LogFilter {
     /// The filter in force, in the same syntax.
     pub fn text(&self) -> String {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// Passes the programs' records on, for ever. They are written only while an operator wants them.
-#[allow(unsafe_code, reason = "a promise about a descriptor, which it is not asked for otherwise")]
-pub async fn follow_datapath(logger: EbpfLogger<&'static dyn log::Log>) {
-    // SAFETY: the logger owns its descriptor, keeps it open for its whole life and always gives the same one.
-    let mut logger = match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
-        Ok(logger) => logger,
-        Err(error) => {
-            warn!(?error, "log records of the datapath are not available");
-            return;
-        }
-    };
-    while let Ok(mut guard) = logger.readable_mut().await {
-        guard.get_inner_mut().flush();
-        guard.clear_ready();
     }
 }

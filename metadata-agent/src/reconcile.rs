@@ -3,6 +3,7 @@
 //! The order is what makes it safe: a port's identity is in the maps and the directory before the program is on its
 //! tap; what leads to a port is gone before its index can be used again.
 #![forbid(unsafe_code)]
+mod seen;
 mod served;
 
 use std::{
@@ -23,6 +24,7 @@ use crate::{
     inventory::{Desired, DesiredPort},
     tokens::Tokens,
 };
+pub use seen::PortLine;
 pub use served::Limits;
 use served::{Issuer, NOT_YET, Served, limited_as, network, owner};
 
@@ -290,7 +292,11 @@ impl Reconciler {
 
     /// Ports that are served, and those there was no room for, for the admin interface.
     pub fn describe(&self) -> Vec<Value> {
-        let served = self.served.iter().map(|(key, served)| served.describe(*key));
+        let served = self.served.iter().map(|(key, served)| {
+            // Without them, all the rest is still worth to be told.
+            let frames = self.datapath.port_frames(served.assignment).unwrap_or_default();
+            served.describe(*key, &frames)
+        });
         let full = Error::Full.to_string();
         let refused = self.refused.iter().map(|(key, port)| served::describe_refused(*key, port, &full));
         served.chain(refused).collect()

@@ -1,10 +1,13 @@
 //! Every outcome of the datapath has a number here: the index into the `COUNTERS` map and the name operators see.
 #![forbid(unsafe_code)]
 
-/// Entries of the `COUNTERS` map: room for counters of later versions, which adopt the map as it is.
+/// Entries of the `COUNTERS` map, and counters of each port: room for those of later versions, which adopt the maps as they
+/// are.
 pub const CAPACITY: u32 = 64;
 
 const _: () = assert!(Counter::ALL.len() <= CAPACITY as usize);
+// Numbers are kept within it by a mask.
+const _: () = assert!(CAPACITY.is_power_of_two());
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $variant:ident => $name:literal,)+) => {
@@ -24,6 +27,11 @@ macro_rules! counters {
                 match self {
                     $(Self::$variant => $name,)+
                 }
+            }
+
+            /// Whether it counts frames that are dropped.
+            pub fn is_drop(self) -> bool {
+                self.help().trim_start().starts_with("Dropped: ")
             }
 
             /// What the counter counts, in a sentence.
@@ -105,6 +113,7 @@ mod tests {
 
     #[test]
     fn all_is_in_the_order_of_the_indexes_and_names_are_unique() {
+        assert!(Counter::Fragment.is_drop() && !Counter::Redirected.is_drop() && !Counter::Leaving.is_drop());
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index);
             assert!(Counter::ALL.iter().filter(|other| other.name() == counter.name()).count() == 1);

@@ -16,7 +16,7 @@ use metadata_ebpf::{
 use crate::{
     limits,
     maps::{self, PortState},
-    program::{Outcome, Result},
+    program::{Outcome, Result, of_port},
     skb::{self, Packet, Skb},
     sources,
 };
@@ -43,12 +43,13 @@ fn ipv4(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
     }
     let checked = ipv4::check(head);
     let Some(asker) = asker(skb)? else { return Ok(Outcome::PASS) };
-    checked?;
-    match kind {
-        ipv4::Kind::Tcp => tcp4(skb, packet, asker),
-        ipv4::Kind::Icmp => echo4(skb, packet, asker),
-        ipv4::Kind::Other => Ok(Outcome::PASS),
-    }
+    let outcome = match (checked, kind) {
+        (Err(counter), _) => Err(counter.into()),
+        (Ok(()), ipv4::Kind::Tcp) => tcp4(skb, packet, asker),
+        (Ok(()), ipv4::Kind::Icmp) => echo4(skb, packet, asker),
+        (Ok(()), ipv4::Kind::Other) => Ok(Outcome::PASS),
+    };
+    of_port(asker.port.index, outcome)
 }
 
 #[inline(always)]
@@ -66,8 +67,7 @@ pub(crate) fn tcp4(skb: Skb<'_>, mut packet: Packet<'_>, asker: Asker) -> Result
         && !matches!(kind, tcp::Kind::Opening)
         && !skb.is_connected(tag.to_v4(), ipv4::source_port(frame))
     {
-        maps::count(skb.ifindex(), Counter::ForeignConnection as u32);
-        return Ok(Outcome::PASS);
+        return Ok(Outcome::passed(skb, asker.port.index, Counter::ForeignConnection));
     }
     ipv4::to_service(frame, tag.to_v4());
     packet.replace_tcp4_checksum(guest, tag.to_v4()).ok_or(Counter::RewriteFailed)?;
@@ -95,7 +95,7 @@ fn ipv6(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
         ipv6::Kind::Icmp { to_us } => icmp6(skb, packet, to_us),
         ipv6::Kind::Unusable(counter) => refuse(asker6(skb)?, counter),
         ipv6::Kind::Tcp => match asker6(skb)? {
-            Some(asker) => tcp6(skb, packet, asker),
+            Some(asker) => of_port(asker.port.index, tcp6(skb, packet, asker)),
             None => Ok(Outcome::PASS),
         },
     }
@@ -114,8 +114,7 @@ pub(crate) fn tcp6(skb: Skb<'_>, mut packet: Packet<'_>, asker: Asker) -> Result
     // A connection to a link-local address belongs to a device, and no lookup from here would find it: what is under way
     // when the agent leaves is given up for what begins.
     if maps::is_leaving() && !matches!(kind, tcp::Kind::Opening) {
-        maps::count(skb.ifindex(), Counter::Leaving as u32);
-        return Ok(Outcome::PASS);
+        return Ok(Outcome::passed(skb, asker.port.index, Counter::Leaving));
     }
     let tag = tag(skb, asker, Segment { source, kind })?;
     ipv6::to_service(frame, tag.to_v6());
@@ -130,7 +129,10 @@ fn icmp6(skb: Skb<'_>, mut packet: Packet<'_>, to_us: bool) -> Result {
             Nd::Other => {}
             Nd::Solicitation => {
                 return match asker6(skb)? {
-                    Some(asker) => solicitation(skb, packet, asker, SERVICE_MAC, Detection::Multicast),
+                    Some(asker) => {
+                        let answered = solicitation(skb, packet, asker, SERVICE_MAC, Detection::Multicast);
+                        of_port(asker.port.index, answered)
+                    }
                     None => Ok(Outcome::PASS),
                 };
             }
@@ -142,7 +144,7 @@ fn icmp6(skb: Skb<'_>, mut packet: Packet<'_>, to_us: bool) -> Result {
         return Ok(Outcome::PASS);
     }
     match asker6(skb)? {
-        Some(asker) => echo6(skb, packet, asker),
+        Some(asker) => of_port(asker.port.index, echo6(skb, packet, asker)),
         None => Ok(Outcome::PASS),
     }
 }
@@ -186,7 +188,7 @@ fn arp(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
         Arp::Request => {}
     }
     match asker(skb)? {
-        Some(asker) => arp_request(skb, packet, asker, SERVICE_MAC),
+        Some(asker) => of_port(asker.port.index, arp_request(skb, packet, asker, SERVICE_MAC)),
         None => Ok(Outcome::PASS),
     }
 }
@@ -245,7 +247,7 @@ pub(crate) fn has_ipv6() -> bool {
 #[inline(always)]
 fn refuse(asker: Option<Asker>, counter: Counter) -> Result {
     match asker {
-        Some(_) => Err(counter.into()),
+        Some(asker) => of_port(asker.port.index, Err(counter.into())),
         None => Ok(Outcome::PASS),
     }
 }
@@ -284,8 +286,7 @@ fn tag(skb: Skb<'_>, asker: Asker, segment: Segment) -> core::result::Result<Tag
     let tag = |number| Tag::new(port.generation as u8, port.index, number);
     if matches!(kind, tcp::Kind::Opening) {
         if maps::is_leaving() {
-            maps::count(skb.ifindex(), Counter::Leaving as u32);
-            return Err(Outcome::PASS);
+            return Err(Outcome::passed(skb, port.index, Counter::Leaving));
         }
         limits::connection(meter(port)?, port.connections, source.last_seen)?;
     } else {
@@ -293,17 +294,16 @@ fn tag(skb: Skb<'_>, asker: Asker, segment: Segment) -> core::result::Result<Tag
             return Ok(tag(number));
         }
         if may_be_foreign(port, source) {
-            maps::count(skb.ifindex(), Counter::ForeignConnection as u32);
-            return Err(Outcome::PASS);
+            return Err(Outcome::passed(skb, port.index, Counter::ForeignConnection));
         }
         if matches!(kind, tcp::Kind::Reset) {
             return Err(Counter::UnknownSource.into());
         }
         limits::answer(meter(port)?, port.answers, source.last_seen)?;
-        maps::count(skb.ifindex(), Counter::UnknownConnection as u32);
+        maps::count(skb.ifindex(), port.index, Counter::UnknownConnection as u32);
     }
     let open = maps::open(port.index).ok_or(Counter::UnknownPort)?;
-    Ok(tag(sources::find_or_learn(state, open, source, port.owns(source.address))?))
+    Ok(tag(sources::find_or_learn(port.index, state, open, source, port.owns(source.address))?))
 }
 
 /// Whether the connection of a segment may be another agent's: one that served the tap before, or one that does already

@@ -20,7 +20,7 @@ use metadata_ebpf::{
 use crate::{
     from_guest::{self, Asker},
     maps,
-    program::{Outcome, Result},
+    program::{Outcome, Result, of_port},
     skb::{Packet, Skb},
 };
 
@@ -46,15 +46,14 @@ fn ipv4(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
     let (mac, source) = (mac_source(head), Source::mapped(ipv4::source(head)));
     let checked = ipv4::check(head);
     let Some(asker) = asker(skb, mac)? else { return Ok(Outcome::PASS) };
-    checked?;
-    if !asker.port.owns(source) {
-        return Err(Counter::ForeignSource.into());
-    }
-    match kind {
-        ipv4::Kind::Tcp => from_guest::tcp4(skb, packet, asker),
-        ipv4::Kind::Icmp => from_guest::echo4(skb, packet, asker),
-        ipv4::Kind::Other => Ok(Outcome::PASS),
-    }
+    let outcome = match (checked, kind) {
+        (Err(counter), _) => Err(counter.into()),
+        _ if !asker.port.owns(source) => Err(Counter::ForeignSource.into()),
+        (Ok(()), ipv4::Kind::Tcp) => from_guest::tcp4(skb, packet, asker),
+        (Ok(()), ipv4::Kind::Icmp) => from_guest::echo4(skb, packet, asker),
+        (Ok(()), ipv4::Kind::Other) => Ok(Outcome::PASS),
+    };
+    of_port(asker.port.index, outcome)
 }
 
 #[inline(always)]
@@ -73,7 +72,9 @@ fn ipv6(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
             Nd::Other => {}
             Nd::Solicitation => {
                 let Some(asker) = asker(skb, mac)? else { return Ok(Outcome::PASS) };
-                return from_guest::solicitation(skb, packet, asker, network.mac.bytes(), Detection::Unicast);
+                let mac = network.mac.bytes();
+                let answered = from_guest::solicitation(skb, packet, asker, mac, Detection::Unicast);
+                return of_port(asker.port.index, answered);
             }
             Nd::Claim => return Err(Counter::NdClaim.into()),
             Nd::Invalid(counter) => return Err(counter.into()),
@@ -84,15 +85,15 @@ fn ipv6(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
     }
     let Some(asker) = asker(skb, mac)? else { return Ok(Outcome::PASS) };
     // Neutron does not know the link-local address of a port, which is what most ask from.
-    if source[0] & LINK_LOCAL_MASK != LINK_LOCAL && !asker.port.owns(source) {
-        return Err(Counter::ForeignSource.into());
-    }
-    match kind {
+    let is_foreign = source[0] & LINK_LOCAL_MASK != LINK_LOCAL && !asker.port.owns(source);
+    let outcome = match kind {
+        _ if is_foreign => Err(Counter::ForeignSource.into()),
         ipv6::Kind::Tcp => from_guest::tcp6(skb, packet, asker),
         ipv6::Kind::Icmp { .. } => from_guest::echo6(skb, packet, asker),
         ipv6::Kind::Unusable(counter) => Err(counter.into()),
         ipv6::Kind::Other => Ok(Outcome::PASS),
-    }
+    };
+    of_port(asker.port.index, outcome)
 }
 
 #[inline(always)]
@@ -105,7 +106,7 @@ fn arp(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
         Arp::Request => {}
     }
     let Some(asker) = asker(skb, mac_source(head))? else { return Ok(Outcome::PASS) };
-    from_guest::arp_request(skb, packet, asker, network.mac.bytes())
+    of_port(asker.port.index, from_guest::arp_request(skb, packet, asker, network.mac.bytes()))
 }
 
 /// Whether an address is the service's or the metadata port's own. Nobody else answers for the latter to those that reach

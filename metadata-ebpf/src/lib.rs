@@ -15,7 +15,7 @@ pub mod packet;
 mod user {
     //! `aya::Pod` for the map types: each is `repr(C)`, made of integers only, and without padding, which the
     //! assertions next to their definitions check.
-    use crate::map::{Control, Network, OpenSources, Port, PortKey, PortSources};
+    use crate::map::{Control, Network, OpenSources, Port, PortCounts, PortKey, PortSources};
 
     // SAFETY: `repr(C)`, integers only, no padding (size asserted in `map`): any bytes are a valid value.
     unsafe impl aya::Pod for PortKey {}
@@ -29,4 +29,6 @@ mod user {
     unsafe impl aya::Pod for OpenSources {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Network {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PortCounts {}
 }

@@ -17,6 +17,8 @@ mod limits;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod records;
+#[cfg(target_arch = "bpf")]
 mod skb;
 #[cfg(target_arch = "bpf")]
 mod sources;
@@ -34,41 +36,52 @@ mod program {
         macros::classifier,
         programs::TcContext,
     };
-    use aya_log_ebpf::debug;
     use metadata_ebpf::counter::Counter;
 
     use crate::{
-        from_guest, from_network, maps,
+        from_guest, from_network, maps, records,
         skb::{self, Skb},
         to_guest,
     };
 
-    /// What a program decided about a frame: the action, and what to count.
+    /// What a program decided about a frame: the action, what to count, and for which port.
     ///
-    /// Two words that always have a value, not an enum: the compiler packs an enum's fields into one register, the
+    /// Words that always have a value, not an enum: the compiler packs an enum's fields into one register, the
     /// unused ones as they happen to be, and the verifier rejects reading what was never written.
     #[derive(Clone, Copy)]
     pub(crate) struct Outcome {
         action: i32,
         counter: u32,
+        /// Index of the port, [`maps::NOBODY`] where that is not known.
+        port: u32,
     }
 
     impl Outcome {
         /// Stands for no counter.
         const NOTHING: u32 = u32::MAX;
         /// Not ours: the next program or the switch gets it. Not counted.
-        pub(crate) const PASS: Self = Self { action: TC_ACT_UNSPEC, counter: Self::NOTHING };
+        pub(crate) const PASS: Self =
+            Self { action: TC_ACT_UNSPEC, counter: Self::NOTHING, port: maps::NOBODY };
+
+        /// Ours, and given to the next program or the switch all the same. Counted here: an outcome that passes and is
+        /// counted would cost each foreign frame an instruction.
+        #[inline(always)]
+        pub(crate) fn passed(skb: Skb<'_>, port: u32, counter: Counter) -> Self {
+            maps::count(skb.ifindex(), port, counter as u32);
+            records::record(skb, skb.ifindex(), port, counter as u32, TC_ACT_UNSPEC);
+            Self::PASS
+        }
 
         /// Ours, goes where the redirect helper said it would, and was counted already.
         #[inline(always)]
         pub(crate) fn counted(action: i32) -> Self {
-            Self { action, counter: Self::NOTHING }
+            Self { action, counter: Self::NOTHING, port: maps::NOBODY }
         }
 
         /// Ours, and goes where the redirect helper said it would.
         #[inline(always)]
         pub(crate) fn redirect(action: i32, counter: Counter) -> Self {
-            Self { action, counter: counter as u32 }
+            Self { action, counter: counter as u32, port: maps::NOBODY }
         }
     }
 
@@ -76,20 +89,39 @@ mod program {
     impl From<Counter> for Outcome {
         #[inline(always)]
         fn from(counter: Counter) -> Self {
-            Self { action: TC_ACT_SHOT as i32, counter: counter as u32 }
+            Self { action: TC_ACT_SHOT as i32, counter: counter as u32, port: maps::NOBODY }
         }
     }
 
     /// An outcome; as an error, one that ends the work on a frame early.
     pub(crate) type Result = core::result::Result<Outcome, Outcome>;
 
+    /// The outcome of a frame of the port with that index. One whose assignment has ended is nobody's: the index may be
+    /// another port's by now.
+    #[inline(always)]
+    pub(crate) fn of_port(index: u32, result: Result) -> Result {
+        let of = |outcome: Outcome| {
+            let is_its_own = outcome.counter != Counter::UnknownPort as u32;
+            Outcome { port: if is_its_own { index } else { maps::NOBODY }, ..outcome }
+        };
+        match result {
+            Ok(outcome) => Ok(of(outcome)),
+            Err(outcome) => Err(of(outcome)),
+        }
+    }
+
     #[inline(always)]
     fn conclude(skb: Skb<'_>, result: Result) -> i32 {
-        let (Ok(Outcome { action, counter }) | Err(Outcome { action, counter })) = result;
+        let (Ok(outcome) | Err(outcome)) = result;
+        let Outcome { action, counter, port } = outcome;
         if counter != Outcome::NOTHING {
-            maps::count(skb.ifindex(), counter);
-            if maps::logging() {
-                debug!(skb.context(), "action {}, counter {}", action, counter);
+            maps::count(skb.ifindex(), port, counter);
+            if action == TC_ACT_SHOT as i32 {
+                maps::note_dropped(port, counter, skb::now());
+            }
+            records::record(skb, skb.ifindex(), port, counter, action);
+            if action != TC_ACT_UNSPEC {
+                skb::end(action);
             }
         }
         action

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::address::SOURCES_PER_PORT;
+use crate::{address::SOURCES_PER_PORT, counter};
 
 /// Version of these layouts. Pinned maps of another version cannot be adopted; it names the pin directory.
 pub const LAYOUT: u32 = 5;
@@ -25,7 +25,7 @@ pub struct Control {
     /// Lease of the agent, on the kernel's monotonic clock in nanoseconds. Renewed while the agent runs; when it is over,
     /// frames pass as if there were no program.
     pub alive_until: u64,
-    /// Not zero while log records of the frames that are ours are wanted.
+    /// Which frames that are ours are recorded, see [`is_recorded`]; 0 for none.
     pub logging: u32,
     /// Not zero while the agent leaves for good: what is under way goes on, and new connections pass.
     pub leaving: u32,
@@ -33,6 +33,61 @@ pub struct Control {
     pub ipv6: u32,
     /// Interface index of the agent's own guest, whose frames are not counted.
     pub probe: u32,
+}
+
+/// In [`Control::logging`]: all frames that are ours are recorded.
+pub const RECORD_ALL: u32 = 1 << 16;
+/// In [`Control::logging`]: those that are dropped are recorded.
+pub const RECORD_DROPPED: u32 = 1 << 17;
+/// In [`Control::logging`]: index of the only port whose frames are recorded, plus 1; 0 for frames of all ports and of none.
+pub const RECORD_PORT: u32 = 0xffff;
+
+/// Whether a frame is recorded.
+#[inline(always)]
+pub const fn is_recorded(logging: u32, port: u32, is_dropped: bool) -> bool {
+    let of = logging & RECORD_PORT;
+    let is_of_port = of == 0 || of == port.wrapping_add(1);
+    is_of_port && (logging & RECORD_ALL != 0 || (is_dropped && logging & RECORD_DROPPED != 0))
+}
+
+/// Bytes of a frame that are recorded: its headers.
+pub const RECORDED_HEAD: usize = 80;
+
+/// Most records of one processor, for each second: what somebody can read, and no load to whoever reads it.
+pub const RECORD_LIMIT: Limit = Limit::new(200, 200);
+
+/// A record of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct FrameRecord {
+    /// Time, in nanoseconds of the kernel's monotonic clock.
+    pub at: u64,
+    /// Frames that were left out before it, on the same processor: there were too many.
+    pub left_out: u64,
+    /// Interface index of the guest's device; of the service device for what the service sends and nobody gets.
+    pub ifindex: u32,
+    /// Index of the port, `u32::MAX` if it is not known.
+    pub port: u32,
+    /// Its outcome, by the number of the counter.
+    pub counter: u32,
+    /// VLAN id, 0 for none, as the frame has left the program.
+    pub vlan: u32,
+    /// Length of the frame.
+    pub len: u32,
+    /// The program's action.
+    pub action: i32,
+    /// The first bytes of the frame as it has left the program, zeros where there are no more.
+    pub head: [u8; RECORDED_HEAD],
+}
+
+/// What one processor has recorded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Recorded {
+    /// State of [`RECORD_LIMIT`].
+    pub state: u64,
+    /// Frames that were left out since the last record.
+    pub left_out: u64,
 }
 
 /// Value of `OPEN`, one for each port index: memory that the programs and the process which guests talk to have in common.
@@ -45,6 +100,23 @@ pub struct OpenSources {
     pub connections: [u32; SOURCES_PER_PORT],
     /// Address of each source, as the programs have learned it; see [`Source::address`].
     pub addresses: [[u32; 4]; SOURCES_PER_PORT],
+}
+
+/// Value of `PORT_COUNTERS`, one for each port index: the outcomes of one port's frames.
+///
+/// The agent writes the whole value when it assigns the index; the programs only add. They do so atomically, since frames
+/// of one port come by on several processors, and on frames that are ours alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct PortCounts {
+    /// Generation of the assignment that is counted for. An agent that does not know this map leaves it as it was.
+    pub generation: u64,
+    /// Time of the last frame that was dropped, in nanoseconds of the kernel's monotonic clock; 0 if none was.
+    pub dropped_at: u64,
+    /// The outcome of that one, by the number of its counter.
+    pub dropped_as: u64,
+    /// Frames, by the numbers of the counters.
+    pub frames: [u64; counter::CAPACITY as usize],
 }
 
 /// Key of `PORTS`: the device a frame came in on, and what tells those behind it apart. That is the VLAN on a tap, and
@@ -190,6 +262,8 @@ const _: () = assert!(size_of::<OpenSources>() == SOURCES_PER_PORT * (4 + 16));
 // The kernel rounds values up to that, and their memory is one array.
 const _: () = assert!(size_of::<OpenSources>().is_multiple_of(8));
 const _: () = assert!(size_of::<Source>() == 8 + 16 + 8 + 8);
+const _: () = assert!(size_of::<FrameRecord>() == 40 + RECORDED_HEAD);
+const _: () = assert!(size_of::<PortCounts>() == 24 + 8 * counter::CAPACITY as usize);
 const _: () = assert!(size_of::<PortSources>() == 56 + SOURCES_PER_PORT * size_of::<Source>());
 
 impl PortKey {
@@ -384,6 +458,18 @@ impl Source {
     }
 }
 
+impl PortCounts {
+    /// Nothing was counted yet for that generation.
+    pub const fn new(generation: u8) -> Self {
+        Self {
+            generation: generation as u64,
+            dropped_at: 0,
+            dropped_as: 0,
+            frames: [0; counter::CAPACITY as usize],
+        }
+    }
+}
+
 impl PortSources {
     /// An index as the agent assigns it: nothing learned yet.
     pub const fn assigned(key: PortKey, generation: u8) -> Self {
@@ -416,6 +502,16 @@ impl PortSources {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_recorded_is_what_is_wanted() {
+        let (all, dropped) = (RECORD_ALL, RECORD_DROPPED);
+        assert!(!is_recorded(0, 7, true) && !is_recorded(8, 7, true), "nothing is wanted");
+        assert!(is_recorded(all, 7, false) && is_recorded(all, u32::MAX, true));
+        assert!(is_recorded(dropped, 7, true) && !is_recorded(dropped, 7, false));
+        assert!(is_recorded(all | 8, 7, false) && !is_recorded(all | 8, 8, true));
+        assert!(!is_recorded(dropped | 8, u32::MAX, true), "nobody is not that port");
+    }
 
     #[test]
     fn mac_round_trip() {

@@ -2,17 +2,25 @@
 #![allow(unsafe_code, reason = "maps are memory that the kernel shares")]
 mod state;
 
+use core::{
+    arch::asm,
+    ptr::{addr_of_mut, write_volatile},
+};
+
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps,
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
 use metadata_ebpf::{
     address::MAX_PORTS,
     counter,
-    map::{Control, Network, OpenSources, Port, PortKey, PortSources},
+    map::{
+        self, Control, FrameRecord, Network, OpenSources, Port, PortCounts, PortKey, PortSources,
+        RECORD_LIMIT, Recorded,
+    },
 };
 
 pub(crate) use self::state::{Locked, Meter, Open, PortState};
@@ -26,6 +34,17 @@ static SOURCES: btf_maps::Array<PortSources, { MAX_PORTS as usize }> = btf_maps:
 
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::CAPACITY, 0);
+
+#[map]
+static PORT_COUNTERS: Array<PortCounts> = Array::with_max_entries(MAX_PORTS, 0);
+
+/// Records of frames, while an operator wants them. They are for the agent that has loaded the programs: its own, and not
+/// pinned.
+#[map]
+static RECORDS: RingBuf = RingBuf::with_byte_size(64 << 10, 0);
+
+#[map]
+static RECORDED: PerCpuArray<Recorded> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
@@ -72,10 +91,13 @@ pub(crate) fn state(index: u32) -> Option<PortState> {
     Some(unsafe { PortState::new(SOURCES.get_ptr_mut(index)?) })
 }
 
-/// Counts an outcome of a frame from or to the guest of that device, given by a counter's number. The agent's own guest
-/// asks all day, which would be all that a quiet node counts.
+/// Stands for no port where a port's index would.
+pub(crate) const NOBODY: u32 = u32::MAX;
+
+/// Counts an outcome, given by a counter's number, of a frame from or to the guest of that device, and of the port with that
+/// index if it is somebody's. The agent's own guest asks all day, which would be all that a quiet node counts.
 #[inline(always)]
-pub(crate) fn count(ifindex: u32, counter: u32) {
+pub(crate) fn count(ifindex: u32, port: u32, counter: u32) {
     if control().is_some_and(|control| control.probe == ifindex) {
         return;
     }
@@ -83,12 +105,59 @@ pub(crate) fn count(ifindex: u32, counter: u32) {
         // SAFETY: this processor's own copy; a program is not preempted by another one of the same processor.
         unsafe { *value += 1 };
     }
+    if let Some(counts) = PORT_COUNTERS.get_ptr_mut(port) {
+        let place = counter as usize & (counter::CAPACITY as usize - 1);
+        // SAFETY: a value of the map, within its array; other processors and the agent use it by whole words only. Core has
+        // no atomic addition for this target, since not all of them came with the first kernels; this one, BPF_XADD, did.
+        unsafe {
+            let frames = addr_of_mut!((*counts).frames[place]);
+            asm!("lock *(u64 *)({frames} + 0) += {one}", frames = in(reg) frames, one = in(reg) 1_u64, options(nostack));
+        }
+    }
 }
 
-/// Whether log records are wanted.
+/// Notes when a frame of a port was dropped last, and with which outcome.
 #[inline(always)]
-pub(crate) fn logging() -> bool {
-    control().is_some_and(|control| control.logging != 0)
+pub(crate) fn note_dropped(port: u32, counter: u32, now: u64) {
+    if let Some(counts) = PORT_COUNTERS.get_ptr_mut(port) {
+        // SAFETY: as in `count`; of two frames that are dropped at once either is the last.
+        unsafe {
+            write_volatile(addr_of_mut!((*counts).dropped_as), counter.into());
+            write_volatile(addr_of_mut!((*counts).dropped_at), now);
+        }
+    }
+}
+
+/// Whether frames of that port and fate are to be recorded.
+#[inline(always)]
+pub(crate) fn is_recorded(ifindex: u32, port: u32, is_dropped: bool) -> bool {
+    control().is_some_and(|control| {
+        map::is_recorded(control.logging, port, is_dropped) && control.probe != ifindex
+    })
+}
+
+/// Whether one more record fits into what a processor may make of them: how many frames were left out before it.
+#[inline(always)]
+pub(crate) fn may_record(now: u64) -> Option<u64> {
+    let recorded = RECORDED.get_ptr_mut(0)?;
+    // SAFETY: this processor's own copy.
+    let recorded = unsafe { &mut *recorded };
+    match RECORD_LIMIT.after(recorded.state, now) {
+        Some(next) => {
+            recorded.state = next;
+            Some(core::mem::take(&mut recorded.left_out))
+        }
+        None => {
+            recorded.left_out += 1;
+            None
+        }
+    }
+}
+
+/// Room for a record, which has to be submitted.
+#[inline(always)]
+pub(crate) fn new_record() -> Option<RingBufEntry<FrameRecord>> {
+    RECORDS.reserve::<FrameRecord>(0)
 }
 
 /// What the agent says about itself.

@@ -6,7 +6,10 @@
 use core::{arch::asm, mem::offset_of, net::Ipv4Addr};
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_TCP_LISTEN, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1},
+    bindings::{
+        __sk_buff, BPF_F_PSEUDO_HDR, BPF_TCP_LISTEN, TC_ACT_UNSPEC,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    },
     helpers::{
         bpf_ktime_get_ns, bpf_redirect, bpf_redirect_peer, bpf_sk_release, bpf_skb_change_tail,
         bpf_skb_change_type, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_skc_lookup_tcp,
@@ -50,12 +53,6 @@ fn raw(ctx: &TcContext) -> *mut __sk_buff {
 }
 
 impl<'a> Skb<'a> {
-    /// For log records.
-    #[inline(always)]
-    pub(crate) fn context(self) -> &'a TcContext {
-        self.ctx
-    }
-
     #[inline(always)]
     fn raw(self) -> *mut __sk_buff {
         raw(self.ctx)
@@ -66,6 +63,12 @@ impl<'a> Skb<'a> {
     pub(crate) fn ethertype(self) -> u16 {
         // SAFETY: the context is valid for the program's run; this and the fields below are readable ones.
         u16::from_be(unsafe { (*self.raw()).protocol } as u16)
+    }
+
+    /// For a function of its own, which takes no more than words.
+    #[inline(always)]
+    pub(crate) fn as_raw(self) -> *mut __sk_buff {
+        self.raw()
     }
 
     /// Interface index of the device the frame came in on.
@@ -259,6 +262,14 @@ impl Packet<'_> {
             None
         }
     }
+}
+
+/// Ends the program with that action. Where all ways to the end are one, frames to others prepare a register for what the
+/// action of a frame of ours is, and pay an instruction for it.
+#[inline(always)]
+pub(crate) fn end(action: i32) -> ! {
+    // SAFETY: what a program returns is in the register r0, and nothing has to be given back before.
+    unsafe { asm!("r0 = {action}", "exit", action = in(reg) i64::from(action), options(noreturn, nostack)) }
 }
 
 /// The kernel's monotonic clock, in nanoseconds; never zero.

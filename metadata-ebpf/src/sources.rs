@@ -24,11 +24,12 @@ pub(crate) fn seen<const N: usize>(frame: &[u8; N], address: [u32; 4]) -> Source
     Source { last_seen: skb::now(), address, mac, via }
 }
 
-/// The number of this source behind the port, learned if it is new. Notes the time and the way it came. `is_own` where
+/// The number of this source behind the port with that index and state, learned if it is new. Notes the time and the way it came. `is_own` where
 /// the address is one of the port itself: such a source displaces any other. One with a link-local address, behind which
 /// nothing is routed, displaces those that are neither.
 #[inline(always)]
 pub(crate) fn find_or_learn(
+    port: u32,
     state: PortState,
     open: Open,
     seen: Source,
@@ -48,10 +49,10 @@ pub(crate) fn find_or_learn(
     match place.how {
         Place::KNOWN => return Ok(place.number),
         Place::NONE => return Err(Counter::SourcesExhausted),
-        Place::RECLAIMED => maps::count(ifindex, Counter::SourceReclaimed as u32),
+        Place::RECLAIMED => maps::count(ifindex, port, Counter::SourceReclaimed as u32),
         _ => {}
     }
-    maps::count(ifindex, Counter::SourceLearned as u32);
+    maps::count(ifindex, port, Counter::SourceLearned as u32);
     Ok(place.number)
 }
 

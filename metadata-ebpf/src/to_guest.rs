@@ -9,7 +9,8 @@ use metadata_ebpf::{
 
 use crate::{
     maps::{self, PortState},
-    program::{Outcome, Result},
+    program::{Outcome, Result, of_port},
+    records,
     skb::{Packet, Skb},
 };
 
@@ -37,8 +38,8 @@ fn reply4(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
     let source = port.source(tag.source());
     let guest = source.v4().filter(|_| source.last_seen != 0).ok_or(Counter::StaleTag)?;
     ipv4::to_guest(frame, guest, source.mac.bytes(), source.via.bytes());
-    packet.replace_tcp4_checksum(address, guest).ok_or(Counter::RewriteFailed)?;
-    to_tap(skb, packet, port)
+    let rewritten = packet.replace_tcp4_checksum(address, guest);
+    of_port(tag.index(), to_tap(skb, packet, rewritten, tag.index(), port))
 }
 
 #[inline(always)]
@@ -58,8 +59,8 @@ fn reply6(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
         return Err(Counter::StaleTag.into());
     }
     ipv6::to_guest(frame, source.v6(), source.mac.bytes(), source.via.bytes());
-    packet.replace_tcp6_checksum(Source::words(address), source.address).ok_or(Counter::RewriteFailed)?;
-    to_tap(skb, packet, port)
+    let rewritten = packet.replace_tcp6_checksum(Source::words(address), source.address);
+    of_port(tag.index(), to_tap(skb, packet, rewritten, tag.index(), port))
 }
 
 /// The port that a tag leads to, if that is still the assignment it was given out for. One that has ended still gets its
@@ -74,12 +75,22 @@ fn port(tag: Tag, is_reset: bool) -> core::result::Result<PortState, Counter> {
     if leads { Ok(port) } else { Err(Counter::StaleTag) }
 }
 
+/// Sends a frame whose addresses are the guest's by now, if that succeeded, out of its tap.
 #[inline(always)]
-fn to_tap(skb: Skb<'_>, mut packet: Packet<'_>, port: PortState) -> Result {
+fn to_tap(
+    skb: Skb<'_>,
+    mut packet: Packet<'_>,
+    rewritten: Option<()>,
+    index: u32,
+    port: PortState,
+) -> Result {
+    rewritten.ok_or(Counter::RewriteFailed)?;
     let (ifindex, vlan) = (port.ifindex(), port.vlan());
     if vlan != 0 {
         packet.push_vlan(vlan as u16).ok_or(Counter::RewriteFailed)?;
     }
-    maps::count(ifindex, Counter::Replied as u32);
-    Ok(Outcome::counted(skb.redirect_to_tap(ifindex)))
+    maps::count(ifindex, index, Counter::Replied as u32);
+    let action = skb.redirect_to_tap(ifindex);
+    records::record(skb, ifindex, index, Counter::Replied as u32, action);
+    Ok(Outcome::counted(action))
 }

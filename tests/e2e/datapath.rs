@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
     agent::service_namespace,
     capture::{Capture, Checksum, Segment},
@@ -55,6 +55,21 @@ fn counters_are_exact() -> Result<()> {
     assert_eq!(delta("source_learned"), 2);
     assert_eq!((delta("redirected"), delta("replied")), (sent, received));
     assert_eq!((delta("unknown_port"), delta("stale_tag"), delta("refusal_hidden")), (0, 0, 0));
+
+    // The same by port, and nothing of another port's.
+    let ports = cloud.agent.ports()?;
+    for guest in [&on_link, &routed] {
+        let status = ports.iter().find(|status| status.port == guest.port.id).context("the port")?;
+        let of = |name: &str| status.frames.get(name).copied().unwrap_or_default();
+        let arp = u64::from(guest.port.tap == on_link.port.tap);
+        assert_eq!((of("source_learned"), of("arp_answered")), (1, arp), "{status:?}");
+        let [out, into] = segments(guest)?;
+        assert_eq!((of("redirected"), of("replied")), (out, into), "{status:?}");
+    }
+    for name in ["redirected", "replied", "source_learned"] {
+        let all: u64 = ports.iter().filter_map(|status| status.frames.get(name)).sum();
+        assert_eq!(all, after[name], "{name}");
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::{cell::RefCell, env, fs, thread};
 use anyhow::{Context as _, Result};
 use metadata_ebpf::{
     address::MAX_PORTS,
+    counter::Counter,
     map::{Control, Limit, Mac, NETWORK_ADDRESSES, Network, OpenSources, Port, PortKey, Source as Entry},
 };
 use metadata_tests::{
@@ -325,8 +326,10 @@ fn uptime() -> u64 {
 fn compare(programs: &mut Programs, which: Which, world: &World, frame: &[u8]) -> Result<()> {
     set(programs, which, world)?;
     let before = programs.counters()?;
+    let counts_before = programs.port_counts(world.index)?;
     let (action, bytes) = programs.run(which, frame)?;
     let after = programs.counters()?;
+    let counts = programs.port_counts(world.index)?;
     let expected = match which {
         Which::FromGuest => world.from_guest(frame),
         Which::FromNetwork => world.from_network(frame),
@@ -349,6 +352,21 @@ fn compare(programs: &mut Programs, which: Which, world: &World, frame: &[u8]) -
             value - before[name]
         );
     }
+    let mut of_port = counts_before.frames;
+    for counter in counters.iter().filter(|counter| is_of_port(which, **counter)) {
+        of_port[*counter as usize] += 1;
+    }
+    anyhow::ensure!(counts.frames == of_port, "for the port {:?} instead of {of_port:?}", counts.frames);
+    // What passes is dropped on a network's device, and by nobody's decision.
+    let passes = |counter: Counter| matches!(counter, Counter::ForeignConnection | Counter::Leaving);
+    let last = counters.last().filter(|last| is_of_port(which, **last) && !passes(**last));
+    let dropped = last.filter(|_| action == DROP);
+    if let Some(counter) = dropped {
+        anyhow::ensure!(counts.dropped_at > counts_before.dropped_at, "the time of a drop was not noted");
+        anyhow::ensure!(counts.dropped_as == *counter as u64, "dropped as {}", counts.dropped_as);
+    } else {
+        anyhow::ensure!(counts.dropped_at == counts_before.dropped_at, "nothing was dropped");
+    }
     let held = programs.sources(world.index)?;
     let told = map_sources(&World { sources, own, ..world.clone() }, key(which, world), uptime());
     anyhow::ensure!(held.own == told.own, "its own are {:#b}, the model says {:#b}", held.own, told.own);
@@ -361,6 +379,22 @@ fn compare(programs: &mut Programs, which: Which, world: &World, frame: &[u8]) -
         anyhow::ensure!(shown == held.address, "source {number} is {held:?}, the agent is told {shown:?}");
     }
     Ok(())
+}
+
+/// Whether an outcome is counted for a port as well: where the programs get to know whose the frame is.
+fn is_of_port(which: Which, counter: Counter) -> bool {
+    let of_nobody = match which {
+        Which::FromGuest => &[Counter::UnknownPort][..],
+        Which::FromNetwork => &[
+            Counter::UnknownPort,
+            Counter::OtherStation,
+            Counter::ArpClaim,
+            Counter::NdClaim,
+            Counter::NdInvalid,
+        ],
+        Which::ToGuest => &[Counter::StaleTag, Counter::ServiceOther, Counter::RefusalHidden],
+    };
+    !of_nobody.contains(&counter)
 }
 
 /// Zero has two representations in checksums, and programs and model may differ in which they find.

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::ExitStatus,
+    process::{Command, ExitStatus},
     thread,
     time::Duration,
 };
@@ -72,6 +72,9 @@ pub struct PortStatus {
     pub instance: Option<String>,
     #[serde(default)]
     pub fixed_ips: Vec<IpAddr>,
+    /// Frames by outcome.
+    #[serde(default)]
+    pub frames: BTreeMap<String, u64>,
     pub state: String,
     /// Why it is not served, if it is not.
     pub reason: String,
@@ -367,6 +370,13 @@ impl Agent {
             .context("the agent's admin socket does not answer")?;
         stream.set_read_timeout(Some(REACTION))?;
         Ok(Connection::new(stream).request(method, target, &[("Connection", "close")], b"")?)
+    }
+
+    /// What the command says about the agent of this run directory, with its status.
+    pub fn tells(&self, arguments: &[&str]) -> Result<(i32, String)> {
+        let output = Command::new(binary()?).args(arguments).arg("--run-dir").arg(&self.run_dir).output()?;
+        let text = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
+        Ok((output.status.code().context("it was killed")?, text))
     }
 
     /// How a person would ask this agent something.

@@ -11,7 +11,7 @@ use aya::{
 use metadata_agent::datapath::OBJECT;
 use metadata_ebpf::{
     counter::Counter,
-    map::{Control, Network, OpenSources, Port, PortKey, PortSources},
+    map::{Control, Network, OpenSources, Port, PortCounts, PortKey, PortSources},
 };
 
 /// The device that test runs are on: the kernel takes the namespace's loopback.
@@ -43,6 +43,7 @@ pub struct Programs {
     sources: Array<MapData, PortSources>,
     networks: HashMap<MapData, u32, Network>,
     counters: PerCpuArray<MapData, u64>,
+    port_counters: Array<MapData, PortCounts>,
     control: Array<MapData, Control>,
     open: Array<MapData, OpenSources>,
 }
@@ -66,6 +67,7 @@ impl Programs {
         }
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("no map {name}"));
         let (ports, sources, counters) = (take("PORTS")?, take("SOURCES")?, take("COUNTERS")?);
+        let port_counters = take("PORT_COUNTERS")?;
         let (control, open, networks) = (take("CONTROL")?, take("OPEN")?, take("NETWORKS")?);
         let mut programs = Self {
             ebpf,
@@ -73,6 +75,7 @@ impl Programs {
             sources: sources.try_into()?,
             networks: networks.try_into()?,
             counters: counters.try_into()?,
+            port_counters: port_counters.try_into()?,
             control: control.try_into()?,
             open: open.try_into()?,
         };
@@ -119,6 +122,11 @@ impl Programs {
             Ok((counter.name(), self.counters.get(&(*counter as u32), 0)?.iter().sum()))
         };
         Counter::ALL.iter().map(value).collect()
+    }
+
+    /// What was counted for the port with that index.
+    pub fn port_counts(&self, index: u32) -> Result<PortCounts> {
+        Ok(self.port_counters.get(&index, 0)?)
     }
 
     /// Runs a program on a frame; gives its action and the frame as it is then.

@@ -10,7 +10,7 @@ const FILE: &str = "config-file";
 const FOLDER: &str = "config-dir";
 
 /// Where the configuration is.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct ConfigFiles(Vec<Place>);
 
 impl ConfigFiles {

@@ -1,5 +1,6 @@
 //! The guest-facing process: puts its parts together, gives everything else up, and does as it is told over its channel.
 mod dialling;
+mod inquiries;
 mod orphanage;
 
 use std::{
@@ -15,7 +16,11 @@ use anyhow::{Context as _, bail, ensure};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use rustls::sign::SigningKey;
 use socket2::Socket;
-use tokio::{runtime, time::timeout};
+use tokio::{
+    runtime,
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -30,12 +35,14 @@ use crate::{
     metrics,
     open_sources::SourceTable,
     packets::{AsyncChannel, Channel},
-    proxy::{Metrics, Nova, Observer, Proxy, Shutdown, Workers},
+    proxy::{Metrics, Nova, Observer, Proxy, Shutdown, Watch, Workers},
     tls::Tls,
 };
 
 /// Timeout of what it begins with.
 const BEGIN: Duration = Duration::from_secs(10);
+/// For how long requests are gathered for one message to who watches.
+const GATHERING: Duration = Duration::from_millis(50);
 /// Longest certificates: more than all authorities of the world take.
 const MOST_CERTIFICATES: u64 = 64 << 20;
 
@@ -68,6 +75,7 @@ pub(super) fn serve_guests() -> anyhow::Result<()> {
         (Arc::<Directory>::default(), CancellationToken::new(), Shutdown::default());
     let mut registry = Registry::with_prefix(metrics::PREFIX);
     let proxy_metrics = Metrics::register(&mut registry);
+    let watch = proxy_metrics.watch.clone();
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let _inside = runtime.enter();
     let channel = Arc::new(AsyncChannel::new(channel)?);
@@ -101,6 +109,8 @@ pub(super) fn serve_guests() -> anyhow::Result<()> {
         signing,
         registry,
         proxy,
+        watch,
+        watching: Mutex::default(),
         serving,
         shutdown,
     };
@@ -168,6 +178,8 @@ struct GuestFacing {
     signing: Arc<Mutex<Channel>>,
     registry: Registry,
     proxy: Arc<Proxy>,
+    watch: Arc<Watch>,
+    watching: Mutex<Option<AbortHandle>>,
     serving: CancellationToken,
     shutdown: Shutdown,
 }
@@ -179,6 +191,7 @@ impl GuestFacing {
         loop {
             let told = self.do_as_told(&channel).await;
             self.dialling.lose();
+            self.watch(false, &channel);
             if self.shutdown.is_retiring() || !self.serving.is_cancelled() {
                 return told;
             }
@@ -199,7 +212,7 @@ impl GuestFacing {
     }
 
     /// Until nobody tells it anything any more.
-    async fn do_as_told(&self, channel: &AsyncChannel) -> anyhow::Result<()> {
+    async fn do_as_told(&self, channel: &Arc<AsyncChannel>) -> anyhow::Result<()> {
         loop {
             match channel.receive::<Command>().await {
                 Ok((command, given)) => self.obey(command, given, channel)?,
@@ -209,7 +222,7 @@ impl GuestFacing {
         }
     }
 
-    fn obey(&self, command: Command, given: Vec<OwnedFd>, channel: &AsyncChannel) -> anyhow::Result<()> {
+    fn obey(&self, command: Command, given: Vec<OwnedFd>, channel: &Arc<AsyncChannel>) -> anyhow::Result<()> {
         match command {
             Command::Begin(_) | Command::Adopt { .. } => bail!("{command:?} to a process that has begun"),
             Command::Certificates => {
@@ -229,11 +242,43 @@ impl GuestFacing {
             Command::Log(filter) => self.log.set(&filter)?,
             Command::Settle => self.sources.settle(),
             Command::Ask => self.tell(channel)?,
+            Command::Inquire { id, inquiry } => {
+                let answer = inquiries::answer(inquiry, self.directory.clone(), self.proxy.clone());
+                let channel = channel.clone();
+                runtime::Handle::current().spawn(async move {
+                    let told = answer.await;
+                    // Who does not listen just now will ask again.
+                    let _ = channel.try_send(&Event::Told { id, told }, &[]);
+                });
+            }
+            Command::Watch(on) => self.watch(on, channel),
             Command::Outlive => self.shutdown.outlive(),
             Command::Retire => self.shutdown.retire(),
             Command::Stop => self.shutdown.stop(),
         }
         Ok(())
+    }
+
+    /// Tells of requests as they end, a few at a time, or of none any more.
+    fn watch(&self, on: bool, channel: &Arc<AsyncChannel>) {
+        self.watch.set(on);
+        let mut watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(former) = watching.take() {
+            former.abort();
+        }
+        if on {
+            let (watch, channel) = (self.watch.clone(), channel.clone());
+            let task = runtime::Handle::current().spawn(async move {
+                loop {
+                    let seen = watch.take().await;
+                    if channel.try_send(&Event::Seen(seen.clone()), &[]).is_err() {
+                        watch.lose(&seen);
+                    }
+                    sleep(GATHERING).await;
+                }
+            });
+            *watching = Some(task.abort_handle());
+        }
     }
 
     fn tell(&self, channel: &AsyncChannel) -> anyhow::Result<()> {

@@ -16,7 +16,7 @@ use crate::{
     datapath::{Datapath, ServiceDevice},
     directory::{Directory, Signer},
     link::{NovaSettings, PROTOCOL, Setup},
-    logging::{self, LogFilter},
+    logging::LogFilter,
     memory::Memory,
     metrics::Metrics,
     nova::Dialler,
@@ -54,10 +54,9 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
     };
 
     let mut service = ServiceDevice::set_up(&config.netns, Datapath::former_maps(&config.run_dir)?)?;
-    let mut datapath = Datapath::open(&config.run_dir, &service, config.attach, config.lease)?;
+    let datapath = Datapath::open(&config.run_dir, &service, config.attach, config.lease)?;
     service.mark(datapath.maps_id()?)?;
     let open = datapath.open_sources()?;
-    let datapath_log = datapath.logger().context("log records of the datapath are not available")?;
 
     let directory = Arc::new(Directory::default());
     let signer = Signer::new(config.nova.secret.reveal());
@@ -74,6 +73,7 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
     Memory::open()?.give_back_after_bursts()?;
 
     let (guests, orders) = Guests::new(dialler.clone());
+    let of_frames = directory.clone();
 
     // The control plane has a thread of its own: however busy the guests are, it goes on.
     let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;
@@ -82,7 +82,6 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
     let predecessor =
         predecessor.map(|predecessor| (predecessor, Farewell(Box::new(move || settle.settle()))));
     let mut control = control_plane.block_on(async {
-        tokio::spawn(logging::follow_datapath(datapath_log));
         let serving = CancellationToken::new();
         let is_serving = serving.clone();
         tokio::spawn(async move {
@@ -90,7 +89,17 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
             waiting.serve();
         });
         let (metrics, guests) = (Metrics::new(), guests.clone());
-        let parts = Parts { reconciler, service, log, metrics, guests, nova: dialler, serving, predecessor };
+        let parts = Parts {
+            directory: of_frames,
+            reconciler,
+            service,
+            log,
+            metrics,
+            guests,
+            nova: dialler,
+            serving,
+            predecessor,
+        };
         Control::start(config, parts).await
     })?;
     // Not before everything that can be wrong was found good: a connection that was made is reset if we end, and while

@@ -13,8 +13,8 @@ use serde_json::Value;
 use super::config_files::ConfigFiles;
 use crate::admin;
 
-/// Timeout of a running agent's answer: it does nothing that lasts.
-const ANSWER: Duration = Duration::from_secs(10);
+/// Timeout of a running agent's answer: nothing lasts, but for a request to Nova that somebody wants.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// Run directory where no option says another.
 const RUN_DIR: &str = "/run/metadata-agent";
@@ -49,11 +49,7 @@ enum Subject {
 impl Show {
     /// Asks the agent, and prints what it says.
     pub(super) fn run(&self) -> anyhow::Result<()> {
-        let run_dir = match &self.run_dir {
-            Some(run_dir) => run_dir.clone(),
-            None if self.files.are_named() => self.files.read()?.run_dir,
-            None => RUN_DIR.into(),
-        };
+        let run_dir = run_dir(self.run_dir.as_deref(), &self.files)?;
         let target = match self.subject {
             Subject::Ready => "/ready",
             Subject::Ports => "/ports",
@@ -73,15 +69,33 @@ impl Show {
             Subject::Counters => counters(&serde_json::from_str(&body)?),
             Subject::Ready | Subject::Metrics => body,
         };
-        // Whoever reads may have had enough.
-        match std::io::stdout().write_all(text.as_bytes()) {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error.into()),
-            _ => {}
-        }
+        print(&text)?;
         if !is_ok {
             bail!("not ready");
         }
         Ok(())
+    }
+}
+
+/// The run directory of the agent that is meant.
+pub(super) fn run_dir(named: Option<&Path>, files: &ConfigFiles) -> anyhow::Result<PathBuf> {
+    Ok(match named {
+        Some(run_dir) => run_dir.to_owned(),
+        None if files.are_named() => files.read()?.run_dir,
+        None => RUN_DIR.into(),
+    })
+}
+
+/// Text that a tenant may have chosen, such as can be shown on a terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).collect()
+}
+
+/// Prints for someone who may have had enough.
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@ use tracing::{error, info};
 
 use crate::{
     config::{Config, Source},
+    explain::{DatabaseSeen, Evidence},
     health::{Problem, Reachability},
     inventory::{DatabaseStatus, Desired, Links, Ovn, StaticInventory, Unserved},
     reconcile::Reconciler,
@@ -86,6 +87,22 @@ impl PortSource {
     pub(super) fn databases(&self) -> Vec<DatabaseStatus> {
         match self {
             Self::Ovn(ovn) => ovn.databases().to_vec(),
+            Self::Static(_) => Vec::new(),
+        }
+    }
+
+    /// Both databases, if there are some, for who explains.
+    pub(super) fn databases_seen(&self) -> Option<[DatabaseSeen; 2]> {
+        match self {
+            Self::Ovn(ovn) => Some(ovn.databases_seen()),
+            Self::Static(_) => None,
+        }
+    }
+
+    /// What the databases say of each port.
+    pub(super) fn evidence(&self) -> Vec<Evidence> {
+        match self {
+            Self::Ovn(ovn) => ovn.evidence(),
             Self::Static(_) => Vec::new(),
         }
     }

@@ -2,17 +2,20 @@
 mod announce;
 mod attach;
 mod bpffs;
+mod headers;
 mod index;
 mod netlink;
 mod netns;
 mod networks;
 mod probe;
+mod records;
 mod service;
 mod tables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
@@ -30,9 +33,12 @@ use tracing::info;
 use crate::config::AttachMode;
 
 pub use announce::announce;
+pub use bpffs::{has_pins, unshared};
+pub use headers::Headers;
 pub use index::{Assignment, Indexes};
 pub use netns::Netns;
 pub use probe::{Family, Probe};
+pub use records::{Action, Frame, Records};
 pub use service::ServiceDevice;
 pub use tables::Adopted;
 
@@ -191,6 +197,26 @@ impl Device {
     }
 }
 
+/// Frames of one port.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PortFrames {
+    /// Numbers of them by their outcome, as far as there were any since the port is served.
+    pub frames: Vec<(Counter, u64)>,
+    /// Outcome of the last one that was dropped, and how long ago that was.
+    pub dropped: Option<(Counter, Duration)>,
+}
+
+/// A source of a port, as the programs have learned it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceSeen {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its MAC address.
+    pub mac: String,
+    /// Time since its last frame.
+    pub age: Duration,
+}
+
 /// The loaded datapath. Control plane only: one owner, no locks.
 pub struct Datapath {
     ebpf: Ebpf,
@@ -313,14 +339,14 @@ impl Datapath {
         bpffs::remove(&run_dir.join("bpf"))
     }
 
-    /// The programs' log records (aya-log), for a task to read.
-    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
-        aya_log::EbpfLogger::init(&mut self.ebpf)
+    /// The programs' records of frames, for a task to read. Within a runtime, and once.
+    pub fn records(&mut self) -> Result<Records, Error> {
+        Records::take(&mut self.ebpf, &self.maps_dir)
     }
 
-    /// Switches the programs' log records on or off.
-    pub fn set_logging(&mut self, on: bool) -> Result<(), Error> {
-        self.tables.say(|control| control.logging = on.into())
+    /// Says which frames the programs are to record (see `metadata_ebpf::map::is_recorded`).
+    pub fn set_recorded(&mut self, recorded: u32) -> Result<(), Error> {
+        self.tables.say_if_new(|control| control.logging = recorded)
     }
 
     /// The assignments of a former agent, and what is left to assign.
@@ -448,11 +474,43 @@ impl Datapath {
         self.tables.counters()
     }
 
+    /// The frames of an assignment by outcome, as far as there were any, and the last one that was dropped.
+    pub fn port_frames(&self, assignment: Assignment) -> Result<PortFrames, Error> {
+        let counts = self.tables.counts(assignment)?;
+        let frames = Counter::ALL.iter().map(|counter| (*counter, counts.frames[*counter as usize]));
+        let frames = frames.filter(|(_, frames)| *frames > 0).collect();
+        let dropped = Counter::ALL.get(counts.dropped_as as usize).filter(|_| counts.dropped_at > 0);
+        Ok(PortFrames {
+            frames,
+            dropped: dropped.map(|counter| (*counter, tables::since(counts.dropped_at))),
+        })
+    }
+
+    /// The sources of an assignment that were learned.
+    pub fn sources(&self, assignment: Assignment) -> Result<Vec<SourceSeen>, Error> {
+        let state = self.tables.state(assignment)?;
+        let learned = state.iter().flat_map(|state| &state.sources).filter(|source| source.last_seen != 0);
+        Ok(learned
+            .map(|source| SourceSeen {
+                address: source.ip(),
+                mac: source.mac.to_string(),
+                age: tables::since(source.last_seen),
+            })
+            .collect())
+    }
+
     /// The map `OPEN`, for who is to have its memory in common with the programs.
     pub fn open_sources(&self) -> Result<OwnedFd, Error> {
         let map = pinned(&self.maps_dir, "OPEN")?;
         map.fd().as_fd().try_clone_to_owned().map_err(Error::Shared)
     }
+}
+
+/// Name of a device, or its index in words once it is gone. To look for an index has no module loaded.
+pub fn device_name(ifindex: u32) -> String {
+    let name = nix::net::if_::if_indextoname(ifindex).ok();
+    let name = name.and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| format!("ifindex {ifindex}"))
 }
 
 fn maps_id(folder: &Path) -> Result<MapsId, Error> {

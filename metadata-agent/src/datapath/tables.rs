@@ -9,14 +9,15 @@ use aya::{
 use metadata_ebpf::{
     address::MAX_PORTS,
     counter::Counter,
-    map::{Control, Network, Owner, Port, PortKey, PortSources},
+    map::{Control, Network, Owner, Port, PortCounts, PortKey, PortSources},
 };
 use nix::time::{ClockId, clock_gettime};
 
 use super::{Assignment, Error, Indexes};
 
 /// Maps that outlive the agent, so that a restarted one finds ports and sources as they were.
-pub(super) const PINNED: [&str; 6] = ["PORTS", "SOURCES", "NETWORKS", "COUNTERS", "CONTROL", "OPEN"];
+pub(super) const PINNED: [&str; 7] =
+    ["PORTS", "SOURCES", "NETWORKS", "COUNTERS", "PORT_COUNTERS", "CONTROL", "OPEN"];
 
 /// The maps of the loaded programs.
 pub(super) struct Tables {
@@ -24,6 +25,7 @@ pub(super) struct Tables {
     sources: Array<MapData, PortSources>,
     networks: HashMap<MapData, u32, Network>,
     counters: PerCpuArray<MapData, u64>,
+    port_counters: Array<MapData, PortCounts>,
     control: Array<MapData, Control>,
     /// Each once more, to pin it again if somebody took the pin away.
     pins: Vec<(&'static str, MapData)>,
@@ -49,6 +51,7 @@ impl Tables {
             sources: typed(ebpf, "SOURCES")?,
             networks: typed(ebpf, "NETWORKS")?,
             counters: typed(ebpf, "COUNTERS")?,
+            port_counters: typed(ebpf, "PORT_COUNTERS")?,
             control: typed(ebpf, "CONTROL")?,
             pins: pins.into_iter().collect::<Result<_, _>>()?,
             said: Control { alive_until: 0, logging: 0, leaving: 0, ipv6: 0, probe: 0 },
@@ -85,6 +88,10 @@ impl Tables {
             });
             if is_whole {
                 let assignment = Assignment { index: port.index, generation: port.generation as u8 };
+                // A former agent may have assigned the index without knowing that there are counters.
+                if self.raw_counts(assignment)?.generation != u64::from(assignment.generation) {
+                    self.count_anew(assignment)?;
+                }
                 assigned.insert(key, Adopted { assignment, owner: port.owner });
             } else {
                 self.ports.remove(&key).map_err(|error| failed("PORTS", error))?;
@@ -102,6 +109,7 @@ impl Tables {
 
     /// Begins an assignment: nothing is known behind it yet, and nothing leads to it.
     pub(super) fn begin(&mut self, key: PortKey, assignment: Assignment) -> Result<(), Error> {
+        self.count_anew(assignment)?;
         let state = PortSources::assigned(key, assignment.generation);
         self.sources.set(assignment.index, state, 0).map_err(|error| failed("SOURCES", error))
     }
@@ -148,8 +156,13 @@ impl Tables {
 
     /// Number of new sources of that index that were refused.
     pub(super) fn exhausted(&self, assignment: Assignment) -> Result<u64, Error> {
+        Ok(self.state(assignment)?.map_or(0, |state| state.exhausted))
+    }
+
+    /// State of an assignment, while the index is its own.
+    pub(super) fn state(&self, assignment: Assignment) -> Result<Option<PortSources>, Error> {
         let state = self.sources.get(&assignment.index, 0).map_err(|error| failed("SOURCES", error))?;
-        Ok(if state.generation as u8 == assignment.generation { state.exhausted } else { 0 })
+        Ok((state.generation as u8 == assignment.generation).then_some(state))
     }
 
     /// Whether a former agent was silent for so long that the programs have let everything pass, to whoever serves the taps
@@ -173,6 +186,29 @@ impl Tables {
     pub(super) fn say(&mut self, change: impl FnOnce(&mut Control)) -> Result<(), Error> {
         change(&mut self.said);
         self.control.set(0, self.said, 0).map_err(|error| failed("CONTROL", error))
+    }
+
+    /// What was counted for an assignment.
+    pub(super) fn counts(&self, assignment: Assignment) -> Result<PortCounts, Error> {
+        let counts = self.raw_counts(assignment)?;
+        let is_its_own = counts.generation == u64::from(assignment.generation);
+        Ok(if is_its_own { counts } else { PortCounts::new(assignment.generation) })
+    }
+
+    fn raw_counts(&self, assignment: Assignment) -> Result<PortCounts, Error> {
+        self.port_counters.get(&assignment.index, 0).map_err(|error| failed("PORT_COUNTERS", error))
+    }
+
+    fn count_anew(&mut self, assignment: Assignment) -> Result<(), Error> {
+        let counts = PortCounts::new(assignment.generation);
+        self.port_counters.set(assignment.index, counts, 0).map_err(|error| failed("PORT_COUNTERS", error))
+    }
+
+    /// The same, unless nothing changes by it.
+    pub(super) fn say_if_new(&mut self, change: impl FnOnce(&mut Control)) -> Result<(), Error> {
+        let mut said = self.said;
+        change(&mut said);
+        if said == self.said { Ok(()) } else { self.say(|control| *control = said) }
     }
 
     /// The counters, summed over the processors.
@@ -200,7 +236,15 @@ pub(super) fn monotonic(later: Duration) -> u64 {
     u64::try_from((now + later).as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn typed<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error> {
+/// Time since then, by the same clock.
+pub(super) fn since(then: u64) -> Duration {
+    Duration::from_nanos(monotonic(Duration::ZERO).saturating_sub(then))
+}
+
+pub(super) fn typed<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, Error> {
     let map = ebpf.take_map(name);
     let map = map.ok_or_else(|| Error::Load(anyhow::anyhow!("the object has no map {name}")))?;
     M::try_from(map).map_err(|error| failed(name, error))

@@ -11,7 +11,7 @@
 //! place     one of its connections               gauge     how many there are
 //! rate      how much in time                     sources   what the datapath knows of them
 //! entry     a port that travels                  changes   what of it is news to the other process
-//! policy    what a port's requests must bring
+//! policy    what a port's requests must bring    tally    what became of them
 //! ```
 #![forbid(unsafe_code)]
 mod changes;
@@ -23,6 +23,7 @@ mod policy;
 mod port;
 mod rate;
 mod sources;
+mod tally;
 mod tap;
 mod usage;
 
@@ -44,6 +45,7 @@ pub(crate) use place::{Phase, Place};
 pub use policy::{RequestPolicy, TokenKey, TokenKeys, TokenPolicy};
 pub use port::{PROBE_ANSWER, Port, Resolution};
 pub use sources::{OpenConnection, Sources};
+pub use tally::{RECENT, Record, Tally, TallyReport, Totals};
 pub use tap::Tap;
 pub(crate) use usage::{Amounts, Holds, Limit, Resource};
 
@@ -110,6 +112,12 @@ impl Directory {
             }
         };
         timeout(within, known).await.ok().flatten()
+    }
+
+    /// All ports with their indexes.
+    pub fn ports(&self) -> Vec<(u32, Arc<Port>)> {
+        let published = self.published.load();
+        published.ports.iter().map(|(index, port)| (*index, port.clone())).collect()
     }
 
     /// The tap, but for one, that has most of something.

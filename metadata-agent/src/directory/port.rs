@@ -5,7 +5,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{identity::SignedIdentity, tap::Tap};
+use super::{identity::SignedIdentity, tally::Tally, tap::Tap};
 
 /// Response to the probe.
 pub const PROBE_ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
@@ -35,6 +35,8 @@ pub struct Port {
     resolved: Notify,
     /// Whether nobody but the agent itself is behind it, who finds out by it whether the datapath works.
     pub is_probe: bool,
+    /// What became of its requests, in the process that has them.
+    pub tally: Tally,
     /// Cancelled when the assignment ends, in the process that has its connections.
     pub gone: CancellationToken,
 }
@@ -49,6 +51,7 @@ impl Port {
             resolution: ArcSwap::from_pointee(resolution),
             resolved: Notify::new(),
             is_probe: false,
+            tally: Tally::default(),
             gone: CancellationToken::new(),
         }
     }

@@ -200,12 +200,12 @@ pub(super) fn network(row: &PortBinding) -> Option<&str> {
     id(row, "neutron:network_name").map(|name| name.strip_prefix("neutron-").unwrap_or(name))
 }
 
-fn id<'a>(row: &'a PortBinding, key: &str) -> Option<&'a str> {
+pub(super) fn id<'a>(row: &'a PortBinding, key: &str) -> Option<&'a str> {
     row.external_ids.get(key).map(String::as_str).filter(|value| !value.is_empty())
 }
 
 /// The instance as the hypervisor names it.
-fn local_instance(interface: &Interface) -> Option<&String> {
+pub(super) fn local_instance(interface: &Interface) -> Option<&String> {
     ["vm-uuid", "vm-id"].iter().find_map(|key| interface.external_ids.get(*key))
 }
 

@@ -4,6 +4,7 @@
 //! So it does not matter whether events are lost, merged or reordered.
 #![forbid(unsafe_code)]
 mod bindings;
+mod evidence;
 mod external;
 mod fixed;
 mod join;

@@ -23,6 +23,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     Desired, LinkTable, Unserved, Who,
     bindings::Bindings,
+    evidence,
     join::{WithoutRow, join},
     liveness::{Chassis, Liveness, Step, is_hidden, spread},
     network_devices::{Rows, is_ours},
@@ -33,7 +34,10 @@ use super::{
     untagged,
     vif::Switch,
 };
-use crate::health::{Problem, Reachability};
+use crate::{
+    explain::{DatabaseSeen, Evidence},
+    health::{Problem, Reachability},
+};
 
 /// Timeout of a write to the Southbound, and of a check that Nova is there.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,6 +85,8 @@ struct Database {
     in_force: Option<Generation>,
     /// Why there is no connection.
     down: Option<String>,
+    /// Since when there is one, or none.
+    since: Instant,
     /// Messages logged about each remote since there was one.
     told: BTreeSet<String>,
 }
@@ -213,6 +219,19 @@ impl Ovn {
             rows: database.client.rows(),
             counters: database.client.counters(),
         })
+    }
+
+    /// Both, for who explains.
+    pub fn databases_seen(&self) -> [DatabaseSeen; 2] {
+        [&self.ovs, &self.southbound]
+            .map(|database| DatabaseSeen { down: database.down.clone(), since: database.since.elapsed() })
+    }
+
+    /// What they say of each port that is plugged here or has a row here.
+    pub fn evidence(&self) -> Vec<Evidence> {
+        let interfaces = self.ovs.client.table::<Interface>().iter().map(|(_, row)| row.as_ref());
+        let rows = self.southbound.client.table::<PortBinding>().iter().map(|(_, row)| row.as_ref());
+        evidence::collect(interfaces.filter(|row| !is_ours(row)), rows, self.chassis_row())
     }
 
     /// Problems: what is missing. Without the Southbound only identities are.
@@ -436,6 +455,7 @@ impl Database {
             synced: false,
             in_force: None,
             down: Some("not connected yet".to_owned()),
+            since: Instant::now(),
             told: BTreeSet::new(),
         }
     }
@@ -455,12 +475,12 @@ impl Database {
                 } else {
                     debug!(database = self.name, %remote, %reason, ?retry, "still not connected");
                 }
-                self.down = Some(text);
+                self.note_down(Some(text));
                 true
             }
             Event::Synced => {
                 self.synced = true;
-                self.down = None;
+                self.note_down(None);
                 self.told.clear();
                 true
             }
@@ -482,13 +502,22 @@ impl Database {
                 false
             }
             Event::Closed => {
-                self.down = Some("the task that keeps the connection is gone: restart the agent".to_owned());
+                self.note_down(Some(
+                    "the task that keeps the connection is gone: restart the agent".to_owned(),
+                ));
                 error!(database = self.name, "the task that keeps the connection is gone: restart the agent");
                 true
             }
             // The rest is not asked for.
             _ => false,
         }
+    }
+
+    fn note_down(&mut self, reason: Option<String>) {
+        if self.down.is_some() != reason.is_some() {
+            self.since = Instant::now();
+        }
+        self.down = reason;
     }
 
     /// Whether the rows of that state of the conditions are here.

@@ -10,6 +10,8 @@
 //! | | `Dial` when a request needs a connection to Nova |
 //! | `Dialled` with the connection, or with why there is none | |
 //! | `Ask` each second | `Status` with its numbers and notes |
+//! | `Inquire` when an operator wants to know | `Told` |
+//! | `Watch` while an operator watches | `Seen` |
 //! | `Retire`, `Stop` | ends |
 //!
 //! A process whose other end of the link is gone goes on serving the ports that it knows. It has a socket in the run
@@ -24,7 +26,9 @@
 //! Both are the same program, started from the same file: a message that one of them does not know is an error. The
 //! privileged process believes nothing that it is told: see [`Event`].
 #![forbid(unsafe_code)]
+mod inquiry;
 pub mod signing;
+mod watched;
 
 use std::{ffi::CStr, path::PathBuf, time::Duration};
 
@@ -34,6 +38,8 @@ use crate::{
     config::{Endpoint, Limits},
     directory::Entry,
 };
+pub use inquiry::{Inquiry, MOST_PORTS, MOST_TALLIES, PortNumber, PortReport, PortTally, ProbeReport, Told};
+pub use watched::{MOST_SEEN, Seen, Watched};
 
 /// Most connections to Nova that are being made for the guest-facing process at a time.
 pub const MOST_DIALS: usize = 1024;
@@ -90,6 +96,15 @@ pub enum Command {
     Settle,
     /// Say how you are.
     Ask,
+    /// Say something about ports, for an operator.
+    Inquire {
+        /// Number of the question.
+        id: u64,
+        /// The question.
+        inquiry: Inquiry,
+    },
+    /// Tell of each request as it ends, or of none any more.
+    Watch(bool),
     /// The listening sockets are accepted from by others, too: leave what you have not accepted to them.
     Outlive,
     /// Take nothing new.
@@ -126,6 +141,15 @@ pub enum Event {
         /// Its process id, or what it says is that.
         pid: u32,
     },
+    /// What it was asked.
+    Told {
+        /// Number of the question.
+        id: u64,
+        /// The answer.
+        told: Told,
+    },
+    /// Requests that have ended, while they are watched.
+    Seen(Seen),
     /// It is well.
     Status {
         /// Its numbers, in Prometheus' text format.

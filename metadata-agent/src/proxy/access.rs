@@ -8,8 +8,8 @@ use std::{
 use http1::Request;
 use tracing::info;
 
-use super::{forward, metrics::Metrics, outcome::Outcome, token};
-use crate::directory::{Identity, OpenConnection, Port, Resolution};
+use super::{answer::Refusal, forward, metrics::Metrics, outcome::Outcome, token};
+use crate::directory::{Identity, OpenConnection, Port, Record, Resolution};
 
 /// The guest behind a connection, decided once, when it is accepted.
 #[derive(Debug)]
@@ -59,6 +59,26 @@ impl Drop for Exchange<'_> {
         let Self { metrics, caller, request, started, outcome } = self;
         let total = started.elapsed();
         metrics.request(outcome, total);
+        let (method, path) = (
+            request.map(|request| method(request.method)),
+            request.map(|request| forward::path_class(&request.target)),
+        );
+        let reason = outcome.reason();
+        let record = Record {
+            source: caller.source,
+            method: method.map(Into::into),
+            path: path.map(Into::into),
+            status: outcome.status,
+            by_nova: !outcome.is_ours(),
+            bytes: outcome.bytes,
+            us: microseconds(total),
+            nova_us: outcome.nova.map(microseconds),
+            refusal: outcome.refusal.as_ref().map(|refusal| refusal.name().into()),
+            reason: reason.clone(),
+        };
+        let limit = outcome.refusal.as_ref().and_then(Refusal::limit);
+        metrics.watch.note(&caller.port, &record);
+        caller.port.tally.note(record, limit, Instant::now());
         let identity = outcome.who.as_deref().map(|who| &who.identity);
         let of = |field: fn(&Identity) -> &String| identity.map(|identity| field(identity).as_str());
         info!(
@@ -69,17 +89,21 @@ impl Drop for Exchange<'_> {
             instance = of(|identity| &identity.instance),
             project = of(|identity| &identity.project),
             source = caller.source.map(tracing::field::display),
-            method = request.map(|request| method(request.method)),
-            path = request.map(|request| forward::path_class(&request.target)),
+            method,
+            path,
             status = outcome.status,
             bytes = outcome.bytes,
             ms = milliseconds(total),
             nova_ms = outcome.nova.map(milliseconds),
             token = outcome.token.map(token::Outcome::name),
-            reason = outcome.reason(),
+            reason,
             "request"
         );
     }
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// To the microsecond.
@@ -88,7 +112,7 @@ fn milliseconds(time: Duration) -> f64 {
 }
 
 /// A guest can make up methods as it can make up paths.
-fn method(method: &[u8]) -> &str {
+fn method(method: &[u8]) -> &'static str {
     const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"];
     KNOWN.into_iter().find(|known| known.as_bytes() == method).unwrap_or("other")
 }

@@ -1,5 +1,5 @@
 //! Metrics of the data plane, in Prometheus' terms.
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
@@ -15,12 +15,15 @@ use prometheus_client::{
 use super::{
     outcome::{Completion, Outcome},
     upstream::Observer,
+    watch::Watch,
 };
 use crate::directory::Limit;
 
 /// Handles on the numbers; copies share them.
 #[derive(Debug, Clone)]
 pub struct Metrics {
+    /// Requests as they end, for who watches.
+    pub watch: Arc<Watch>,
     requests: Family<Answered, Counter>,
     unfinished: Family<Unfinished, Counter>,
     refusals: Family<Refused, Counter>,
@@ -107,6 +110,7 @@ impl Metrics {
             Histogram::new(exponential_buckets(50e-6, 2.5, 16))
         }
         let metrics = Self {
+            watch: Arc::default(),
             requests: Family::default(),
             unfinished: Family::default(),
             refusals: Family::default(),

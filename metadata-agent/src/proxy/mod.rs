@@ -12,6 +12,7 @@
 //! closing     until it is acknowledged  shutdown   how all of it ends
 //! outcome     what became of a request  access     a line for each
 //! metrics     the numbers               token      session tokens (IMDSv2)
+//! errand      requests of the agent's own    watch      requests as they end
 //! tick        a timer for all
 //! ```
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ mod access;
 mod answer;
 mod closing;
 mod connection;
+mod errand;
 mod forward;
 #[cfg(test)]
 mod fuzz;
@@ -32,8 +34,11 @@ mod shutdown;
 mod tick;
 mod token;
 mod upstream;
+mod watch;
 
 pub use metrics::Metrics;
+pub use seat::held;
 pub use server::{Proxy, Workers};
 pub use shutdown::Shutdown;
 pub use upstream::{Dial, Nova, Observer};
+pub use watch::Watch;

@@ -57,6 +57,11 @@ impl Drop for Seat {
     }
 }
 
+/// Connections of a tap, its requests that are with Nova, and those that wait for an identity.
+pub fn held(tap: &Tap) -> [u32; 3] {
+    [Resource::Connections, Resource::Requests, Resource::Held].map(|resource| tap.used.of(resource))
+}
+
 /// Held for as long as it lives.
 #[derive(Debug)]
 pub(super) struct Held<'a> {

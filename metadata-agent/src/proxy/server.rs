@@ -24,6 +24,7 @@ use super::{
     answer::{Form, Refusal, Whom},
     closing::{LOOKS, farewell, farewell_without_seat, reset},
     connection::{Common, Connection, End},
+    errand::{self, Errands},
     metrics::Metrics,
     seat::Seat,
     shares::Shares,
@@ -34,7 +35,7 @@ use super::{
 use crate::{
     config::Limits,
     directory::{Directory, Gauge, Limit, OpenConnection, PROBE_ANSWER, Phase, Port, Sources},
-    link::HANDSHAKE,
+    link::{HANDSHAKE, ProbeReport},
     panics,
 };
 
@@ -63,6 +64,8 @@ pub struct Proxy {
     shares: Arc<Shares>,
     /// Connections whose port is not known yet.
     early: Gauge,
+    /// Requests of the agent's own.
+    errands: Errands,
 }
 
 impl Proxy {
@@ -74,7 +77,13 @@ impl Proxy {
         metrics: Metrics,
     ) -> Self {
         let shares = Arc::new(Shares::new(directory.clone(), limits.clone(), metrics.clone()));
-        Self { directory, sources, limits, metrics, shares, early: Gauge::default() }
+        let (early, errands) = (Gauge::default(), Errands::default());
+        Self { directory, sources, limits, metrics, shares, early, errands }
+    }
+
+    /// Asks Nova once in the name of a port, as its guest would; the answer is for an operator.
+    pub async fn ask(&self, port: Arc<Port>) -> ProbeReport {
+        self.errands.ask(port).await
     }
 
     /// Warnings for operators, though nothing is missing.
@@ -160,7 +169,7 @@ impl Worker {
             let listener = TcpListener::from_std(listener)?;
             connections.spawn(self.clone().accept(listener, connections.clone()));
         }
-        let mut sweep = interval(SWEEP);
+        let (mut sweep, mut errands) = (interval(SWEEP), self.proxy.errands.take());
         let ended = async {
             self.shutdown.retire.cancelled().await;
             connections.close();
@@ -175,6 +184,10 @@ impl Worker {
         loop {
             tokio::select! {
                 _ = sweep.tick() => self.upstream.sweep(),
+                Some(errand) = errand::next(&mut errands) => {
+                    let worker = self.clone();
+                    connections.spawn(async move { errand::run(&worker.upstream, errand).await });
+                }
                 () = &mut ticks => {}
                 () = &mut ended => return Ok(()),
                 () = &mut cut_off => break,
@@ -288,6 +301,7 @@ impl Worker {
             }
             Err(limit) => {
                 metrics.limit(limit);
+                port.tally.note_limited(limit, std::time::Instant::now());
                 debug!(tap = %port.tap, limit = limit.name(), "connection refused");
                 self.turn_away(&stream, limit, &port.id);
                 match port.tap.turned_away.take(TURNED_AWAY) {

@@ -10,9 +10,10 @@ use uuid::{Uuid, uuid};
 
 use crate::{
     boot_clock,
-    datapath::{Adopted, Assignment, Device},
+    datapath::{Adopted, Assignment, Device, PortFrames},
     directory::{Identity, Port, Resolution, Signer, Tap},
     inventory::{DesiredPort, MetadataPort, Who},
+    link::PortNumber,
     tokens::{FirstServed, Tokens},
 };
 
@@ -89,6 +90,10 @@ impl Served {
         served
     }
 
+    pub(super) fn number(&self) -> PortNumber {
+        PortNumber { index: self.assignment.index, generation: self.assignment.generation }
+    }
+
     pub(super) fn device(&self) -> &Device {
         &self.wanted.device
     }
@@ -153,7 +158,7 @@ impl Served {
         }
     }
 
-    pub(super) fn describe(&self, key: PortKey) -> Value {
+    pub(super) fn describe(&self, key: PortKey, frames: &PortFrames) -> Value {
         let (state, reason) = self.state();
         let reason = match &self.attached {
             Ok(()) => reason,
@@ -178,6 +183,7 @@ impl Served {
             "network": identity.map(|identity| &identity.network),
             "fixed_ips": identity.map_or_else(Vec::new, |identity| identity.fixed_ips.clone()),
             "tokens": self.token_mode(),
+            "frames": by_outcome(frames),
         })
     }
 
@@ -196,6 +202,12 @@ impl Served {
     }
 }
 
+/// Numbers of frames by the names of their outcomes.
+pub(super) fn by_outcome(frames: &PortFrames) -> Value {
+    let named = frames.frames.iter().map(|(counter, frames)| (counter.name().to_owned(), json!(frames)));
+    Value::Object(named.collect())
+}
+
 /// A port that there was no room for.
 pub(super) fn describe_refused(key: PortKey, port: &DesiredPort, reason: &str) -> Value {
     json!({
@@ -210,7 +222,7 @@ pub(super) fn describe_refused(key: PortKey, port: &DesiredPort, reason: &str) -
 }
 
 /// MAC address of a port that has no tap.
-fn mac(key: PortKey) -> Option<String> {
+pub(super) fn mac(key: PortKey) -> Option<String> {
     key.is_station().then(|| key.mac.to_string())
 }
 

@@ -6,7 +6,7 @@
 //! backoff   when the next one is started               numbers   what it says of itself, checked
 //! dials     connections that are made for it           signer    handshakes that are signed for it
 //! handshake no guest connects any more                 orphan    one that has lost its agent
-//! speech    with limits, since it may be taken over
+//! speech    with limits, since it may be taken over       inquiries  what operators ask it
 //! ```
 //!
 //! All of it is done by a thread of its own: the control plane may be waiting for the kernel, and a request of a guest's does
@@ -17,6 +17,7 @@ mod dials;
 mod handshake;
 #[cfg(test)]
 mod hostile;
+mod inquiries;
 mod numbers;
 mod orphan;
 mod process;
@@ -53,7 +54,7 @@ pub use self::{orphan::Orphan, process::command};
 use crate::{
     directory::Directory,
     health::{DataPlane, Problem},
-    link::Setup,
+    link::{Inquiry, Seen, Setup, Told},
     nova::Dialler,
 };
 
@@ -93,6 +94,8 @@ enum Order {
     Serve,
     Log(String),
     Ask(oneshot::Sender<()>),
+    Inquire(Inquiry, oneshot::Sender<Told>),
+    Watch(Option<mpsc::Sender<Seen>>),
     Settle,
     Outlive,
     Retire,
@@ -235,6 +238,18 @@ impl DataPlane for Guests {
         })
     }
 
+    fn inquire(&self, inquiry: Inquiry, within: Duration) -> BoxFuture<'_, Option<Told>> {
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            self.order(Order::Inquire(inquiry, answer));
+            timeout(within, answered).await.ok()?.ok()
+        })
+    }
+
+    fn watch(&self, sink: Option<mpsc::Sender<Seen>>) {
+        self.order(Order::Watch(sink));
+    }
+
     fn set_log(&self, filter: &str) {
         self.order(Order::Log(filter.to_owned()));
     }
@@ -290,4 +305,9 @@ async fn supervise(
             return;
         }
     }
+}
+
+/// Text that cannot pass for something else in a log or on a terminal, of so many characters.
+fn printable(text: &str, most: usize) -> String {
+    text.chars().filter(|character| !character.is_control()).take(most).collect()
 }

@@ -21,15 +21,17 @@ use super::{
     backoff::GOOD,
     dials::{Dialled, Dials},
     handshake,
+    inquiries::{self, Inquiries},
     numbers::Families,
     orphan::Meeting,
+    printable,
     process::Process,
     signer,
     speech::{SILENCE, in_time, next},
 };
 use crate::{
     directory::{Changes, Entry},
-    link::{Command, Event, MOST_NOTES, MOST_NUMBERS},
+    link::{Command, Event, MOST_NOTES, MOST_NUMBERS, Seen},
     nova::Dialler,
     packets::{AsyncChannel, LONGEST},
 };
@@ -56,6 +58,8 @@ pub(super) struct Wanted {
     parts: Parts,
     families: Families,
     pub(super) serving: CancellationToken,
+    /// Where requests go that are watched.
+    watch: Option<mpsc::Sender<Seen>>,
     is_outlived: bool,
     is_retired: bool,
     is_stopped: bool,
@@ -68,6 +72,7 @@ impl Wanted {
             parts,
             families,
             serving: CancellationToken::new(),
+            watch: None,
             is_outlived: false,
             is_retired: false,
             is_stopped: false,
@@ -97,7 +102,8 @@ impl Wanted {
             Order::Retire => self.is_retired = true,
             Order::Stop => self.is_stopped = true,
             Order::Settle => self.parts.setup.lingers = false,
-            Order::Ask(_) => {}
+            Order::Watch(sink) => self.watch.clone_from(sink),
+            Order::Ask(_) | Order::Inquire(..) => {}
         }
     }
 }
@@ -167,6 +173,8 @@ struct Session {
     meeting: Meeting,
     /// Those who wait for its numbers.
     asked: Vec<oneshot::Sender<()>>,
+    /// Questions of operators.
+    inquiries: Inquiries,
     born: Instant,
     heard: Instant,
     /// By when it has to have ended.
@@ -187,6 +195,7 @@ impl Session {
             dials: Dials::new(guests.dialler.clone()),
             meeting,
             asked: Vec::new(),
+            inquiries: Inquiries::default(),
             born: Instant::now(),
             heard: Instant::now(),
             deadline: None,
@@ -220,6 +229,9 @@ impl Session {
         self.send_ports(wanted).await?;
         if wanted.serving.is_cancelled() {
             self.send(&Command::Serve, &[]).await?;
+        }
+        if wanted.watch.is_some() {
+            self.send(&Command::Watch(true), &[]).await?;
         }
         Ok(())
     }
@@ -271,6 +283,11 @@ impl Session {
                 self.asked.push(asked);
                 self.send(&Command::Ask, &[]).await
             }
+            Order::Inquire(inquiry, answer) => {
+                let id = self.inquiries.ask(inquiry.clone(), answer);
+                self.send(&Command::Inquire { id, inquiry }, &[]).await
+            }
+            Order::Watch(sink) => self.send(&Command::Watch(sink.is_some()), &[]).await,
             Order::Settle => self.send(&Command::Settle, &[]).await,
             Order::Outlive => self.send(&Command::Outlive, &[]).await,
             Order::Retire => {
@@ -293,6 +310,13 @@ impl Session {
         match event {
             Event::Ready { .. } | Event::Adopted { .. } => return Err(unexpected(&event)),
             Event::Dial { id, endpoint, within } => self.dials.begin(id, endpoint, within),
+            Event::Told { id, told } => self.inquiries.answer(id, told),
+            Event::Seen(seen) => {
+                if let Some(sink) = &wanted.watch {
+                    // Whoever does not take it in time loses it: it is not waited for.
+                    let _ = sink.try_send(inquiries::clean_seen(seen));
+                }
+            }
             Event::Status { numbers, notes } => {
                 let mut report = guests.report();
                 let own = Some(numbers).filter(|numbers| numbers.len() <= MOST_NUMBERS);
@@ -387,9 +411,4 @@ fn pieces(entered: Vec<Entry>) -> io::Result<Vec<Vec<Entry>>> {
 fn unexpected(event: &Event) -> io::Error {
     let text = printable(&format!("{event:?}"), 100);
     io::Error::other(format!("it says what it should not: {text}"))
-}
-
-/// Text that cannot pass for something else in a log or on a terminal, of so many characters.
-fn printable(text: &str, most: usize) -> String {
-    text.chars().filter(|character| !character.is_control()).take(most).collect()
 }

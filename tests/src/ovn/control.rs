@@ -84,6 +84,11 @@ impl Lab {
         Ok(())
     }
 
+    /// SIGKILL; the rows of its database stay.
+    pub fn kill_vswitchd(&mut self) -> Result<()> {
+        self.daemons.vswitchd.kill().map(drop)
+    }
+
     pub fn kill_ovs_database(&mut self) -> Result<()> {
         self.daemons.kill_ovs_database()
     }

@@ -49,6 +49,22 @@ impl Pki {
         })
     }
 
+    /// The same with a certificate that was good for a day, years ago.
+    pub fn issue_expired(&self, name: &str, authority: &str) -> Result<Credentials> {
+        let credentials = self.issue(name, authority)?;
+        let folder = self.dir.join("ca").join(format!("{authority}ca"));
+        let config = folder.join("ca.cnf");
+        // It has issued one for that subject, and makes no second one unless it forgets the first.
+        fs::write(folder.join("index.txt"), "")?;
+        let mut command = Command::new("openssl");
+        command
+            .current_dir(&folder)
+            .words("ca -batch -notext -startdate 20200101000000Z -enddate 20200102000000Z");
+        command.arg("-config").arg(config).arg("-in").arg(self.dir.join(format!("{name}-req.pem")));
+        run(command.arg("-out").arg(&credentials.certificate))?;
+        Ok(credentials)
+    }
+
     fn authorities(&self) -> PathBuf {
         self.dir.join("cacert.pem")
     }

@@ -1,0 +1,196 @@
+//! The log of the datapath: for which ports and until when frames are recorded, and the task that tells of them.
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use metadata_ebpf::{
+    address::Tag,
+    map::{Limit, RECORD_ALL, RECORD_DROPPED, RECORD_PORT},
+};
+use serde_json::json;
+use tracing::{info, warn};
+
+use super::watched;
+use crate::{
+    datapath::{Action, Frame, Records, device_name},
+    directory::Directory,
+    link::PortNumber,
+    watchers::Watchers,
+};
+
+/// Most frames that are told of in a second, of all processors together: a host may have hundreds of them.
+const MOST: Limit = Limit::new(1000, 1000);
+
+/// What of that is used up, and what was left out for it.
+#[derive(Debug)]
+struct Budget {
+    began: Instant,
+    state: u64,
+    left_out: u64,
+}
+
+impl Budget {
+    fn new(now: Instant) -> Self {
+        Self { began: now, state: 0, left_out: 0 }
+    }
+
+    /// Whether one more frame is told of, and how many were left out before it.
+    fn admits(&mut self, left_out: &mut u64, now: Instant) -> bool {
+        self.left_out = self.left_out.saturating_add(*left_out);
+        let now = u64::try_from(now.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX / 2);
+        match MOST.after(self.state, now) {
+            Some(next) => {
+                self.state = next;
+                *left_out = std::mem::take(&mut self.left_out);
+                true
+            }
+            None => {
+                self.left_out = self.left_out.saturating_add(1);
+                false
+            }
+        }
+    }
+}
+
+/// What of the datapath is logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Logged {
+    /// Only these ports, or everything.
+    pub(super) ports: Option<BTreeSet<PortNumber>>,
+    /// When it ends.
+    pub(super) until: Instant,
+}
+
+/// Interest in frames, which the control plane changes and the task reads.
+#[derive(Debug, Clone, Default)]
+pub(super) struct FrameLog {
+    logged: Arc<Mutex<Option<Logged>>>,
+    watchers: Watchers,
+}
+
+impl FrameLog {
+    /// Begins to tell of frames.
+    pub(super) fn start(mut records: Records, directory: Arc<Directory>, watchers: Watchers) -> Self {
+        let log = Self { logged: Arc::default(), watchers };
+        let task = log.clone();
+        tokio::spawn(async move {
+            let mut budget = Budget::new(Instant::now());
+            loop {
+                match records.next().await {
+                    Ok(mut frame) => {
+                        if budget.admits(&mut frame.left_out, Instant::now()) {
+                            task.tell(&frame, &directory);
+                        }
+                    }
+                    Err(error) => {
+                        warn!(%error, "records of the datapath cannot be read");
+                        return;
+                    }
+                }
+            }
+        });
+        log
+    }
+
+    /// Logs these ports until then; nothing from now on without.
+    pub(super) fn set(&self, logged: Option<Logged>) {
+        *self.logged() = logged;
+    }
+
+    /// What the programs are to record.
+    pub(super) fn wanted(&self, now: Instant) -> u32 {
+        let mut logged = self.logged();
+        if logged.as_ref().is_some_and(|logged| logged.until <= now) {
+            *logged = None;
+            info!(target: "datapath", "frames are not logged any more: the time for it is over");
+        }
+        match logged
+            .as_ref()
+            .map(|logged| logged.ports.as_ref().map(|ports| ports.iter().collect::<Vec<_>>()))
+        {
+            None if self.watchers.any() => RECORD_DROPPED,
+            None => 0,
+            Some(Some(ports)) if ports.len() == 1 && !self.watchers.any() => {
+                RECORD_ALL | (ports[0].index + 1) & RECORD_PORT
+            }
+            Some(_) => RECORD_ALL,
+        }
+    }
+
+    fn tell(&self, frame: &Frame, directory: &Directory) {
+        let is_logged = self.logged().as_ref().is_some_and(|logged| {
+            let is_of_port = logged.ports.as_ref().is_none_or(|ports| {
+                frame
+                    .port
+                    .is_some_and(|(index, generation)| ports.contains(&PortNumber { index, generation }))
+            });
+            is_of_port && Instant::now() < logged.until
+        });
+        let is_watched = frame.action == Action::Dropped && self.watchers.any();
+        if !is_logged && !is_watched {
+            return;
+        }
+        let port = frame.port.and_then(|(index, generation)| directory.port(Tag::new(generation, index, 0)));
+        let tap = match &port {
+            Some(port) => port.tap.to_string(),
+            None => device_name(frame.ifindex),
+        };
+        if is_watched {
+            self.watchers.publish(&json!({
+                "kind": "drop",
+                "time": watched::now(),
+                "outcome": frame.outcome.name(),
+                "tap": tap,
+                "vlan": frame.vlan,
+                "port": port.as_ref().map(|port| port.id.as_str()),
+                "frame": frame.headers.to_string(),
+                "bytes": frame.len,
+                "left_out": frame.left_out,
+            }));
+        }
+        if !is_logged {
+            return;
+        }
+        info!(
+            target: "datapath",
+            outcome = frame.outcome.name(),
+            action = frame.action.name(),
+            %tap,
+            vlan = (frame.vlan != 0).then_some(frame.vlan),
+            port = port.as_ref().map(|port| port.id.as_str()),
+            frame = %frame.headers,
+            bytes = frame.len,
+            left_out = (frame.left_out != 0).then_some(frame.left_out),
+            "frame"
+        );
+    }
+
+    fn logged(&self) -> MutexGuard<'_, Option<Logged>> {
+        self.logged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When logging for that long ends.
+pub(super) fn end(now: Instant, seconds: u64) -> Instant {
+    now + Duration::from_secs(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_frames_are_told_of_and_the_others_are_counted() {
+        let now = Instant::now();
+        let mut budget = Budget::new(now);
+        let told = (0..5000).filter(|_| budget.admits(&mut 0, now)).count();
+        assert_eq!(told, 1000);
+        let mut left_out = 7;
+        assert!(budget.admits(&mut left_out, now + Duration::from_secs(1)));
+        assert_eq!(left_out, 4007);
+        let mut left_out = 0;
+        assert!(budget.admits(&mut left_out, now + Duration::from_secs(1)) && left_out == 0);
+    }
+}
