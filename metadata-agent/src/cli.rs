@@ -8,6 +8,7 @@ mod show;
 
 use std::{
     ffi::OsString,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -60,7 +61,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Check the configuration and the files it names, and print it as understood.
+    /// Check the configuration and the files it names, and print what is in effect: options that have their default are
+    /// commented out, and the secret is not shown.
     CheckConfig(ConfigFiles),
     /// Ask the running agent.
     Show(Show),
@@ -105,7 +107,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Detach { program, arguments } => control::detach(&program, &arguments)?,
         Command::CheckConfig(files) => {
             let config = files.read()?;
-            println!("{config:#?}");
+            io::stdout().write_all(files.effective()?.as_bytes())?;
             for warning in config.warnings() {
                 eprintln!("warning: {warning}");
             }
@@ -173,17 +175,17 @@ fn cleanup(config: &Config) -> anyhow::Result<()> {
     Netns::remove(&config.netns).with_context(|| format!("cannot remove the namespace {}", config.netns))?;
     for file in [admin::SOCKET, takeover::SOCKET, "lock"].into_iter().chain(tokens::FILES) {
         match std::fs::remove_file(config.run_dir.join(file)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
     }
     match std::fs::remove_dir(config.run_dir.join(link::EMPTY)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
     match std::fs::remove_dir(&config.run_dir) {
         // Somebody else's files are theirs to remove.
-        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         other => other.with_context(|| format!("cannot remove {}", config.run_dir.display())),
     }
 }
