@@ -1,6 +1,7 @@
 //! Commands.
 #![forbid(unsafe_code)]
 mod config_files;
+mod migrate;
 mod preflight;
 mod proxy;
 mod serve;
@@ -18,7 +19,7 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime;
 
-use self::{config_files::ConfigFiles, serve::serve, show::Show};
+use self::{config_files::ConfigFiles, migrate::Migrate, serve::serve, show::Show};
 use crate::{
     admin,
     config::{self, Config, Source},
@@ -66,6 +67,9 @@ enum Command {
     CheckConfig(ConfigFiles),
     /// Ask the running agent.
     Show(Show),
+    /// Take the node over from neutron-ovn-metadata-agent (or the extension metadata of neutron-ovn-agent) while this agent
+    /// runs beside it, or give it back. Tells what it would do, unless told to do it.
+    Migrate(Migrate),
     /// Remove programs, pins, the service device and its namespace, and the devices of networks. A running agent is ended,
     /// for good: from then on new
     /// connections go to whoever else serves the taps, while those under way are served.
@@ -120,6 +124,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
             }
         }
         Command::Show(show) => show.run()?,
+        Command::Migrate(migrate) => migrate.run()?,
         Command::Cleanup(files) => cleanup(&files.read()?)?,
     }
     Ok(ExitCode::SUCCESS)

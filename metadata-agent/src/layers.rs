@@ -55,6 +55,8 @@ const PARTS: &[(&str, &[&str])] = &[
     ("health", &["datapath", "nova"]),
     ("supervisor", &["descriptors", "packets", "config", "directory", "link", "nova", "health"]),
     ("inventory", &["files", "directory", "datapath", "health"]),
+    // A node that changes hands; no part of a running agent.
+    ("migration", &["datapath", "inventory"]),
     ("tokens", &["files", "config", "directory", "datapath"]),
     ("reconcile", &["boot_clock", "directory", "datapath", "health", "inventory", "tokens"]),
     ("metrics", &["version", "inventory", "reconcile"]),
@@ -100,6 +102,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "datapath",
             "health",
             "inventory",
+            "migration",
             "tokens",
             "reconcile",
             "metrics",

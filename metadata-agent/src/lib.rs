@@ -24,6 +24,7 @@ pub mod logging;
 mod meminfo;
 pub mod memory;
 pub mod metrics;
+pub mod migration;
 mod notice;
 pub mod nova;
 pub mod open_sources;

@@ -96,8 +96,8 @@ const DIST_PROGRAMS: &[(&str, &str)] = &[
 /// What the checks of a change run besides.
 const CHECK_PROGRAMS: &[(&str, &str)] = &[("cargo-clippy", "rust-web-clippy"), ("cargo-fmt", "rustfmt-web")];
 
-/// What the measurements of the proxy compare with.
-const PROXY_BENCH_PROGRAMS: &[(&str, &str)] = &[("haproxy", "haproxy")];
+/// What the other agent has for each network, in tests and in measurements.
+const INCUMBENT_PROGRAMS: &[(&str, &str)] = &[("haproxy", "haproxy")];
 
 /// What the measurements of ovsdb-client compare with, and the schema that they use.
 const OVSDB_BENCH_FILES: &[(&str, &str)] = &[
@@ -127,6 +127,7 @@ pub(crate) fn for_build() -> anyhow::Result<()> {
 /// What building and running the tests needs.
 pub(crate) fn for_tests() -> anyhow::Result<()> {
     packages(TEST_PROGRAMS)?;
+    packages(INCUMBENT_PROGRAMS)?;
     packages(CLOUD_INIT_FILES)?;
     packages(OSLO_CONFIG_FILES)?;
     packages(NOVA_FILES)?;
@@ -157,7 +158,7 @@ pub(crate) fn for_checks() -> anyhow::Result<()> {
 
 /// What the measurements of the proxy need.
 pub(crate) fn for_proxy_bench() -> anyhow::Result<()> {
-    packages(PROXY_BENCH_PROGRAMS)?;
+    packages(INCUMBENT_PROGRAMS)?;
     for_tests()
 }
 

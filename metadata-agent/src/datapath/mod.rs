@@ -31,6 +31,7 @@ use crate::config::AttachMode;
 
 pub use announce::announce;
 pub use index::{Assignment, Indexes};
+pub use netlink::remove_device;
 pub use netns::Netns;
 pub use probe::{Family, Probe};
 pub use service::ServiceDevice;
