@@ -91,10 +91,16 @@ const DIST_PROGRAMS: &[(&str, &str)] = &[
     ("strip", "binutils"),
     ("git", "git"),
     ("xz", "xz-utils"),
+    ("rpmbuild", "rpm"),
+    ("lintian", "lintian"),
+    ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
 ];
 
 /// What the checks of a change run besides.
 const CHECK_PROGRAMS: &[(&str, &str)] = &[("cargo-clippy", "rust-web-clippy"), ("cargo-fmt", "rustfmt-web")];
+
+/// What a container is run by.
+const CONTAINER_PROGRAMS: &[(&str, &str)] = &[("podman", "podman"), ("runc", "runc")];
 
 /// What the other agent has for each network, in tests and in measurements.
 const INCUMBENT_PROGRAMS: &[(&str, &str)] = &[("haproxy", "haproxy")];
@@ -128,6 +134,7 @@ pub(crate) fn for_build() -> anyhow::Result<()> {
 pub(crate) fn for_tests() -> anyhow::Result<()> {
     packages(TEST_PROGRAMS)?;
     packages(INCUMBENT_PROGRAMS)?;
+    packages(CONTAINER_PROGRAMS)?;
     packages(CLOUD_INIT_FILES)?;
     packages(OSLO_CONFIG_FILES)?;
     packages(NOVA_FILES)?;

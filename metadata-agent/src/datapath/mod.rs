@@ -32,7 +32,7 @@ use crate::config::AttachMode;
 pub use announce::announce;
 pub use index::{Assignment, Indexes};
 pub use netlink::remove_device;
-pub use netns::Netns;
+pub use netns::{FOLDER as NAMESPACES, Netns};
 pub use probe::{Family, Probe};
 pub use service::ServiceDevice;
 pub use tables::Adopted;

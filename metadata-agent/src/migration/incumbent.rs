@@ -5,10 +5,8 @@ use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt as _, path::P
 
 use nix::net::if_::if_nametoindex;
 
-use crate::inventory::Bound;
+use crate::{datapath::NAMESPACES, inventory::Bound};
 
-/// Where iproute2 keeps names of namespaces.
-const NAMESPACES: &str = "/run/netns";
 const PREFIX: &str = "ovnmeta-";
 /// Names of its programs.
 const PROGRAMS: [&str; 2] = [METADATA_AGENT, OVN_AGENT];
