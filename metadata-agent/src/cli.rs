@@ -3,6 +3,7 @@
 mod config_files;
 mod explain;
 mod log;
+mod migrate;
 mod preflight;
 mod proxy;
 mod serve;
@@ -12,6 +13,7 @@ mod watch;
 
 use std::{
     ffi::OsString,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -22,7 +24,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime;
 
 use self::{
-    config_files::ConfigFiles, explain::Explain, log::Log, serve::serve, show::Show, top::Top, watch::Watch,
+    config_files::ConfigFiles, explain::Explain, log::Log, migrate::Migrate, serve::serve, show::Show,
+    top::Top, watch::Watch,
 };
 use crate::{
     admin,
@@ -66,7 +69,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Check the configuration and the files it names, and print it as understood.
+    /// Check the configuration and the files it names, and print what is in effect: options that have their default are
+    /// commented out, and the secret is not shown.
     CheckConfig(ConfigFiles),
     /// Ask the running agent.
     Show(Show),
@@ -78,6 +82,9 @@ enum Command {
     Watch(Watch),
     /// Change what the running agent logs.
     Log(Log),
+    /// Take the node over from neutron-ovn-metadata-agent (or the extension metadata of neutron-ovn-agent) while this agent
+    /// runs beside it, or give it back. Tells what it would do, unless told to do it.
+    Migrate(Migrate),
     /// Remove programs, pins, the service device and its namespace, and the devices of networks. A running agent is ended,
     /// for good: from then on new
     /// connections go to whoever else serves the taps, while those under way are served.
@@ -119,7 +126,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Detach { program, arguments } => control::detach(&program, &arguments)?,
         Command::CheckConfig(files) => {
             let config = files.read()?;
-            println!("{config:#?}");
+            io::stdout().write_all(files.effective()?.as_bytes())?;
             for warning in config.warnings() {
                 eprintln!("warning: {warning}");
             }
@@ -136,6 +143,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Top(top) => top.run()?,
         Command::Watch(watch) => watch.run()?,
         Command::Log(log) => log.run()?,
+        Command::Migrate(migrate) => migrate.run()?,
         Command::Cleanup(files) => cleanup(&files.read()?)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -191,17 +199,17 @@ fn cleanup(config: &Config) -> anyhow::Result<()> {
     Netns::remove(&config.netns).with_context(|| format!("cannot remove the namespace {}", config.netns))?;
     for file in [admin::SOCKET, takeover::SOCKET, "lock"].into_iter().chain(tokens::FILES) {
         match std::fs::remove_file(config.run_dir.join(file)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
     }
     match std::fs::remove_dir(config.run_dir.join(link::EMPTY)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
     match std::fs::remove_dir(&config.run_dir) {
         // Somebody else's files are theirs to remove.
-        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         other => other.with_context(|| format!("cannot remove {}", config.run_dir.display())),
     }
 }

@@ -16,6 +16,7 @@ const PARTS: &[(&str, &[&str])] = &[
     ("files", &[]),
     ("meminfo", &[]),
     ("memory", &[]),
+    ("mounts", &[]),
     ("log_writer", &[]),
     ("notice", &[]),
     ("panics", &[]),
@@ -57,6 +58,8 @@ const PARTS: &[(&str, &[&str])] = &[
     ("explain", &["datapath", "directory", "link"]),
     ("supervisor", &["descriptors", "packets", "config", "directory", "link", "nova", "health"]),
     ("inventory", &["files", "directory", "datapath", "health", "explain"]),
+    // A node that changes hands; no part of a running agent.
+    ("migration", &["datapath", "inventory"]),
     ("tokens", &["files", "config", "directory", "datapath"]),
     (
         "reconcile",
@@ -90,6 +93,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "version",
             "boot_clock",
             "memory",
+            "mounts",
             "descriptors",
             "packets",
             "tls",
@@ -110,6 +114,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "health",
             "explain",
             "inventory",
+            "migration",
             "tokens",
             "reconcile",
             "metrics",

@@ -25,6 +25,8 @@ pub mod logging;
 mod meminfo;
 pub mod memory;
 pub mod metrics;
+pub mod migration;
+pub mod mounts;
 mod notice;
 pub mod nova;
 pub mod open_sources;

@@ -437,7 +437,7 @@ pub fn service_namespace(chassis: &impl Chassis) -> String {
 }
 
 /// The agent that was built: named in the environment, or found in the target directory that we are in ourselves.
-pub(crate) fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     let binary = match std::env::var_os(BINARY) {
         Some(path) => PathBuf::from(path),
         None => {

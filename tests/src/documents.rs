@@ -1,6 +1,11 @@
 //! Documents, held against the sources: the tests that ARCHITECTURE.md's invariants name are there, and so are the metrics of
-//! the alert rules, which Prometheus' own tool reads.
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+//! the alert rules and of the dashboard, whose expressions Prometheus' own tool reads.
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{cloud_init::fetched, command::run};
 
@@ -64,26 +69,74 @@ fn metrics(text: &str) -> BTreeSet<&str> {
     names.map(|name| name.strip_suffix("_total").unwrap_or(name)).collect()
 }
 
-#[test]
-fn alert_rules_are_about_metrics_that_there_are() {
+/// Fails for a metric that the agent does not register.
+fn are_registered(named: &BTreeSet<&str>) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let rules = fs::read_to_string(root.join("packaging/prometheus/alerts.yml")).unwrap();
     let source = |file| fs::read_to_string(root.join("metadata-agent/src").join(file)).unwrap();
     let sources = ["metrics.rs", "metrics/databases.rs", "proxy/metrics.rs"].map(source).concat();
-    let named = metrics(&rules);
     assert!(named.len() > 5, "{named:?}");
     for name in named {
-        // Those of databases are registered together, under a prefix.
+        // Those of databases are registered together, under a prefix; kinds add to the names.
         let registered = name.strip_prefix("ovsdb_").unwrap_or(name);
+        let registered = registered.trim_end_matches("_bucket").trim_end_matches("_info");
         assert!(sources.contains(&format!("\"{registered}\"")), "no metric is registered as {name}");
     }
 }
 
 #[test]
-fn alert_rules_are_rules_and_fire_as_their_cases_say() {
+fn alert_rules_are_about_metrics_that_there_are() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    are_registered(&metrics(&fs::read_to_string(root.join("packaging/prometheus/alerts.yml")).unwrap()));
+}
+
+/// Expressions of the dashboard's panels, with values for Grafana's variables.
+fn expressions() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = fs::read_to_string(root.join("packaging/grafana/metadata-agent.json")).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), panels.len(), "two panels have one id");
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    targets
+        .map(|target| {
+            target["expr"].as_str().unwrap().replace("$__rate_interval", "5m").replace("$instance", ".*")
+        })
+        .collect()
+}
+
+#[test]
+fn the_dashboard_is_about_metrics_that_there_are() {
+    are_registered(&metrics(&expressions().join("\n")));
+}
+
+#[test]
+fn the_dashboards_expressions_are_prometheus() {
+    let rules = expressions()
+        .iter()
+        .enumerate()
+        .fold("groups:\n- name: panels\n  rules:\n".to_owned(), |rules, (number, text)| {
+            rules + &format!("  - record: panel:{number}\n    expr: '{text}'\n")
+        });
+    let file = std::env::temp_dir().join(format!("metadata-panels-{}.yml", std::process::id()));
+    fs::write(&file, rules).unwrap();
+    let said = run(Command::new(promtool()).args(["check", "rules"]).arg(&file));
+    fs::remove_file(file).unwrap();
+    let said = said.unwrap();
+    assert!(said.contains("SUCCESS") && !said.contains("$"), "{said}");
+}
+
+/// Prometheus' own tool.
+fn promtool() -> PathBuf {
     let promtool = fetched("prometheus").unwrap().join("root/usr/bin/promtool");
     assert!(promtool.exists(), "there is no {} (`cargo xtask setup` unpacks it)", promtool.display());
+    promtool
+}
+
+#[test]
+fn alert_rules_are_rules_and_fire_as_their_cases_say() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let promtool = promtool();
     for (task, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
         let mut command = Command::new(&promtool);
         command.args([task, "rules", file]).current_dir(root.join("packaging/prometheus"));

@@ -10,6 +10,7 @@
 //! stage     one chassis with taps and bridges only
 //! nova      the metadata API          upstream  exact bytes in its place     pki       certificates for it
 //! agent     the program under test
+//! container the same in a container, as kolla runs one
 //! service   the same as its packaged unit starts it, under systemd                   kernel    which one runs us
 //! programs  the eBPF programs on single frames     model     what they should do      interpreter   what that takes
 //! capture   what arrives at a guest's NIC
@@ -27,6 +28,7 @@ pub mod check;
 pub mod cloud;
 pub mod cloud_init;
 pub mod command;
+pub mod container;
 #[cfg(test)]
 mod documents;
 pub mod guest;

@@ -42,8 +42,10 @@ enum Task {
     Test(test::TestOptions),
     /// Run the agent on Debian's kernels, in virtual machines, with Open vSwitch's kernel datapath; needs root.
     VmTest(vm::Options),
-    /// Make what is given to others: a Debian package, debug symbols, sources with all crates, checksums.
+    /// Make what is given to others: packages, a container image, debug symbols, a bill of materials, sources, checksums.
     Dist(dist::Options),
+    /// Make a container image of the agent as it is now, for the tests.
+    Image,
     /// Measure, and print what was measured.
     Bench(bench::Options),
     /// A region's agents against a Southbound of three servers: what each thing that happens costs them.
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::test(&options).map(|counts| println!("{counts}")),
         Task::VmTest(options) => vm::test(&options),
         Task::Dist(options) => dist::dist(&options),
+        Task::Image => test::image().map(|image| println!("{}", image.display())),
         Task::Bench(options) => bench::bench(&options),
         Task::Simulate(options) => bench::simulate(&options),
         Task::Ci => ci::run(),

@@ -88,13 +88,19 @@ const DIST_PROGRAMS: &[(&str, &str)] = &[
     ("strip", "binutils"),
     ("git", "git"),
     ("xz", "xz-utils"),
+    ("rpmbuild", "rpm"),
+    ("lintian", "lintian"),
+    ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
 ];
 
 /// What the checks of a change run besides.
 const CHECK_PROGRAMS: &[(&str, &str)] = &[("cargo-clippy", "rust-web-clippy"), ("cargo-fmt", "rustfmt-web")];
 
-/// What the measurements of the proxy compare with.
-const PROXY_BENCH_PROGRAMS: &[(&str, &str)] = &[("haproxy", "haproxy")];
+/// What a container is run by.
+const CONTAINER_PROGRAMS: &[(&str, &str)] = &[("podman", "podman"), ("runc", "runc")];
+
+/// What the other agent has for each network, in tests and in measurements.
+const INCUMBENT_PROGRAMS: &[(&str, &str)] = &[("haproxy", "haproxy")];
 
 /// Counts system calls and samples stacks.
 const PROFILE_PROGRAMS: &[(&str, &str)] = &[("perf", "linux-perf")];
@@ -127,6 +133,8 @@ pub(crate) fn for_build() -> anyhow::Result<()> {
 /// What building and running the tests needs.
 pub(crate) fn for_tests() -> anyhow::Result<()> {
     packages(TEST_PROGRAMS)?;
+    packages(INCUMBENT_PROGRAMS)?;
+    packages(CONTAINER_PROGRAMS)?;
     packages(CLOUD_INIT_FILES)?;
     packages(OSLO_CONFIG_FILES)?;
     packages(NOVA_FILES)?;
@@ -158,7 +166,7 @@ pub(crate) fn for_checks() -> anyhow::Result<()> {
 
 /// What the measurements of the proxy need.
 pub(crate) fn for_proxy_bench(profile: bool) -> anyhow::Result<()> {
-    packages(PROXY_BENCH_PROGRAMS)?;
+    packages(INCUMBENT_PROGRAMS)?;
     if profile {
         packages(PROFILE_PROGRAMS)?;
     }

@@ -1,5 +1,5 @@
 //! Tests and the demonstration, with the agent they need built before.
-use std::{num::NonZero, process::Command, thread};
+use std::{num::NonZero, path::PathBuf, process::Command, thread};
 
 use anyhow::bail;
 use clap::Args;
@@ -8,7 +8,7 @@ use crate::{
     build,
     command::{cargo, is_root, run},
     counts::{Counts, run_tests},
-    setup,
+    dist, setup,
 };
 
 #[derive(Debug, Args)]
@@ -51,11 +51,17 @@ pub(crate) fn demo(options: &DemoOptions) -> anyhow::Result<()> {
     run(command.env("METADATA_AGENT_BIN", agent))
 }
 
+/// Makes the container image that the tests run.
+pub(crate) fn image() -> anyhow::Result<PathBuf> {
+    dist::image_of(&build::build(&build::Options { release: false })?)
+}
+
 /// Runs the tests of all crates; the end-to-end ones against the agent as it is now.
 pub(crate) fn test(options: &TestOptions) -> anyhow::Result<Counts> {
     need_root("the end-to-end tests make network namespaces and load eBPF programs")?;
     setup::for_tests()?;
     let agent = build::build(&build::Options { release: false })?;
+    dist::image_of(&agent)?;
     let mut command = cargo_test();
     command.args(["--workspace"]);
     command.args(options.filter.as_slice());

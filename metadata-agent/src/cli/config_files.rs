@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
-use crate::config::{Config, Place};
+use crate::config::{self, Config, Place};
 
 const FILE: &str = "config-file";
 const FOLDER: &str = "config-dir";
@@ -24,6 +24,11 @@ impl ConfigFiles {
             bail!("no configuration: name at least one with --{FILE} or --{FOLDER}");
         }
         Ok(Config::read(&self.0)?)
+    }
+
+    /// What is in effect, as a file.
+    pub(super) fn effective(&self) -> anyhow::Result<String> {
+        Ok(config::effective(&self.0)?)
     }
 }
 

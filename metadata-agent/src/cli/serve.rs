@@ -1,5 +1,5 @@
 //! Puts the parts of a running agent together. Nothing else knows both planes.
-use std::{io, net::TcpListener, os::fd::AsFd as _, sync::Arc};
+use std::{io, net::TcpListener, os::fd::AsFd as _, path::Path, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use metadata_ebpf::map::Limit;
@@ -13,12 +13,13 @@ use crate::{
     boot_clock,
     config::{Config, Rate},
     control::{Control, Ending, Farewell, Parts},
-    datapath::{Datapath, ServiceDevice},
+    datapath::{Datapath, NAMESPACES, ServiceDevice},
     directory::{Directory, Signer},
     link::{NovaSettings, PROTOCOL, Setup},
     logging::LogFilter,
     memory::Memory,
     metrics::Metrics,
+    mounts,
     nova::Dialler,
     proxy,
     reconcile::{self, Reconciler},
@@ -38,6 +39,8 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
     }
     startup::check_capabilities()?;
     startup::check_kernel()?;
+    mounts::check(&[&config.run_dir, Path::new(NAMESPACES)])
+        .context("cannot read this process' mounts")??;
     startup::allow_connections(config.limits.connections)?;
     let mut former = store::take();
     let (lock, mut predecessor) = match startup::lock(&config.run_dir)? {

@@ -39,7 +39,7 @@ pub(super) struct Value {
 
 impl Value {
     /// A value that no file has.
-    pub(super) fn default(text: &str) -> Self {
+    pub(super) fn preset(text: &str) -> Self {
         Self { text: text.to_owned(), origin: Origin { file: Path::new("(default)").into(), line: 0 } }
     }
 }
@@ -147,6 +147,18 @@ impl Ini {
     /// The last value of an option, references as they stand. `section` is in lower case, unless it is DEFAULT.
     pub(super) fn raw(&self, section: &str, option: &str) -> Option<&Value> {
         self.sections.get(section)?.get(option)
+    }
+
+    /// The options that `shown` has a text for, with that text.
+    pub(super) fn filtered(&self, shown: impl Fn(&str, &str, &str) -> Option<String>) -> Self {
+        let of_section = |(section, options): (&String, &BTreeMap<String, Value>)| {
+            let option = |(option, value): (&String, &Value)| {
+                let text = shown(section, option, &value.text)?;
+                Some((option.clone(), Value { text, origin: value.origin.clone() }))
+            };
+            (section.clone(), options.iter().filter_map(option).collect())
+        };
+        Self { files: self.files.clone(), sections: self.sections.iter().map(of_section).collect() }
     }
 
     /// Names and values' origins of everything in a section.

@@ -4,13 +4,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Rate, SECTION,
-    options::{Options, boolean, number, seconds, timeout},
+    Error, Rate,
+    options::Options,
+    setting::{Number, Setting},
+    table,
 };
-
-/// Neutron's section for what haproxy did.
-const HAPROXY: &str = "metadata_haproxy";
-const RATE_LIMITING: &str = "metadata_rate_limiting";
 
 /// Limits on guests: on each tap for itself, and on all of them together.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -48,25 +46,10 @@ pub struct Limits {
     pub body_bytes: usize,
 }
 
+#[cfg(test)]
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            connections: 8192,
-            requests: 1024,
-            unfinished_bytes: 32 << 20,
-            port_connections: 128,
-            port_requests: 32,
-            port_held: 32,
-            rates: RequestLimits { rate: Rate { rate: 100, burst: 200 }, windows: [None, None] },
-            limit_status: 503,
-            hold: Duration::from_secs(8),
-            head: Duration::from_secs(30),
-            pause: Duration::from_secs(32),
-            idle: Duration::from_secs(30),
-            lifetime: Duration::from_secs(600),
-            head_bytes: 16 * 1024,
-            body_bytes: 64 * 1024,
-        }
+        limits(&Options::new(&super::Ini::default())).unwrap()
     }
 }
 
@@ -90,67 +73,46 @@ pub struct WindowLimit {
 
 /// As the options have them.
 pub(super) fn limits(options: &Options<'_>) -> Result<Limits, Error> {
-    let default = Limits::default();
-    let count = |option, default: u32| {
-        options.parse(SECTION, option, default, |text| Ok(number(text, 0, 1_000_000)? as u32))
-    };
-    let most = |option, default: u32| {
-        options.parse(SECTION, option, default, |text| Ok(number(text, 1, 1_000_000)? as u32))
-    };
-    let bytes =
-        |option, default: usize| options.parse(SECTION, option, default, |text| number(text, 1024, 16 << 20));
-    let time = |option, default| options.parse(HAPROXY, option, default, timeout);
-    let head_bytes = bytes("request_head_bytes", default.head_bytes)?;
-    let body_bytes = bytes("request_body_bytes", default.body_bytes)?;
+    let head_bytes = options.get(&table::HEAD_BYTES)?;
+    let body_bytes = options.get(&table::BODY_BYTES)?;
+    let unfinished_bytes = options.get(&table::UNFINISHED_BYTES)?;
     // One request must fit, or none would ever be complete.
-    let least = (head_bytes + body_bytes).max(1 << 20);
-    let unfinished_bytes = options.parse(SECTION, "unfinished_bytes", default.unfinished_bytes, |text| {
-        Ok(number(text, least, 1 << 30)? as u32)
-    })?;
+    let least = head_bytes + body_bytes;
+    if (unfinished_bytes as usize) < least {
+        let problem =
+            format!("expected a whole number from {least} on, which is one request's head and body");
+        return Err(options.unusable(&table::UNFINISHED_BYTES, problem));
+    }
     Ok(Limits {
-        connections: most("connections", default.connections)?,
-        requests: most("requests", default.requests)?,
+        connections: options.get(&table::CONNECTIONS)?,
+        requests: options.get(&table::REQUESTS)?,
         unfinished_bytes,
-        port_connections: count("port_connections", default.port_connections)?,
-        port_requests: count("port_requests", default.port_requests)?,
-        port_held: count("port_held", default.port_held)?,
+        port_connections: options.get(&table::PORT_CONNECTIONS)?,
+        port_requests: options.get(&table::PORT_REQUESTS)?,
+        port_held: options.get(&table::PORT_HELD)?,
         rates: RequestLimits {
-            rate: options.rate("request_rate", "request_burst", default.rates.rate)?,
+            rate: options.rate(&table::REQUEST_RATE, &table::REQUEST_BURST)?,
             windows: windows(options)?,
         },
-        limit_status: options.parse(SECTION, "limit_status", default.limit_status, |text| match text {
-            "503" => Ok(503),
-            "429" => Ok(429),
-            _ => Err("expected 503 or 429".into()),
-        })?,
-        hold: options.parse(SECTION, "unknown_identity_hold", default.hold, seconds)?,
-        head: time("timeout_http_request", default.head)?,
-        pause: time("timeout_client", default.pause)?,
-        idle: time("timeout_http_keep_alive", default.idle)?,
-        lifetime: options.parse(SECTION, "connection_lifetime", default.lifetime, timeout)?,
+        limit_status: options.get(&table::LIMIT_STATUS)?,
+        hold: options.get(&table::HOLD)?,
+        head: options.get(&table::REQUEST_TIMEOUT)?,
+        pause: options.get(&table::CLIENT_TIMEOUT)?,
+        idle: options.get(&table::IDLE_TIMEOUT)?,
+        lifetime: options.get(&table::LIFETIME)?,
         head_bytes,
         body_bytes,
     })
 }
 
-/// `ip_versions` is read for its errors only: both families count together, always.
 fn windows(options: &Options<'_>) -> Result<[Option<WindowLimit>; 2], Error> {
-    let enabled = options.parse(RATE_LIMITING, "rate_limit_enabled", false, boolean)?;
-    options.parse(RATE_LIMITING, "ip_versions", (), |text| {
-        let mut versions = text.trim_matches(['[', ']']).split(',').map(str::trim);
-        versions
-            .all(|version| matches!(version, "4" | "6"))
-            .then_some(())
-            .ok_or("expected 4, 6, or both".into())
-    })?;
-    let window = |window, count| {
-        let seconds = options.parse(RATE_LIMITING, window, 10, |text| number(text, 1, 86_400))?;
-        let count = options.parse(RATE_LIMITING, count, 10, |text| number(text, 1, 1_000_000))?;
-        let limit = WindowLimit { count: count as u32, window: Duration::from_secs(seconds as u64) };
+    let enabled = options.get(&table::RATE_LIMIT)?;
+    // For its errors only.
+    options.get(&table::IP_VERSIONS)?;
+    let window = |window: &Setting<Number<u32>>, count: &Setting<Number<u32>>| {
+        let window = Duration::from_secs(options.get(window)?.into());
+        let limit = WindowLimit { count: options.get(count)?, window };
         Ok::<_, Error>(enabled.then_some(limit))
     };
-    Ok([
-        window("base_window_duration", "base_query_rate_limit")?,
-        window("burst_window_duration", "burst_query_rate_limit")?,
-    ])
+    Ok([window(&table::BASE_WINDOW, &table::BASE_COUNT)?, window(&table::BURST_WINDOW, &table::BURST_COUNT)?])
 }

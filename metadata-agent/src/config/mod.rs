@@ -1,6 +1,7 @@
 //! The agent's settings: Neutron's options under their own names, ours in `[metadata_ebpf]`.
 #![forbid(unsafe_code)]
 mod defaults;
+mod endpoints;
 mod ini;
 mod limits;
 mod nova;
@@ -8,10 +9,15 @@ mod options;
 #[cfg(test)]
 mod oslo;
 mod ovn;
+mod printed;
 mod references;
+mod rules;
+mod setting;
+mod table;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod words;
 
 use std::{
     net::SocketAddr,
@@ -19,21 +25,18 @@ use std::{
     time::Duration,
 };
 
-pub use defaults::GUEST_USER;
-use ini::{DEFAULT, Ini, Origin, Value};
+pub use endpoints::Endpoint;
+use ini::{Ini, Origin, Value};
 pub use limits::{Limits, RequestLimits, WindowLimit};
-pub use nova::{ClientCertificate, Endpoint, Nova, NovaTls, Secret};
-use options::{Options, boolean, number, seconds};
+pub use nova::{ClientCertificate, Nova, NovaTls};
+use options::Options;
+pub use printed::{effective, options_table, sample};
+pub use rules::{EVERY_PATH, TokenMode};
 use serde::{Deserialize, Serialize};
-pub use tokens::{EVERY_PATH, TokenMode, Tokens};
-
-/// Our section.
-const SECTION: &str = "metadata_ebpf";
-
-/// Longer than a host's restart or a package's upgrade may take, shorter than an operator's patience.
-const LEASE: Duration = Duration::from_secs(300);
-/// Some signs of life, of which each may be late.
-const LEAST_LEASE: Duration = Duration::from_secs(10);
+pub use setting::Secret;
+pub use table::GUEST_USER;
+use table::OWN;
+pub use tokens::Tokens;
 
 /// Everything an operator can set.
 #[derive(Debug, Clone)]
@@ -167,7 +170,7 @@ pub enum Error {
         option: &'static str,
     },
     /// An option in our own section that does not exist.
-    #[error("{origin}: [{SECTION}] has no option {option:?}; it has: {known}")]
+    #[error("{origin}: [{OWN}] has no option {option:?}; it has: {known}")]
     Unknown {
         /// Where it stands.
         origin: Origin,
@@ -194,50 +197,14 @@ impl Error {
         !matches!(self, Self::File(ini::Error::Read { .. }) | Self::Folder { .. })
     }
 
+    fn missing<K>(setting: &setting::Setting<K>, remedy: &'static str) -> Self {
+        Self::Missing { section: setting.section, option: setting.name, remedy }
+    }
+
     fn new(section: &'static str, option: &'static str, value: Value, problem: String) -> Self {
         Self::Value { origin: value.origin, section, option, value: value.text, problem }
     }
 }
-
-/// Options of `[metadata_ebpf]`.
-const OWN: &[&str] = &[
-    "netns",
-    "run_dir",
-    "inventory",
-    "workers",
-    "guest_user",
-    "confinement_required",
-    "attach",
-    "lease",
-    "southbound_monitor_all",
-    "network_devices",
-    "connection_rate",
-    "connection_burst",
-    "answer_rate",
-    "answer_burst",
-    "unknown_identity_hold",
-    "connections",
-    "requests",
-    "unfinished_bytes",
-    "port_connections",
-    "port_requests",
-    "port_held",
-    "request_rate",
-    "request_burst",
-    "limit_status",
-    "connection_lifetime",
-    "request_head_bytes",
-    "request_body_bytes",
-    "admin_listen",
-    "token_mode",
-    "token_projects",
-    "token_networks",
-    "token_required_after",
-    "token_required_for",
-    "token_hop_limit",
-    "answer_hop_limit",
-    "refuse_forwarded",
-];
 
 impl Config {
     /// Reads files and folders in their order, as oslo.config does.
@@ -260,42 +227,28 @@ impl Config {
 
     fn from_ini(options: &Options<'_>) -> Result<Self, Error> {
         options.check_own()?;
-        let source = match options.path(SECTION, "inventory")? {
+        let source = match options.get(&table::INVENTORY)? {
             Some(path) => Source::Static(path),
             None => ovn::source(options)?,
         };
-        let state_path = options.path_or(DEFAULT, "state_path", defaults::STATE_PATH)?;
         let config = Self {
             files: options.files(),
             differing: Vec::new(),
-            state_dir: state_path.join("metadata-agent"),
-            debug: options.parse(DEFAULT, "debug", false, boolean)?,
+            state_dir: options.get(&table::STATE_PATH)?.join("metadata-agent"),
+            debug: options.get(&table::DEBUG)?,
             nova: Nova::from_ini(options)?,
             source,
-            netns: options.parse(SECTION, "netns", "metadata".to_owned(), netns_name)?,
-            run_dir: options.path_or(SECTION, "run_dir", "/run/metadata-agent")?,
-            attach: options.parse(SECTION, "attach", AttachMode::Auto, attach_mode)?,
-            lease: options.parse(SECTION, "lease", LEASE, |text| match seconds(text) {
-                Ok(lease) if lease >= LEAST_LEASE => Ok(lease),
-                _ => Err(format!("expected seconds, {} to 86400", LEAST_LEASE.as_secs())),
-            })?,
-            connections: options.rate(
-                "connection_rate",
-                "connection_burst",
-                Rate { rate: 100, burst: 200 },
-            )?,
-            answers: options.rate("answer_rate", "answer_burst", Rate { rate: 100, burst: 200 })?,
-            workers: options.parse(SECTION, "workers", 2, |text| number(text, 1, 120))?,
-            guest_user: options.parse(SECTION, "guest_user", GUEST_USER.to_owned(), |text| match text {
-                "" => Err("expected the name of a user".into()),
-                name => Ok(name.to_owned()),
-            })?,
-            confinement_required: options.parse(SECTION, "confinement_required", false, boolean)?,
+            netns: options.get(&table::NETNS)?,
+            run_dir: options.get(&table::RUN_DIR)?,
+            attach: options.get(&table::ATTACH)?,
+            lease: options.get(&table::LEASE)?,
+            connections: options.rate(&table::CONNECTION_RATE, &table::CONNECTION_BURST)?,
+            answers: options.rate(&table::ANSWER_RATE, &table::ANSWER_BURST)?,
+            workers: options.get(&table::WORKERS)?,
+            guest_user: options.get(&table::USER)?,
+            confinement_required: options.get(&table::CONFINEMENT_REQUIRED)?,
             limits: limits::limits(options)?,
-            admin_listen: options.parse(SECTION, "admin_listen", None, |text| {
-                let address = text.parse().map_err(|_| "expected address:port, or [IPv6 address]:port")?;
-                Ok(Some(address))
-            })?,
+            admin_listen: options.get(&table::ADMIN_LISTEN)?,
             tokens: Tokens::from_ini(options)?,
         };
         // When all options were read.
@@ -330,22 +283,4 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     });
     files.sort();
     Ok(files)
-}
-
-fn attach_mode(text: &str) -> Result<AttachMode, String> {
-    match text {
-        "auto" => Ok(AttachMode::Auto),
-        "tcx" => Ok(AttachMode::Tcx),
-        "clsact" => Ok(AttachMode::Clsact),
-        _ => Err("expected auto, tcx or clsact".into()),
-    }
-}
-
-fn netns_name(text: &str) -> Result<String, String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if !text.is_empty() && text.len() < 64 && !text.starts_with('.') && text.chars().all(allowed) {
-        Ok(text.to_owned())
-    } else {
-        Err("expected a file name of letters, digits, '-', '_' and '.'".into())
-    }
 }

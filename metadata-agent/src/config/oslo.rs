@@ -9,7 +9,7 @@ use std::{
 use fuzz::{Random, fuzz};
 use serde::Deserialize;
 
-use super::{defaults, options::Options, *};
+use super::{defaults, ini::DEFAULT, options::Options, *};
 
 /// Debian's, which has Debian's python3-oslo.config, whatever else is in the path.
 const PYTHON: &str = "/usr/bin/python3";

@@ -2,9 +2,11 @@
 use std::time::Duration;
 
 use super::{
-    Error, SECTION, Source, defaults,
-    ini::Value,
-    options::{Options, boolean, milliseconds, seconds},
+    Error, Source,
+    options::Options,
+    setting::{OptionalPath, Setting},
+    table,
+    words::has_tls,
 };
 
 /// Neither probes nor attempts to connect follow each other faster.
@@ -15,60 +17,36 @@ const TURN_LOCK: &str = "metadata_agent_turn";
 
 /// `[ovs]` and `[ovn]`.
 pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
-    let probe = options.parse("ovn", "ovsdb_probe_interval", Duration::from_secs(60), milliseconds)?;
+    let probe = options.get(&table::PROBE_INTERVAL)?;
     // As python-ovs has it, for those who mean seconds.
     let probe = if probe.is_zero() { probe } else { probe.max(LEAST_INTERVAL) };
-    let client = |section, option, default: &str, database| {
-        let value = options.text(section, option)?.unwrap_or_else(|| Value::default(default));
-        if value.text != default {
-            options.differs_as_it_stands(section, option);
-        }
-        let remotes = remotes(&value.text).map_err(|problem| Error::new(section, option, value, problem))?;
+    let client = |remotes, database| {
         let mut config = ovsdb_client::Config::new(remotes, database);
         config.probe_interval = probe;
-        Ok::<_, Error>(Box::new(config))
+        Box::new(config)
     };
-    let ovs = client("ovs", "ovsdb_connection", defaults::OVS, "Open_vSwitch")?;
-    if has_tls(&ovs)
-        && let Some(value) = options.text("ovs", "ovsdb_connection")?
-    {
-        let problem = "ssl: is for the Southbound; the local Open vSwitch is asked over unix: or tcp:";
-        return Err(Error::new("ovs", "ovsdb_connection", value, problem.into()));
-    }
-    let mut southbound = client("ovn", "ovn_sb_connection", defaults::SOUTHBOUND, "OVN_Southbound")?;
-    let longest = options.parse("ovn", "ovsdb_retry_max_interval", southbound.backoff_max, seconds)?;
+    let ovs = client(options.get(&table::OVS_CONNECTION)?, "Open_vSwitch");
+    let mut southbound = client(options.get(&table::SOUTHBOUND)?, "OVN_Southbound");
     southbound.turn_lock = Some(TURN_LOCK.to_owned());
-    southbound.backoff_max = longest.max(LEAST_INTERVAL);
-    if has_tls(&southbound) {
-        let file = |option| {
-            options.path("ovn", option)?.ok_or(Error::Missing {
-                section: "ovn",
-                option,
-                remedy: "ovn_sb_connection has an ssl: remote, which needs a key, a certificate and a CA file",
-            })
+    southbound.backoff_max = options.get(&table::RETRY_INTERVAL)?.max(LEAST_INTERVAL);
+    if has_tls(&southbound.remotes) {
+        let file = |setting: &Setting<OptionalPath>| {
+            let remedy =
+                "ovn_sb_connection has an ssl: remote, which needs a key, a certificate and a CA file";
+            options.get(setting)?.ok_or(Error::missing(setting, remedy))
         };
         southbound.tls = Some(ovsdb_client::TlsConfig {
-            private_key: file("ovn_sb_private_key")?,
-            certificate: file("ovn_sb_certificate")?,
-            ca_certificates: file("ovn_sb_ca_cert")?,
+            private_key: file(&table::SOUTHBOUND_KEY)?,
+            certificate: file(&table::SOUTHBOUND_CERTIFICATE)?,
+            ca_certificates: file(&table::SOUTHBOUND_CA)?,
             verify_hostname: false,
         });
     }
-    let down_time = options.parse("DEFAULT", "agent_down_time", Duration::from_secs(75), |text| {
-        let seconds = text.parse::<u32>().map_err(|_| "expected a whole number of seconds")?;
-        Ok(Duration::from_secs(seconds.into()))
-    })?;
-    let monitor_all = options.parse(SECTION, "southbound_monitor_all", false, boolean)?;
-    let network_devices = options.parse(SECTION, "network_devices", true, boolean)?;
-    Ok(Source::Ovn { ovs, southbound, down_time, monitor_all, network_devices })
-}
-
-fn has_tls(config: &ovsdb_client::Config) -> bool {
-    config.remotes.as_slice().iter().any(|remote| matches!(remote, ovsdb_client::Remote::Ssl(_)))
-}
-
-/// One or several remotes; a list may go on over several lines.
-fn remotes(text: &str) -> Result<ovsdb_client::Remotes, String> {
-    let joined: String = text.split_whitespace().collect();
-    joined.parse().map_err(|error: ovsdb_client::RemoteError| error.to_string())
+    Ok(Source::Ovn {
+        ovs,
+        southbound,
+        down_time: Duration::from_secs(options.get(&table::AGENT_DOWN_TIME)?.into()),
+        monitor_all: options.get(&table::MONITOR_ALL)?,
+        network_devices: options.get(&table::NETWORK_DEVICES)?,
+    })
 }

@@ -106,6 +106,14 @@ pub(super) async fn delete(ifindex: u32) -> io::Result<()> {
     }
 }
 
+/// Removes the device of that name, if there is one.
+pub async fn remove_device(name: &str) -> io::Result<()> {
+    match find(name).await? {
+        Some(device) => delete(device.ifindex).await,
+        None => Ok(()),
+    }
+}
+
 /// Writes below /proc/sys, in the namespace of the calling thread. A kernel without IPv6 lacks those entries.
 pub(super) fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
     let path = format!("/proc/sys/{name}");

@@ -20,7 +20,7 @@ use nix::{
 use crate::descriptors::namespace_of;
 
 /// Where iproute2 keeps the names.
-const FOLDER: &str = "/run/netns";
+pub const FOLDER: &str = "/run/netns";
 /// `NSFS_MAGIC` of linux/magic.h.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 

@@ -4,6 +4,7 @@
 //! So it does not matter whether events are lost, merged or reordered.
 #![forbid(unsafe_code)]
 mod bindings;
+mod bound;
 mod evidence;
 mod external;
 mod fixed;
@@ -11,6 +12,7 @@ mod join;
 mod links;
 mod liveness;
 mod network_devices;
+mod one_shot;
 mod ovn;
 mod remembered;
 mod rows;
@@ -23,6 +25,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use metadata_ebpf::map::{Mac, PortKey};
 
+pub use bound::{Bound, bind, bound_by_others, release};
 pub use fixed::Inventory as StaticInventory;
 pub use links::{LinkTable, Links};
 pub use network_devices::remove_network_devices;

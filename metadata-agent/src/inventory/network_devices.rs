@@ -9,17 +9,14 @@ use std::{
     time::Duration,
 };
 
-use ovsdb_client::{
-    Clause, Client, Columns, Conditions, Config, Event, Handle, Mutation, Mutator, Operation, Table, Uuid,
-    Value,
-};
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, timeout},
-};
+use ovsdb_client::{Clause, Columns, Config, Handle, Mutation, Mutator, Operation, Table, Uuid, Value};
+use tokio::{task::JoinHandle, time::Instant};
 use tracing::{info, warn};
 
-use super::rows::{Bridge, Interface, Port};
+use super::{
+    one_shot::{connect, transact},
+    rows::{Bridge, Interface, Port},
+};
 
 /// Key of `external_ids` by which an Interface is ours; its value is the network.
 pub(super) const NETWORK_KEY: &str = "metadata-agent-network";
@@ -28,8 +25,6 @@ const PREFIX: &str = "mdn";
 const DIGITS: usize = 12;
 /// Time after a write until the next one, if nothing came of it.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Timeout of each step of removing them all.
-const REMOVING: Duration = Duration::from_secs(5);
 /// One change of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Change {
@@ -190,28 +185,12 @@ impl NetworkDevices {
 
 /// Removes all of them from the local Open vSwitch, and tells how many there were.
 pub async fn remove_network_devices(ovs: Config) -> Result<usize, String> {
-    let mut client = Client::builder(ovs)
-        .monitor::<Interface>(Conditions::All)
-        .monitor::<Port>(Conditions::All)
-        .monitor::<Bridge>(Conditions::All)
-        .connect();
-    let synced = async {
-        loop {
-            match client.recv().await {
-                Event::Synced => return Ok(()),
-                Event::Disconnected { reason, .. } => return Err(reason.to_string()),
-                Event::Closed => return Err("the connection is gone".to_owned()),
-                _ => {}
-            }
-        }
-    };
-    timeout(REMOVING, synced).await.unwrap_or_else(|_| Err("it does not answer".to_owned()))?;
+    let client = connect(ovs).await?;
     let rows = Rows { interfaces: client.table(), ports: client.table(), bridges: client.table() };
     let changes = NetworkDevices::default().changes(&rows);
     if !changes.is_empty() {
         // No bridge is named in what removes.
-        let removed = timeout(REMOVING, client.transact(operations(&changes, ""))).await;
-        removed.map_err(|_| "it does not answer".to_owned())?.map_err(|error| error.to_string())?;
+        transact(&client, operations(&changes, "")).await?;
     }
     Ok(changes.len())
 }

@@ -39,6 +39,7 @@ ovsdb_client::row! {
 ovsdb_client::row! {
     /// A bridge.
     pub(super) struct Bridge in "Bridge" {
+        name: String,
         ports: BTreeSet<Uuid>,
     }
 }

@@ -218,7 +218,7 @@ mod tests {
         let found = |on_bridge: &[u8]| {
             let interfaces: Vec<_> = (1..).zip(&rows).map(|(number, row)| (uuid(number), row)).collect();
             let port = Port { interfaces: on_bridge.iter().map(|number| uuid(*number)).collect() };
-            let bridge = Bridge { ports: BTreeSet::from([uuid(20)]) };
+            let bridge = Bridge { name: "qbr1".into(), ports: BTreeSet::from([uuid(20)]) };
             let switch =
                 Switch::new(&links, &interfaces, [(uuid(20), &port)].into_iter(), [&bridge].into_iter());
             switch.tap(&rows[0], |_| false).map(|(device, _)| device.name)

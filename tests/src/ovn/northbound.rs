@@ -180,7 +180,7 @@ fn port_external_ids(
     )
 }
 
-fn port_group(security_group: &str) -> String {
+pub(super) fn port_group(security_group: &str) -> String {
     format!("pg_{}", security_group.replace('-', "_"))
 }
 

@@ -1,9 +1,13 @@
-//! `cargo xtask dist`: what is given to others, in `target/dist`: a package for Debian, the program's debug symbols, the
-//! sources with all crates, and checksums.
+//! `cargo xtask dist`: what is given to others, in `target/dist`: packages for Debian and for distributions of rpm, a container
+//! image, the program's debug symbols, a bill of materials, the sources with all crates, and checksums.
 //!
 //! Everything has the time of the commit, and no path of the machine that built it, so that two builds are the same.
 mod deb;
+mod image;
+mod rpm;
+mod sbom;
 mod source;
+mod tree;
 
 use std::{
     fs,
@@ -26,6 +30,9 @@ pub(crate) struct Options {
     /// Build everything once more elsewhere, and fail if a byte differs.
     #[arg(long)]
     check: bool,
+    /// Package that program, which was built already, rather than build one.
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    program: Option<PathBuf>,
 }
 
 /// Makes all of it, from what is committed.
@@ -33,10 +40,11 @@ pub(crate) fn dist(options: &Options) -> anyhow::Result<()> {
     setup::for_dist()?;
     let changed = output(Command::new("git").args(["status", "--porcelain"]).current_dir(root()))?;
     ensure!(changed.is_empty(), "only what is committed is given to others; there are changes:\n{changed}");
-    let made = make(&build::target().join("dist"), &build::target())?;
+    let made = make(&build::target().join("dist"), &build::target(), options.program.as_deref())?;
+    check_package(&made)?;
     if options.check {
         let elsewhere = build::target().join("dist-again");
-        let again = make(&elsewhere.join("out"), &elsewhere)?;
+        let again = make(&elsewhere.join("out"), &elsewhere, None)?;
         for (one, other) in made.iter().zip(&again) {
             let is_same = fs::read(one)? == fs::read(other)?;
             ensure!(is_same, "{} and {} differ", one.display(), other.display());
@@ -50,18 +58,34 @@ pub(crate) fn dist(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn make(folder: &Path, target: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// What Debian's own checker finds.
+fn check_package(made: &[PathBuf]) -> anyhow::Result<()> {
+    let package = made.iter().find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    let mut lintian = Command::new("lintian");
+    lintian.args(["--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0"]);
+    run_quietly(lintian.arg(package.context("there is no package")?))
+}
+
+fn make(folder: &Path, target: &Path, program: Option<&Path>) -> anyhow::Result<Vec<PathBuf>> {
     if folder.exists() {
         fs::remove_dir_all(folder)?;
     }
     fs::create_dir_all(folder)?;
     let release = Release::of_head()?;
-    let program = build_release(target, &release)?;
+    let program = match program {
+        Some(program) => program.to_owned(),
+        None => build_release(target, &release)?,
+    };
     let symbols = folder.join(format!("metadata-agent_{}_{}.debug", release.version, deb::ARCHITECTURE));
     run_quietly(Command::new("objcopy").arg("--only-keep-debug").arg(&program).arg(&symbols))?;
-    let package = deb::write(&program, folder, &release)?;
-    let sources = source::write(folder, &release)?;
-    let mut made = vec![package, symbols, sources];
+    let mut made = vec![
+        deb::write(&program, folder, &release)?,
+        rpm::write(&program, folder, &release)?,
+        image::write(&program, folder, &release)?,
+        symbols,
+        sbom::write(folder, &release)?,
+        source::write(folder, &release)?,
+    ];
     let names: Vec<_> = made.iter().filter_map(|path| path.file_name()).collect();
     let sums = output(Command::new("sha256sum").args(names).current_dir(folder))?;
     let file = folder.join("SHA256SUMS");
@@ -77,6 +101,16 @@ pub(crate) fn package_of(program: &Path) -> anyhow::Result<PathBuf> {
     deb::write(program, &folder, &Release::of_head()?)
 }
 
+/// A container image of a program that was built already, for the tests.
+pub(crate) fn image_of(program: &Path) -> anyhow::Result<PathBuf> {
+    let folder = build::target().join("image");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    image::write(program, &folder, &Release::of_head()?)
+}
+
 /// Version and time of what is built.
 #[derive(Debug)]
 struct Release {
@@ -86,6 +120,14 @@ struct Release {
 }
 
 impl Release {
+    /// The time as documents have it.
+    fn created(&self) -> anyhow::Result<String> {
+        let time = output(
+            Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ", "-d"]).arg(format!("@{}", self.time)),
+        )?;
+        Ok(time.trim().to_owned())
+    }
+
     fn of_head() -> anyhow::Result<Self> {
         let git = |words: &[&str]| {
             let text = output(Command::new("git").args(words).current_dir(root()))?;
