@@ -1,5 +1,5 @@
 //! Measurements: the programs that make them, with what they compare with installed and built before.
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum, builder::PossibleValue};
 
 use crate::{
     build,
@@ -19,8 +19,11 @@ enum What {
     Datapath,
     /// How soon guests are answered, what a restart takes from them, and memory by networks, on a real OVN.
     Control,
-    /// What the proxy costs next to haproxy, to one guest and to all of them.
-    Proxy,
+    /// What the proxy costs next to a bare relay and haproxy, to one guest and to all of them.
+    Proxy {
+        /// Only this part of it.
+        part: Option<ProxyPart>,
+    },
     /// What the agents of all hosts cost the Southbound of a region, by how they ask for their ports.
     Southbound {
         /// Options of the measurement; `--help` tells them.
@@ -36,6 +39,19 @@ enum What {
         #[arg(long, default_value_t = 3)]
         runs: u32,
     },
+}
+
+/// A part of what is measured of the proxy.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ProxyPart {
+    /// Requests through each way, and their ratios.
+    Requests,
+    /// System calls of a request, and a flame graph for each load in the current folder.
+    Profile,
+    /// What session tokens cost.
+    Tokens,
+    /// One guest beside crowds.
+    Crowd,
 }
 
 #[derive(Debug, Args)]
@@ -55,15 +71,16 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
     match &options.what {
         What::Datapath => {
             setup::for_tests()?;
-            of_agent("bench-datapath")
+            of_agent("bench-datapath", None)
         }
         What::Control => {
             setup::for_tests()?;
-            of_agent("bench-control")
+            of_agent("bench-control", None)
         }
-        What::Proxy => {
-            setup::for_proxy_bench()?;
-            of_agent("bench-proxy")
+        What::Proxy { part } => {
+            setup::for_proxy_bench(matches!(part, Some(ProxyPart::Profile)))?;
+            let part = part.and_then(|part| part.to_possible_value());
+            of_agent("bench-proxy", part.as_ref().map(PossibleValue::get_name))
         }
         What::Southbound { options } => {
             southbound("bench-ovsdb", &[&["southbound".to_owned()], options.as_slice()].concat())
@@ -76,10 +93,11 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Runs a program that measures the agent as it would be installed.
-fn of_agent(program: &str) -> anyhow::Result<()> {
+fn of_agent(program: &str, part: Option<&str>) -> anyhow::Result<()> {
     let agent = build::build(&build::Options { release: true })?;
     let mut command = cargo();
-    command.args(["run", "--locked", "--release", "--package", "metadata-tests", "--bin", program]);
+    command.args(["run", "--locked", "--release", "--package", "metadata-tests", "--bin", program, "--"]);
+    command.args(part);
     run(command.env("METADATA_AGENT_BIN", agent))
 }
 

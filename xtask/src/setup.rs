@@ -105,6 +105,9 @@ const CONTAINER_PROGRAMS: &[(&str, &str)] = &[("podman", "podman"), ("runc", "ru
 /// What the other agent has for each network, in tests and in measurements.
 const INCUMBENT_PROGRAMS: &[(&str, &str)] = &[("haproxy", "haproxy")];
 
+/// Counts system calls and samples stacks.
+const PROFILE_PROGRAMS: &[(&str, &str)] = &[("perf", "linux-perf")];
+
 /// What the measurements of ovsdb-client compare with, and the schema that they use.
 const OVSDB_BENCH_FILES: &[(&str, &str)] = &[
     ("ovsdb-server", "openvswitch-switch"),
@@ -164,8 +167,11 @@ pub(crate) fn for_checks() -> anyhow::Result<()> {
 }
 
 /// What the measurements of the proxy need.
-pub(crate) fn for_proxy_bench() -> anyhow::Result<()> {
+pub(crate) fn for_proxy_bench(profile: bool) -> anyhow::Result<()> {
     packages(INCUMBENT_PROGRAMS)?;
+    if profile {
+        packages(PROFILE_PROGRAMS)?;
+    }
     for_tests()
 }
 

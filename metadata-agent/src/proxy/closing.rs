@@ -12,14 +12,10 @@ use std::{
 use bytes::BytesMut;
 use nix::libc;
 use socket2::SockRef;
-use tokio::{
-    io::Interest,
-    net::TcpStream,
-    time::{sleep, timeout},
-};
+use tokio::{io::Interest, net::TcpStream, time::sleep};
 use tracing::debug;
 
-use super::{receive::receive, seat::Seat};
+use super::{receive::receive, seat::Seat, tick::Tick};
 use crate::{
     directory::{Limit, Phase, Resource},
     meminfo::Kept,
@@ -125,17 +121,17 @@ pub(super) fn reset(stream: &TcpStream) {
 
 /// Ends our side and waits for the guest to acknowledge all of it; `hear_out` for one that has more to say, which would turn
 /// the close into a reset that overtakes the answer.
-pub(super) async fn farewell(stream: &mut TcpStream, seat: &Seat, hear_out: bool) {
+pub(super) async fn farewell(stream: &mut TcpStream, seat: &Seat, tick: &Tick, hear_out: bool) {
     seat.begin(Phase::Sending);
     let charge = |bytes| seat.set(Resource::Bytes, bytes);
-    if !is_acknowledged(stream, hear_out, charge).await {
+    if !is_acknowledged(stream, tick, hear_out, charge).await {
         reset(stream);
     }
 }
 
 /// The same for a guest that was turned away, and has no seat.
-pub(super) async fn farewell_without_seat(stream: &mut TcpStream) {
-    if !is_acknowledged(stream, true, |_| Ok(())).await {
+pub(super) async fn farewell_without_seat(stream: &mut TcpStream, tick: &Tick) {
+    if !is_acknowledged(stream, tick, true, |_| Ok(())).await {
         reset(stream);
     }
 }
@@ -144,6 +140,7 @@ pub(super) async fn farewell_without_seat(stream: &mut TcpStream) {
 /// to wait.
 async fn is_acknowledged(
     stream: &mut TcpStream,
+    tick: &Tick,
     mut hear_out: bool,
     charge: impl Fn(u32) -> Result<(), Limit>,
 ) -> bool {
@@ -154,7 +151,7 @@ async fn is_acknowledged(
     let began = Instant::now();
     let (mut kept, mut now) = (stream.kept(), began);
     let mut acknowledging = Acknowledging::new(kept.unacknowledged, began);
-    let (mut heard, mut has_ended) = (0, false);
+    let (mut heard, mut has_ended, mut is_first) = (0, false, true);
     loop {
         let left = kept.unacknowledged;
         // What came after the last request may be here already.
@@ -167,21 +164,24 @@ async fn is_acknowledged(
         if charge(left).is_err() {
             return false;
         }
-        if has_ended {
-            sleep(pause).await;
-        } else {
-            let mut received = BytesMut::new();
-            match timeout(pause, receive(stream, &mut received)).await {
-                Ok(Ok(0)) => has_ended = true,
-                Ok(Ok(length)) => {
+        let look = async {
+            // Most acknowledge before, and for the first look no alarm is set for each.
+            if is_first { tick.next().await } else { sleep(pause).await }
+        };
+        let mut received = BytesMut::new();
+        tokio::select! {
+            biased;
+            received = receive(stream, &mut received), if !has_ended => match received {
+                Ok(0) => has_ended = true,
+                Ok(length) => {
                     heard += length;
                     if heard > HEARING.1 {
                         return false;
                     }
                 }
-                Ok(Err(_)) => return true,
-                Err(_) => {}
-            }
+                Err(_) => return true,
+            },
+            () = look => is_first = false,
         }
         (kept, now) = (stream.kept(), Instant::now());
     }
@@ -208,8 +208,11 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let began = Instant::now();
         let result = runtime.block_on(async {
-            let mut ours = TcpStream::from_std(ours).unwrap();
-            is_acknowledged(&mut ours, hear_out, |_| Ok(())).await
+            let (mut ours, tick) = (TcpStream::from_std(ours).unwrap(), Tick::default());
+            tokio::select! {
+                result = is_acknowledged(&mut ours, &tick, hear_out, |_| Ok(())) => result,
+                () = tick.run(LOOKS.0) => unreachable!("it ticks on"),
+            }
         });
         (result, began.elapsed())
     }

@@ -1,4 +1,5 @@
 //! One guest's connection: heads in, requests out to Nova, answers back.
+mod account;
 mod admission;
 mod body;
 
@@ -8,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use account::Account;
 use bytes::{Buf as _, Bytes, BytesMut};
 use http1::{Framing, HeadEnd, Request};
 use tokio::{
@@ -27,6 +29,7 @@ use super::{
     receive::{departure, receive},
     seat::{Held, Seat},
     shutdown::Shutdown,
+    tick::Tick,
     upstream::{Answer, Upstream},
 };
 use crate::{
@@ -58,22 +61,26 @@ pub(super) enum End {
     Evicted(Limit, Phase),
 }
 
+/// Shared by all conversations of a worker.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Common<'a> {
+    pub(super) limits: &'a Limits,
+    pub(super) metrics: &'a Metrics,
+    pub(super) upstream: &'a Upstream,
+    pub(super) tick: &'a Tick,
+}
+
 /// A conversation with a guest, over whatever carries bytes.
 #[derive(Debug)]
 pub(super) struct Connection<'a, S> {
     pub(super) stream: S,
     pub(super) caller: &'a Caller,
-    pub(super) limits: &'a Limits,
-    metrics: &'a Metrics,
+    common: Common<'a>,
     pub(super) seat: &'a Seat,
-    pub(super) upstream: &'a Upstream,
     /// Ends the connection when what is under way is done.
     shutdown: &'a Shutdown,
     received: BytesMut,
-    /// Bytes that it is charged with.
-    charged: u32,
-    /// Bytes that may wait besides, behind those that are being sent, in the connection to Nova.
-    behind: u32,
+    account: Account<'a>,
     /// Hop limit that the socket was given, if it was.
     hop_limit: Option<u8>,
 }
@@ -82,25 +89,12 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     pub(super) fn new(
         stream: S,
         caller: &'a Caller,
-        limits: &'a Limits,
-        metrics: &'a Metrics,
+        common: Common<'a>,
         seat: &'a Seat,
-        upstream: &'a Upstream,
         shutdown: &'a Shutdown,
     ) -> Self {
-        Self {
-            stream,
-            caller,
-            limits,
-            metrics,
-            seat,
-            upstream,
-            shutdown,
-            received: BytesMut::new(),
-            charged: 0,
-            behind: 0,
-            hop_limit: None,
-        }
+        let (received, account) = (BytesMut::new(), Account::new(seat));
+        Self { stream, caller, common, seat, shutdown, received, account, hop_limit: None }
     }
 
     /// Serves one request after another.
@@ -125,12 +119,12 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
 
     /// Waits until a request begins, or says how the connection ends.
     async fn begins(&mut self, is_fresh: bool) -> Result<(), End> {
-        let until = Instant::now() + self.limits.idle;
+        let until = Instant::now() + self.common.limits.idle;
         // The last answer counts until it is acknowledged. Most often that comes with the next request.
         if !is_fresh {
-            self.charge_kept().map_err(|_| End::Broken)?;
+            self.account.charge_answers(&self.stream).map_err(|_| End::Broken)?;
         }
-        let mut acknowledging = Acknowledging::new(self.charged, Instant::now());
+        let mut acknowledging: Option<Acknowledging> = None;
         // Empty lines that follow a body say nothing (RFC 9112, section 2.2). More of them count as part of a head, which has
         // a length and a time.
         let mut may_skip = MOST_EMPTY_LINES;
@@ -147,44 +141,36 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             if self.received.is_empty() {
                 self.received = BytesMut::new();
             }
-            let now = Instant::now();
-            let look = match self.charged {
-                0 => until,
-                left => now + acknowledging.next_look(left, now).ok_or(End::Broken)?,
+            // The first look is shared with others: it is needed only if the next request takes its time.
+            let (is_left, now) = (self.account.charged() > 0, Instant::now());
+            let shares_look = is_left && acknowledging.is_none();
+            let look = match &mut acknowledging {
+                Some(acknowledging) if is_left => {
+                    now + acknowledging.next_look(self.account.charged(), now).ok_or(End::Broken)?
+                }
+                _ => until,
             };
             let received = tokio::select! {
                 biased;
-                received = timeout_at(look.min(until).into(), receive(&mut self.stream, &mut self.received)) => received,
+                received = timeout_at(look.min(until).into(), receive(&mut self.stream, &mut self.received)) => received.ok(),
+                () = self.common.tick.next(), if shares_look => None,
                 () = stopped(&self.shutdown.stop, is_fresh) => return Err(End::Closed),
             };
             match received {
-                Ok(Ok(1..)) => {}
-                Err(_) if look < until => {
-                    self.charge_kept().map_err(|_| End::Broken)?;
+                Some(Ok(1..)) => {}
+                None if shares_look || look < until => {
+                    self.account.look(&self.stream).map_err(|_| End::Broken)?;
+                    acknowledging.get_or_insert_with(|| Acknowledging::new(self.account.charged(), now));
                 }
                 _ => return Err(End::Closed),
             }
         }
     }
 
-    /// Counts for what the kernel keeps.
-    fn charge_kept(&mut self) -> Result<(), Limit> {
-        self.charge(self.stream.kept().sum())
-    }
-
-    /// Counts for so many bytes from now on.
-    fn charge(&mut self, bytes: u32) -> Result<(), Limit> {
-        if bytes != self.charged {
-            self.seat.set(Resource::Bytes, bytes)?;
-            self.charged = bytes;
-        }
-        Ok(())
-    }
-
     /// One request; tells how the connection ends, if it does. An error is the guest's: it went away.
     async fn exchange(&mut self) -> io::Result<Option<End>> {
         self.seat.begin(Phase::Reading);
-        let head = match timeout(self.limits.head, self.head()).await {
+        let head = match timeout(self.common.limits.head, self.head()).await {
             Ok(Ok(Ok(Some(head)))) => head,
             Ok(Ok(Ok(None))) => return Ok(Some(End::Closed)),
             Ok(Ok(Err(refusal))) => return self.refuse_unread(refusal).await,
@@ -195,7 +181,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             Ok(request) => request,
             Err(problem) => return self.refuse_unread(Refusal::Malformed(problem)).await,
         };
-        let mut exchange = Exchange::begin(self.metrics, self.caller, Some(&request));
+        let mut exchange = Exchange::begin(self.common.metrics, self.caller, Some(&request));
         self.limit_answers(exchange.outcome.policy())?;
         let end = self.answer(&request, &mut exchange.outcome).await;
         concluded(end, &mut exchange.outcome)
@@ -203,7 +189,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
 
     /// The next head, or nothing if the guest left instead.
     async fn head(&mut self) -> io::Result<Result<Option<Bytes>, Refusal>> {
-        let limit = self.limits.head_bytes;
+        let limit = self.common.limits.head_bytes;
         let mut end = HeadEnd::default();
         loop {
             match end.find(&self.received) {
@@ -212,7 +198,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
                 Ok(_) => return Ok(Err(Refusal::HeadTooLarge(limit))),
                 Err(problem) => return Ok(Err(Refusal::Malformed(problem))),
             }
-            if let Err(limit) = self.charge(self.received.len() as u32) {
+            if let Err(limit) = self.account.charge(self.received.len() as u32) {
                 return Ok(Err(limited(limit)));
             }
             if receive(&mut self.stream, &mut self.received).await? == 0 {
@@ -223,7 +209,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
 
     /// Answers something that is no request, or that is not known to be one yet.
     async fn refuse_unread(&mut self, refusal: Refusal) -> io::Result<Option<End>> {
-        let mut exchange = Exchange::begin(self.metrics, self.caller, None);
+        let mut exchange = Exchange::begin(self.common.metrics, self.caller, None);
         self.limit_answers(exchange.outcome.policy())?;
         let end = self.refuse(refusal, Form::LAST, &mut exchange.outcome).await;
         concluded(end, &mut exchange.outcome)
@@ -235,7 +221,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         form: Form,
         outcome: &mut Outcome,
     ) -> io::Result<Option<End>> {
-        let limits = self.limits;
+        let limits = self.common.limits;
         let identity = outcome.who.as_deref().map(|who| &who.identity);
         let mut out = Vec::with_capacity(512);
         refusal.write(Whom { port: &self.caller.port.id, identity }, form, limits, &mut out);
@@ -278,7 +264,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
                 return self.refuse(refusal, form, outcome).await;
             }
         };
-        let body = match timeout(self.limits.head, self.body(request))
+        let body = match timeout(self.common.limits.head, self.body(request))
             .await
             .unwrap_or(Ok(Err(Refusal::Slow)))?
         {
@@ -290,7 +276,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             return self.issue(time, &who, form, outcome).await;
         }
         // What is complete counts as a request, and no longer by its bytes.
-        let place = self.seat.hold(Resource::Requests).and_then(|place| Ok((place, self.charge(0)?)));
+        let place = self.seat.hold(Resource::Requests).and_then(|place| Ok((place, self.account.charge(0)?)));
         let _place: Held<'a> = match place {
             Ok((place, ())) => place,
             Err(limit) => return self.refuse(limited(limit), form, outcome).await,
@@ -299,7 +285,8 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         let is_v4 = self.caller.is_v4;
         let build = |host: &str| forward::to_nova(request, &body, &who, is_v4, host);
         let repeatable = request.is_safe() && body.is_empty();
-        let answer = self.upstream.send(&who, &self.caller.port.tap, request.method, repeatable, build);
+        let answer =
+            self.common.upstream.send(&who, &self.caller.port.tap, request.method, repeatable, build);
         let answer = self.unless_departed(Phase::Waiting, answer).await?;
         outcome.nova = Some(asked.elapsed());
         match answer {
@@ -322,7 +309,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     /// Whose request it is, waited for if that is not known yet: to hold a request is the one answer that every boot
     /// client understands.
     async fn admit(&mut self) -> io::Result<Result<Arc<SignedIdentity>, Refusal>> {
-        let (port, limits, shutdown) = (&self.caller.port, self.limits, self.shutdown);
+        let (port, limits, shutdown) = (&self.caller.port, self.common.limits, self.shutdown);
         if let Err(wait) = port.tap.request(&limits.rates, Instant::now()) {
             return Ok(Err(Refusal::Limited { limit: Limit::RequestRate, wait }));
         }
@@ -368,21 +355,21 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         while more {
             framing.write(&piece, &mut out);
             outcome.bytes += piece.len() as u64;
-            self.behind = NOVA_BUFFER;
+            self.account.behind = NOVA_BUFFER;
             self.send(&out).await?;
-            self.behind = 0;
-            self.charge_kept().map_err(gave_way)?;
+            self.account.behind = 0;
+            self.account.look(&self.stream).map_err(gave_way)?;
             out.clear();
             piece.clear();
             more = match self.unless_departed(Phase::Sending, answer.read(&mut piece)).await? {
                 Ok(more) => more,
                 Err(error) => {
-                    self.upstream.broke_off(&answer, &error);
+                    self.common.upstream.broke_off(&answer, &error);
                     return Ok(Some(End::Broken));
                 }
             };
         }
-        self.upstream.give_back(answer, request_had_body);
+        self.common.upstream.give_back(answer, request_had_body);
         outcome.bytes += piece.len() as u64;
         framing.write(&piece, &mut out);
         framing.write_end(&mut out);
@@ -413,16 +400,19 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         self.seat.begin(Phase::Sending);
         let mut left = bytes;
         loop {
-            match timeout(self.limits.pause, self.stream.write(left)).await {
+            match timeout(self.common.limits.pause, self.stream.write(left)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => left = &left[written?..],
+                Ok(written) => {
+                    let (sent, rest) = left.split_at(written?);
+                    self.account.sent(sent);
+                    left = rest;
+                }
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
             }
             if left.is_empty() {
                 return Ok(());
             }
-            let waiting = left.len() as u32 + self.behind;
-            self.charge(self.stream.kept().sum().saturating_add(waiting)).map_err(gave_way)?;
+            self.account.wait(&self.stream, left).map_err(gave_way)?;
         }
     }
 }

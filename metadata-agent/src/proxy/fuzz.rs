@@ -16,11 +16,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
     access::Caller,
-    connection::Connection,
+    connection::{Common, Connection},
     metrics::Metrics,
     seat::Seat,
     shares::Shares,
     shutdown::Shutdown,
+    tick::Tick,
     upstream::{Observer, Upstream, testing},
 };
 use crate::{
@@ -130,7 +131,7 @@ fn fuzz_connections(name: &'static str, policy: Option<RequestPolicy>) {
     };
     let metrics = Metrics::register(&mut Registry::default());
     let observer: Arc<dyn Observer> = Arc::new(metrics.clone());
-    let upstream = Upstream::new(Arc::new(testing::observed_nova(&[endpoint], &observer)), 1);
+    let upstream = Upstream::new(Arc::new(testing::observed_nova(&[endpoint], &observer)), 0);
     let directory = Arc::new(Directory::default());
     let tap = directory.tap("tap0");
     let shares = Arc::new(Shares::new(directory, limits.clone(), metrics.clone()));
@@ -148,14 +149,15 @@ fn fuzz_connections(name: &'static str, policy: Option<RequestPolicy>) {
     let caller = Caller { port: Arc::new(port), source: None, is_v4: true, open: None };
     let shutdown = Shutdown::default();
     let seat = Seat::take(&shares, &tap).unwrap();
+    let tick = Tick::default();
+    let common = Common { limits: &limits, metrics: &metrics, upstream: &upstream, tick: &tick };
 
     fuzz(name, |random| {
         let bytes = requests(random);
         let before = nova.requests.load(Ordering::Relaxed);
         let (guest, ours) = tokio::io::duplex(1 + random.below(4096));
         let answers = runtime.block_on(async {
-            let mut connection =
-                Connection::new(ours, &caller, &limits, &metrics, &seat, &upstream, &shutdown);
+            let mut connection = Connection::new(ours, &caller, common, &seat, &shutdown);
             let (mut reader, mut writer) = tokio::io::split(guest);
             let send = async {
                 let mut left = &bytes[..];

@@ -12,6 +12,7 @@
 //! closing     until it is acknowledged  shutdown   how all of it ends
 //! outcome     what became of a request  access     a line for each
 //! metrics     the numbers               token      session tokens (IMDSv2)
+//! tick        a timer for all
 //! ```
 #![forbid(unsafe_code)]
 mod access;
@@ -28,6 +29,7 @@ mod seat;
 mod server;
 mod shares;
 mod shutdown;
+mod tick;
 mod token;
 mod upstream;
 

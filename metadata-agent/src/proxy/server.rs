@@ -22,12 +22,13 @@ use tracing::{debug, error, warn};
 use super::{
     access::Caller,
     answer::{Form, Refusal, Whom},
-    closing::{farewell, farewell_without_seat, reset},
-    connection::{Connection, End},
+    closing::{LOOKS, farewell, farewell_without_seat, reset},
+    connection::{Common, Connection, End},
     metrics::Metrics,
     seat::Seat,
     shares::Shares,
     shutdown::Shutdown,
+    tick::Tick,
     upstream::{Nova, Upstream},
 };
 use crate::{
@@ -82,8 +83,8 @@ impl Proxy {
     }
 }
 
-/// Threads that serve. A connection stays with the worker that accepted it, and so does its connection to Nova: nothing
-/// that belongs to one request crosses from thread to thread.
+/// Threads that serve. A connection stays with the worker that accepted it, and so does a connection to Nova while it is in
+/// use: nothing that belongs to one request crosses from thread to thread.
 #[derive(Debug)]
 pub struct Workers(Vec<JoinHandle<()>>);
 
@@ -96,10 +97,10 @@ impl Workers {
         serving: &CancellationToken,
         shutdown: &Shutdown,
     ) -> io::Result<Self> {
-        let count = listeners.len();
         let start = |(number, listeners)| {
-            let upstream = Upstream::new(nova.clone(), count);
-            let worker = Worker { proxy: proxy.clone(), upstream, shutdown: shutdown.clone() };
+            let upstream = Upstream::new(nova.clone(), number);
+            let tick = Tick::default();
+            let worker = Worker { proxy: proxy.clone(), upstream, tick, shutdown: shutdown.clone() };
             let serving = serving.clone();
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new().name(format!("metadata-proxy-{number}")).spawn(move || {
@@ -131,6 +132,7 @@ impl Workers {
 struct Worker {
     proxy: Arc<Proxy>,
     upstream: Upstream,
+    tick: Tick,
     shutdown: Shutdown,
 }
 
@@ -169,9 +171,11 @@ impl Worker {
             sleep(DRAIN).await;
         };
         let (mut ended, mut cut_off) = (pin!(ended), pin!(cut_off));
+        let mut ticks = pin!(self.tick.run(LOOKS.0));
         loop {
             tokio::select! {
                 _ = sweep.tick() => self.upstream.sweep(),
+                () = &mut ticks => {}
                 () = &mut ended => return Ok(()),
                 () = &mut cut_off => break,
             }
@@ -261,7 +265,7 @@ impl Worker {
 
     /// The connection with its seat, if it may stay.
     fn admit(
-        &self,
+        self: &Arc<Self>,
         mut stream: TcpStream,
         peer: SocketAddr,
         tag: Tag,
@@ -287,10 +291,13 @@ impl Worker {
                 debug!(tap = %port.tap, limit = limit.name(), "connection refused");
                 self.turn_away(&stream, limit, &port.id);
                 match port.tap.turned_away.take(TURNED_AWAY) {
-                    Some(permit) => drop(tasks.spawn(async move {
-                        farewell_without_seat(&mut stream).await;
-                        drop(permit);
-                    })),
+                    Some(permit) => {
+                        let worker = self.clone();
+                        drop(tasks.spawn(async move {
+                            farewell_without_seat(&mut stream, &worker.tick).await;
+                            drop(permit);
+                        }));
+                    }
                     // It may have had what was said; nothing may be left to the kernel.
                     None => reset(&stream),
                 }
@@ -322,8 +329,8 @@ impl Worker {
             sleep_until(deadline + OVERTIME).await;
         };
         let end = {
-            let mut connection =
-                Connection::new(&mut stream, &caller, limits, metrics, &seat, &self.upstream, &shutdown);
+            let common = Common { limits, metrics, upstream: &self.upstream, tick: &self.tick };
+            let mut connection = Connection::new(&mut stream, &caller, common, &seat, &shutdown);
             let conversation = pin!(async {
                 tokio::select! {
                     biased;
@@ -340,7 +347,7 @@ impl Worker {
             })
         };
         match end {
-            End::Closed | End::Unread => farewell(&mut stream, &seat, end == End::Unread).await,
+            End::Closed | End::Unread => farewell(&mut stream, &seat, &self.tick, end == End::Unread).await,
             End::Broken => reset(&stream),
             End::Evicted(limit, phase) => {
                 // Unless an answer has begun, which that would be taken for a part of.

@@ -22,7 +22,7 @@ const LEAST_AROUND: usize = 16 * 1024;
 impl<S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'_, S> {
     /// The whole body: nothing of a request goes to Nova before all of it is here.
     pub(super) async fn body(&mut self, request: &Request<'_>) -> io::Result<Result<Vec<u8>, Refusal>> {
-        let limit = self.limits.body_bytes;
+        let limit = self.common.limits.body_bytes;
         let mut body = Vec::new();
         let (mut chunks, mut around) = (Chunks::default(), 0);
         if matches!(request.body, Framing::Length(length) if length > limit as u64) {
@@ -55,10 +55,10 @@ impl<S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'_, S> {
             if complete {
                 return Ok(Ok(body));
             }
-            if let Err(limit) = self.charge((self.received.len() + body.len()) as u32) {
+            if let Err(limit) = self.account.charge((self.received.len() + body.len()) as u32) {
                 return Ok(Err(limited(limit)));
             }
-            match timeout(self.limits.pause, receive(&mut self.stream, &mut self.received)).await {
+            match timeout(self.common.limits.pause, receive(&mut self.stream, &mut self.received)).await {
                 // It may have ended its side only, and wait for what we say.
                 Ok(Ok(0)) => return Ok(Err(Refusal::Malformed(Malformed::Truncated))),
                 Ok(received) => drop(received?),

@@ -1,6 +1,7 @@
 //! One connection to Nova: a request out, an answer in.
 use std::{
     io,
+    os::fd::AsFd as _,
     pin::Pin,
     sync::Arc,
     task::{Context, Waker},
@@ -119,6 +120,17 @@ impl Connection {
         let mut buffer = ReadBuf::new(&mut byte);
         let mut context = Context::from_waker(Waker::noop());
         Pin::new(&mut self.stream).poll_read(&mut context, &mut buffer).is_pending()
+    }
+
+    /// Has this runtime tell of what comes on it, in place of the one it was in. The socket is the same by another number: a
+    /// session of TLS goes on over it.
+    pub(super) fn move_here(&mut self) -> io::Result<()> {
+        let socket = match &mut self.stream {
+            Either::Left(socket) => socket,
+            Either::Right(session) => session.get_mut().0,
+        };
+        *socket = TcpStream::from_std(socket.as_fd().try_clone_to_owned()?.into())?;
+        Ok(())
     }
 
     /// Sends a request and waits for the answer's head, and for the first of its body: one that breaks off before can

@@ -36,7 +36,7 @@ pub use self::endpoint::Observer;
 use self::{
     connection::{Broken, Connection, Stream},
     endpoint::Endpoint,
-    pool::Pool,
+    pool::{Pool, WorkerId},
 };
 use super::answer::Refusal;
 use crate::{
@@ -92,6 +92,7 @@ pub struct Nova {
     connect_timeout: Duration,
     response_timeout: Duration,
     next: AtomicUsize,
+    pool: Pool,
     /// This machine lacked something for a connection.
     exhausted: Notice,
 }
@@ -113,6 +114,7 @@ impl Nova {
             response_timeout: settings.response_timeout,
             // A thousand hypervisors must not all begin with the same endpoint.
             next: AtomicUsize::new(std::process::id() as usize),
+            pool: Pool::default(),
             exhausted: Notice::default(),
         }
     }
@@ -214,17 +216,17 @@ struct Order {
     down: Vec<usize>,
 }
 
-/// One worker's way to Nova: connections stay with the worker that made them.
+/// One worker's way to Nova.
 #[derive(Debug)]
 pub(super) struct Upstream {
     nova: Arc<Nova>,
-    pool: Pool,
+    worker: WorkerId,
 }
 
 impl Upstream {
-    /// That of one of so many workers.
-    pub(super) fn new(nova: Arc<Nova>, workers: usize) -> Self {
-        Self { nova, pool: Pool::new(workers) }
+    /// That of the worker with this number.
+    pub(super) fn new(nova: Arc<Nova>, worker: usize) -> Self {
+        Self { nova, worker: WorkerId(worker) }
     }
 
     /// Sends what `build` makes for a host, in the name of `who` behind that tap; returns when the answer has begun.
@@ -249,9 +251,10 @@ impl Upstream {
         for index in on_trial.into_iter().chain(up).take_while(|_| Instant::now() < deadline) {
             let time =
                 if on_trial == Some(index) { self.nova.connect_timeout } else { self.nova.response_timeout };
+            let tls = self.nova.tls.as_deref();
             if repeatable
                 && let Some(connection) =
-                    self.pool.take(index, &who.identity, self.nova.tls.as_deref(), Instant::now())
+                    self.nova.pool.take(index, &who.identity, tls, self.worker, Instant::now())
             {
                 match errand.run(connection, time).await {
                     // It was closed while it was idle, as the request went out, or something was left over on it: that
@@ -317,13 +320,13 @@ impl Upstream {
             return;
         }
         if let Some(connection) = answer.into_reusable() {
-            self.pool.put(connection, Instant::now());
+            self.nova.pool.put(connection, self.worker, Instant::now());
         }
     }
 
     /// Closes what was not used for a while, or is protected by files that have changed.
     pub(super) fn sweep(&self) {
-        self.pool.sweep(self.nova.tls.as_deref(), Instant::now());
+        self.nova.pool.sweep(self.nova.tls.as_deref(), Instant::now());
     }
 }
 

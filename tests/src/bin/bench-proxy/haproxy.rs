@@ -24,7 +24,7 @@ use metadata_tests::{
 
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 pub(crate) const ADDRESS: SocketAddrV4 = SocketAddrV4::new(HOST, 80);
-const START: Duration = Duration::from_secs(10);
+pub(crate) const START: Duration = Duration::from_secs(10);
 
 /// The proxy on the host, and a guest that has nothing but a pair of devices to it.
 pub(crate) struct Haproxy {

@@ -1,18 +1,22 @@
-//! What the proxy costs: next to Debian's haproxy doing one plain hop, and to no proxy at all.
+//! The proxy's price: next to a bare relay, to Debian's haproxy doing one plain hop, and to no proxy at all.
 //!
-//! All three are asked by the same load for the same upstream, in short rounds; what is printed are medians over the
-//! rounds, also of the ratios within each: absolute numbers say little about another machine. With `requests` as its
-//! argument it only measures those, with `tokens` what session tokens cost, with `crowd` one guest beside crowds.
+//! All four are asked by the same load for the same upstream, in short rounds that alternate. Printed are medians over the
+//! rounds, also of the ratios within each, with the quartiles: absolute numbers say little about another machine. With
+//! `requests` as its argument it only measures those, with `profile` where the time of a request goes, with `tokens` what
+//! session tokens cost, with `crowd` one guest beside crowds.
 #![forbid(unsafe_code)]
 
 mod crowd;
 mod haproxy;
 mod load;
 mod parked;
+mod profile;
+mod relay;
 mod tokens;
 mod upstream;
 
 use std::{
+    fmt,
     net::{Ipv4Addr, SocketAddrV4},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -60,6 +64,9 @@ fn main() -> Result<()> {
     if std::env::args().nth(1).as_deref() == Some("upstream") {
         return upstream::serve(upstream);
     }
+    if std::env::args().nth(1).as_deref() == Some("relay") {
+        return relay::serve();
+    }
     // What is started inherits it.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     ensure!(
@@ -73,6 +80,9 @@ fn main() -> Result<()> {
     let bench = Bench::start()?;
     if std::env::args().nth(1).as_deref() == Some("tokens") {
         return bench.tokens();
+    }
+    if std::env::args().nth(1).as_deref() == Some("profile") {
+        return bench.profile();
     }
     bench.requests()?;
     if std::env::args().nth(1).as_deref() == Some("requests") {
@@ -91,6 +101,7 @@ fn main() -> Result<()> {
 struct Bench {
     // Dropped in this order: who uses something goes before it.
     haproxy: Haproxy,
+    relay: Daemon,
     _upstream: Daemon,
     guests: Vec<Guest>,
     /// A network whose guests have session tokens.
@@ -105,7 +116,14 @@ struct Way<'a> {
     proxy: Option<u32>,
 }
 
+/// Names of the ways, in their order.
+const WAYS: [&str; 4] = ["no proxy", "bare relay", "haproxy", "ours"];
+
+/// All ways under one load, one right after the other.
+type Round = [Figures; 4];
+
 /// One way under one load, in one round.
+#[derive(Debug)]
 struct Figures {
     rate: f64,
     /// In microseconds.
@@ -144,18 +162,20 @@ impl Bench {
         command.arg("upstream");
         let upstream = Daemon::spawn("upstream", command, cloud.chassis.sandbox().log("upstream"))?;
         let haproxy = Haproxy::start(&cloud)?;
+        let relay = relay::start(&cloud, &haproxy.guest)?;
         for namespace in guests.iter().map(|guest| &guest.netns).chain([&haproxy.guest]) {
             namespace.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
         }
-        Ok(Self { haproxy, _upstream: upstream, guests, with_tokens, cloud })
+        Ok(Self { haproxy, relay, _upstream: upstream, guests, with_tokens, cloud })
     }
 
-    /// No proxy, haproxy, ours.
-    fn ways(&self) -> Result<[Way<'_>; 3]> {
+    /// No proxy, the relay, haproxy, ours.
+    fn ways(&self) -> Result<[Way<'_>; 4]> {
         let plain = &self.haproxy.guest;
         let direct = SocketAddrV4::new(haproxy::HOST, nova::ADDRESS.port());
         Ok([
             Way { guest: plain, address: direct, proxy: None },
+            Way { guest: plain, address: relay::ADDRESS, proxy: Some(self.relay.id()) },
             Way { guest: plain, address: haproxy::ADDRESS, proxy: Some(self.haproxy.daemon.id()) },
             Way { guest: &self.guests[0].netns, address: METADATA, proxy: Some(self.cloud.agent.id()?) },
         ])
@@ -169,15 +189,14 @@ impl Bench {
         for load in LOADS {
             let mut rounds = Vec::new();
             for _ in 0..ROUNDS {
-                let [none, haproxy, ours] = self.ways()?;
-                rounds.push([
-                    self.round(&none, load)?,
-                    self.round(&haproxy, load)?,
-                    self.round(&ours, load)?,
-                ]);
+                let mut round = Vec::new();
+                for way in self.ways()? {
+                    round.push(self.round(&way, load)?);
+                }
+                rounds.push(round.try_into().ok().context("a round has all ways")?);
             }
-            for (way, name) in ["no proxy", "haproxy", "ours"].iter().enumerate() {
-                let of = |figure: fn(&Figures) -> f64| over(&rounds, |round| figure(&round[way]));
+            for (way, name) in WAYS.iter().enumerate() {
+                let of = |figure: fn(&Figures) -> f64| over(&rounds, |round| figure(&round[way])).middle;
                 println!(
                     "| {} | {name} | {:.0} | {:.0} µs | {:.0} µs | {:.1} µs |",
                     name_of(load),
@@ -189,17 +208,19 @@ impl Bench {
             }
             all.push((load, rounds));
         }
-        println!("\n| ours : haproxy | requests/s | requests per CPU second | added p50 | p99 |");
-        println!("| --- | --- | --- | --- | --- |");
-        for (load, rounds) in &all {
-            println!(
-                "| {} | {:.2} | {:.2} | {} | {:.2} |",
-                name_of(*load),
-                over(rounds, |[_, haproxy, ours]| ours.rate / haproxy.rate),
-                over(rounds, |[_, haproxy, ours]| haproxy.cpu / ours.cpu),
-                added(rounds),
-                over(rounds, |[_, haproxy, ours]| ours.p99 / haproxy.p99),
-            );
+        for (other, name) in [(1, "the bare relay"), (2, "haproxy")] {
+            println!("\n| ours : {name} | requests/s | requests per CPU second | added p50 | p99 |");
+            println!("| --- | --- | --- | --- | --- |");
+            for (load, rounds) in &all {
+                println!(
+                    "| {} | {} | {} | {} | {} |",
+                    name_of(*load),
+                    over(rounds, |round| round[3].rate / round[other].rate),
+                    over(rounds, |round| round[other].cpu / round[3].cpu),
+                    added(rounds, other),
+                    over(rounds, |round| round[3].p99 / round[other].p99),
+                );
+            }
         }
         Ok(())
     }
@@ -245,7 +266,7 @@ impl Bench {
 
     /// What a proxy needs for many connections that are kept, and nothing is asked on them.
     fn memory(&self) -> Result<()> {
-        let [_, haproxy, ours] = self.ways()?;
+        let [.., haproxy, ours] = self.ways()?;
         println!("\n| memory (PSS) | before | with {PARKED} idle connections | for each | goal |");
         println!("| --- | --- | --- | --- | --- |");
         let all: Vec<_> = self.guests.iter().map(|guest| &guest.netns).collect();
@@ -350,19 +371,34 @@ fn noise() -> Result<()> {
     Ok(())
 }
 
-/// How much later half of the answers come than without a proxy, ours to haproxy's. Where the load itself keeps all
+/// Added time of half of the answers, ours to another way's, each against no proxy. Where the load itself keeps all
 /// processors busy that says nothing: a request waits for those before it then, whatever is in between.
-fn added(rounds: &[[Figures; 3]]) -> String {
-    if over(rounds, |[none, haproxy, _]| haproxy.p50 / none.p50) < 1.25 {
+fn added(rounds: &[Round], other: usize) -> String {
+    if over(rounds, |round| round[other].p50 / round[0].p50).middle < 1.25 {
         return "–".to_owned();
     }
-    let ratio = over(rounds, |[none, haproxy, ours]| (ours.p50 - none.p50) / (haproxy.p50 - none.p50));
-    format!("{ratio:.2}")
+    over(rounds, |round| (round[3].p50 - round[0].p50) / (round[other].p50 - round[0].p50)).to_string()
 }
 
-/// The median of what the rounds say.
-fn over(rounds: &[[Figures; 3]], figure: impl Fn(&[Figures; 3]) -> f64) -> f64 {
-    median(rounds.iter().map(figure).collect())
+/// Median and quartiles of a figure over the rounds.
+struct Spread {
+    middle: f64,
+    quartiles: [f64; 2],
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [low, high] = self.quartiles;
+        write!(f, "{:.2} ({low:.2}–{high:.2})", self.middle)
+    }
+}
+
+/// The spread of a figure over the rounds.
+fn over(rounds: &[Round], figure: impl Fn(&Round) -> f64) -> Spread {
+    let mut values: Vec<_> = rounds.iter().map(figure).collect();
+    values.sort_by(f64::total_cmp);
+    let at = |quarters: usize| values[(values.len() - 1) * quarters / 4];
+    Spread { middle: at(2), quartiles: [at(1), at(3)] }
 }
 
 fn name_of(load: Load) -> String {
