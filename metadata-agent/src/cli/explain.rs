@@ -2,6 +2,7 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -10,9 +11,12 @@ use serde_json::{Value, json};
 
 use super::{
     config_files::ConfigFiles,
-    show::{self, ask, print, printable},
+    show::{self, ANSWER, ask_within, print, printable},
 };
 use crate::{admin, datapath::has_pins, explain::Stage};
+
+/// Timeout of an answer for which Nova is asked: what the agent waits for, and some more.
+const PROBING: Duration = Duration::from_secs(60);
 
 /// Exit status where no agent answers.
 const NO_AGENT: u8 = 9;
@@ -55,7 +59,8 @@ impl Explain {
         if self.probe {
             query.append_pair("probe", "1");
         }
-        let answer = ask(socket, "GET", &format!("/explain?{}", query.finish()));
+        let within = if self.probe { PROBING } else { ANSWER };
+        let answer = ask_within(socket, "GET", &format!("/explain?{}", query.finish()), within);
         let (is_ok, body) = answer.with_context(|| {
             format!("the agent at {} is there and does not answer: is it stopped, or stuck?", path.display())
         })?;

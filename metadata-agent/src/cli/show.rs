@@ -13,8 +13,8 @@ use serde_json::Value;
 use super::config_files::ConfigFiles;
 use crate::admin;
 
-/// Timeout of a running agent's answer: nothing lasts, but for a request to Nova that somebody wants.
-const ANSWER: Duration = Duration::from_secs(60);
+/// Timeout of a running agent's answer: it does nothing that lasts.
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
 
 /// Run directory where no option says another.
 const RUN_DIR: &str = "/run/metadata-agent";
@@ -100,8 +100,18 @@ pub(super) fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// Asks a running agent; tells whether the answer is a good one.
-pub(super) fn ask(mut socket: UnixStream, method: &str, target: &str) -> anyhow::Result<(bool, String)> {
-    socket.set_read_timeout(Some(ANSWER))?;
+pub(super) fn ask(socket: UnixStream, method: &str, target: &str) -> anyhow::Result<(bool, String)> {
+    ask_within(socket, method, target, ANSWER)
+}
+
+/// The same for an answer that takes its time.
+pub(super) fn ask_within(
+    mut socket: UnixStream,
+    method: &str,
+    target: &str,
+    within: Duration,
+) -> anyhow::Result<(bool, String)> {
+    socket.set_read_timeout(Some(within))?;
     socket.set_write_timeout(Some(ANSWER))?;
     write!(socket, "{method} {target} HTTP/1.0\r\n\r\n")?;
     let mut response = String::new();
