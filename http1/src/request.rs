@@ -25,9 +25,9 @@ pub struct Request<'b> {
     pub version: Version,
     pub fields: Fields<'b>,
     pub body: Framing,
-    /// Whether another request may follow on the connection.
+    /// True if another request may follow on the connection.
     pub keep_alive: bool,
-    /// Whether the client waits for a 100 before it sends the body.
+    /// True if the client waits for a 100 before it sends the body.
     pub expects_continue: bool,
 }
 
@@ -70,7 +70,7 @@ impl<'b> Request<'b> {
         })
     }
 
-    /// Whether asking twice is the same as asking once, and changes nothing.
+    /// True if asking twice is the same as asking once, and changes nothing.
     pub fn is_safe(&self) -> bool {
         matches!(self.method, b"GET" | b"HEAD" | b"OPTIONS")
     }
@@ -103,7 +103,7 @@ fn path<'b>(method: &[u8], target: &'b [u8], hosts: &[&str]) -> Result<Cow<'b, [
     if path.starts_with(b"/") { Ok(path.into()) } else { Err(Malformed::Target) }
 }
 
-/// Whether it is one of those; the port is 80, also where it is empty or missing (RFC 3986, section 6.2.3).
+/// True if it is one of those; the port is 80, also where it is empty or missing (RFC 3986, section 6.2.3).
 fn is_one_of(hosts: &[&str], authority: &[u8]) -> bool {
     hosts.iter().any(|name| {
         let (host, port) = authority.split_at_checked(name.len()).unwrap_or_default();

@@ -24,14 +24,14 @@ const OF_THE_CONNECTION: [&str; 9] = [
 #[derive(Debug)]
 pub struct Response {
     head: Bytes,
-    /// Whether the head names fields of the connection.
+    /// True if the head names fields of the connection.
     names_fields: bool,
     pub status: u16,
     /// How the server tells the body's end.
     pub body: Framing,
     /// The length of the body that a GET would have got: in answers without one.
     announced: Option<u64>,
-    /// Whether the connection to the server can be used again.
+    /// True if the connection to the server can be used again.
     pub keep_alive: bool,
 }
 
@@ -58,7 +58,7 @@ impl Response {
         Ok(Self { status, body, announced, keep_alive, names_fields, head })
     }
 
-    /// Whether the real answer is still to come.
+    /// True if the real answer is still to come.
     pub fn is_interim(&self) -> bool {
         (100..200).contains(&self.status)
     }

@@ -68,7 +68,7 @@ pub enum Question {
     Explain {
         /// A tap, or the id of a port or an instance, or an address; nothing for all that is wrong.
         what: Option<String>,
-        /// Whether Nova is to be asked once in the port's name.
+        /// True if Nova is to be asked once in the port's name.
         probe: bool,
     },
     /// Set the log filter.
@@ -172,7 +172,7 @@ impl Admin {
         }
     }
 
-    /// Whether somebody listens.
+    /// True if somebody listens.
     pub fn is_open(&self) -> bool {
         !self.listening.is_empty()
     }

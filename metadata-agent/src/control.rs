@@ -45,7 +45,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Period of the look after the datapath, and of a connection from inside.
 const LOOK_AFTER: Duration = Duration::from_secs(2);
 
-/// How long connections that another agent did not take over may have until their next request, and how often it is
+/// Time that connections that another agent did not take over may have until their next request, and how often it is
 /// looked whether there are any.
 const LINGERING: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);

@@ -202,7 +202,7 @@ impl Reachability {
         reached
     }
 
-    /// Whether it is time to check again.
+    /// True if it is time to check again.
     pub fn is_due(&self, now: Instant) -> bool {
         let state = self.state.borrow();
         match state.problem {

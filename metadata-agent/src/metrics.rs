@@ -29,7 +29,7 @@ pub struct Metrics {
 /// State of the whole node, as the control plane knows it.
 #[derive(Debug, Clone)]
 pub struct Overview {
-    /// Whether nothing is missing that concerns all guests.
+    /// True if nothing is missing that concerns all guests.
     pub ready: bool,
     /// Ports that are plugged and not served.
     pub unserved: usize,

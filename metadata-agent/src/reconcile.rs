@@ -46,7 +46,7 @@ pub struct Reconciler {
     limits: Limits,
     /// Assignments of a former agent, until the first time that something is applied.
     adopted: Option<BTreeMap<PortKey, Adopted>>,
-    /// Whether agents of other layouts may have left something.
+    /// True if agents of other layouts may have left something.
     succeeding: bool,
     served: BTreeMap<PortKey, Served>,
     /// The networks' devices, as the map has them.
@@ -69,7 +69,7 @@ pub struct Reconciler {
 #[derive(Debug)]
 struct Ended {
     assignment: Assignment,
-    /// Whether its guest is still there, to hear the resets of its connections.
+    /// True if its guest is still there, to hear the resets of its connections.
     hears: bool,
 }
 
@@ -161,7 +161,7 @@ impl Reconciler {
         applied
     }
 
-    /// Whether others can remove programs from devices.
+    /// True if others can remove programs from devices.
     pub fn is_removable(&self) -> bool {
         self.datapath.is_removable()
     }

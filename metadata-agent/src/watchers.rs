@@ -58,7 +58,7 @@ impl Watchers {
         self.0.any.subscribe()
     }
 
-    /// Whether there are some.
+    /// True if there are some.
     pub fn any(&self) -> bool {
         *self.0.any.borrow()
     }

@@ -29,7 +29,7 @@ macro_rules! counters {
                 }
             }
 
-            /// Whether it counts frames that are dropped.
+            /// True if it counts frames that are dropped.
             pub fn is_drop(self) -> bool {
                 self.help().trim_start().starts_with("Dropped: ")
             }

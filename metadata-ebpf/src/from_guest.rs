@@ -231,13 +231,13 @@ fn asker6(skb: Skb<'_>) -> core::result::Result<Option<Asker>, Outcome> {
     if has_ipv6() { asker(skb) } else { Ok(None) }
 }
 
-/// Whether the agent lives.
+/// True if the agent lives.
 #[inline(always)]
 pub(crate) fn is_alive() -> bool {
     maps::control().is_some_and(|control| skb::now() < control.alive_until)
 }
 
-/// Whether the service has its IPv6 address.
+/// True if the service has its IPv6 address.
 #[inline(always)]
 pub(crate) fn has_ipv6() -> bool {
     maps::control().is_some_and(|control| control.ipv6 != 0)

@@ -109,7 +109,7 @@ fn arp(skb: Skb<'_>, mut packet: Packet<'_>) -> Result {
     of_port(asker.port.index, from_guest::arp_request(skb, packet, asker, network.mac.bytes()))
 }
 
-/// Whether an address is the service's or the metadata port's own. Nobody else answers for the latter to those that reach
+/// True if an address is the service's or the metadata port's own. Nobody else answers for the latter to those that reach
 /// the network from outside of the switch.
 #[inline(always)]
 fn serves_v4(network: &Network, address: Ipv4Addr) -> bool {

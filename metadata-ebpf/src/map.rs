@@ -42,7 +42,7 @@ pub const RECORD_DROPPED: u32 = 1 << 17;
 /// In [`Control::logging`]: index of the only port whose frames are recorded, plus 1; 0 for frames of all ports and of none.
 pub const RECORD_PORT: u32 = 0xffff;
 
-/// Whether a frame is recorded.
+/// True if a frame is recorded.
 #[inline(always)]
 pub const fn is_recorded(logging: u32, port: u32, is_dropped: bool) -> bool {
     let of = logging & RECORD_PORT;
@@ -279,21 +279,21 @@ impl PortKey {
         Self { ifindex, vlan: 0, mac }
     }
 
-    /// Whether it is on a network's device, which it shares with others.
+    /// True if it is on a network's device, which it shares with others.
     pub fn is_station(&self) -> bool {
         self.mac != Mac::NONE
     }
 }
 
 impl Network {
-    /// Whether an address, as [`Source::compared`] gives it, is one of the metadata port's.
+    /// True if an address, as [`Source::compared`] gives it, is one of the metadata port's.
     #[inline(always)]
     pub fn has(&self, address: [u32; 4]) -> bool {
         contains(&self.addresses, address)
     }
 }
 
-/// Whether an address is in a list of them.
+/// True if an address is in a list of them.
 #[inline(always)]
 fn contains<const N: usize>(list: &[[u32; 4]; N], address: [u32; 4]) -> bool {
     let [a, b, c, d] = address;
@@ -342,7 +342,7 @@ impl Port {
         }
     }
 
-    /// Whether an address, as [`Source::compared`] gives it, is one of the port's own.
+    /// True if an address, as [`Source::compared`] gives it, is one of the port's own.
     #[inline(always)]
     pub fn owns(&self, address: [u32; 4]) -> bool {
         contains(&self.own, address)

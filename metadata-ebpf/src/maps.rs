@@ -128,7 +128,7 @@ pub(crate) fn note_dropped(port: u32, counter: u32, now: u64) {
     }
 }
 
-/// Whether frames of that port and fate are to be recorded.
+/// True if frames of that port and fate are to be recorded.
 #[inline(always)]
 pub(crate) fn is_recorded(ifindex: u32, port: u32, is_dropped: bool) -> bool {
     control().is_some_and(|control| {
@@ -166,7 +166,7 @@ pub(crate) fn control() -> Option<&'static Control> {
     CONTROL.get(0)
 }
 
-/// Whether the agent leaves for good.
+/// True if the agent leaves for good.
 #[inline(always)]
 pub(crate) fn is_leaving() -> bool {
     control().is_some_and(|control| control.leaving != 0)

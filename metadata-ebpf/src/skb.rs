@@ -88,7 +88,7 @@ impl<'a> Skb<'a> {
         if self.has_vlan() { unsafe { (*self.raw()).vlan_tci & 0xfff } } else { 0 }
     }
 
-    /// Whether the frame carries an offloaded VLAN tag.
+    /// True if the frame carries an offloaded VLAN tag.
     #[inline(always)]
     pub(crate) fn has_vlan(self) -> bool {
         // SAFETY: as in `ethertype`.

@@ -18,7 +18,7 @@ use crate::session::{Session, SessionConfig, TableSpec, TurnConfig};
 /// Messages between the connection and the consumer. When they are used up the socket is not read any more.
 const BACKLOG: usize = 64;
 
-/// How long a turn may take to come: hundreds of clients of a large database take a minute.
+/// Time that a turn may take to come: hundreds of clients of a large database take a minute.
 const TURN_PATIENCE: Duration = Duration::from_secs(180);
 
 /// Collects the tables to replicate, before the first connection.

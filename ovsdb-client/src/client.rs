@@ -34,13 +34,13 @@ pub struct Client {
     unannounced: Option<Generation>,
     /// The conditions that the last events left in force.
     in_force: Option<Generation>,
-    /// Whether the last of `Paused` and `Synced` was the former.
+    /// True if the last of `Paused` and `Synced` was the former.
     paused: bool,
     /// An update that is being read.
     applying: Option<Work>,
     /// The last mark that was passed.
     passed: Option<Mark>,
-    /// Whether `Closed` was told.
+    /// True if `Closed` was told.
     closed: bool,
     ready: VecDeque<Event>,
     notices: mpsc::Receiver<Charged>,
@@ -194,7 +194,7 @@ impl Client {
         self.set_paused(false);
     }
 
-    /// Whether the last events left the monitoring ended, so that the tables stay as they are. It stays so while there is
+    /// True if the last events left the monitoring ended, so that the tables stay as they are. It stays so while there is
     /// no server. What [`Self::pause`] or [`Self::resume`] asked for since may be under way.
     pub fn is_paused(&self) -> bool {
         self.paused
@@ -221,7 +221,7 @@ impl Client {
         self.wanted.send_modify(|wanted| wanted.reconnections += 1);
     }
 
-    /// Whether the tables hold what a transaction did, and so [`Event::Visible`] came for it or for a later one.
+    /// True if the tables hold what a transaction did, and so [`Event::Visible`] came for it or for a later one.
     pub fn shows(&self, mark: Mark) -> bool {
         self.passed >= Some(mark)
     }

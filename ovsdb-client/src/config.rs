@@ -13,15 +13,15 @@ pub struct Config {
     pub remotes: Remotes,
     /// The name of the database, such as `OVN_Southbound`.
     pub database: String,
-    /// How long a server may be silent before it is probed, and then before the connection is given up (60 s). Zero
+    /// Time that a server may be silent before it is probed, and then before the connection is given up (60 s). Zero
     /// never probes: a server that hangs is then waited for without end.
     pub probe_interval: Duration,
     /// The greatest delay between attempts to connect (8 s). The first is 1 s, once all other servers were tried, and each
     /// is twice the one before, until a connection outlasts its delay. Less than 1 s is taken for 1 s.
     pub backoff_max: Duration,
-    /// How long making a connection may take, TLS included (10 s).
+    /// Time that making a connection may take, TLS included (10 s).
     pub connect_timeout: Duration,
-    /// How long a server that took the connection may take for each step of the beginning, if there are others (10 s): to
+    /// Time that a server that took the connection may take for each step of the beginning, if there are others (10 s): to
     /// say what it is, and, in six times that time, to begin with the contents. It is left for another one then; the time doubles up to three
     /// times while none of them is of use, so that servers that are asked by many at once get the time. Answers to
     /// probes do not count. Zero leaves this to the probes. [`Event::Waiting`](crate::Event::Waiting) comes after half
@@ -32,7 +32,7 @@ pub struct Config {
     /// keep it from its cluster and from everybody else. The lock is given up when the contents are there, after as long
     /// again, and not waited for for more than some minutes. It must not be used for anything else.
     pub turn_lock: Option<String>,
-    /// Whether to use no server but the leader of a cluster (no). Followers are as good: they forward writes.
+    /// True if to use no server but the leader of a cluster (no). Followers are as good: they forward writes.
     pub leader_only: bool,
     /// The longest message to accept, in bytes (1 GiB). A complete dump is a single message. As much may wait for a
     /// consumer of events while an answer is waited for.
@@ -77,7 +77,7 @@ pub struct TlsConfig {
     pub certificate: PathBuf,
     /// The certificates of the authorities that may sign a server's certificate.
     pub ca_certificates: PathBuf,
-    /// Whether the server's certificate has to name the host of the remote. Open vSwitch's own clients verify the chain
+    /// True if the server's certificate has to name the host of the remote. Open vSwitch's own clients verify the chain
     /// only, and the certificates that `ovs-pki` makes name no host.
     pub verify_hostname: bool,
 }

@@ -179,7 +179,7 @@ impl Driver {
         Instant::now() < until && !self.are_remotes_new && !self.is_recalled()
     }
 
-    /// Whether the program wants another connection than this one.
+    /// True if the program wants another connection than this one.
     fn is_recalled(&self) -> bool {
         self.restart.as_ref().is_some_and(DisconnectReason::is_wanted)
     }
@@ -322,14 +322,14 @@ impl Driver {
         }
     }
 
-    /// Whether to leave everything in the socket because the consumer is behind.
+    /// True if to leave everything in the socket because the consumer is behind.
     ///
     /// Not while somebody waits for an answer: that may be the consumer itself, and the answer be behind the updates.
     fn is_stalled(&self) -> bool {
         !self.backlog.is_empty() && self.replies.is_empty() && self.held.is_none()
     }
 
-    /// Whether the consumer is so far behind that no answer is worth the memory for the updates before it.
+    /// True if the consumer is so far behind that no answer is worth the memory for the updates before it.
     fn is_overrun(&self) -> bool {
         self.backlog.bytes() > self.config.message_limit
     }

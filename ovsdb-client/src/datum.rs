@@ -23,7 +23,7 @@ pub trait Datum: Default + Clone + PartialEq + fmt::Debug + Send + Sync + 'stati
     /// Applies a difference as `update2` and `update3` carry it (ovsdb-server(7), section 4.1.14).
     fn apply_difference(&mut self, difference: Self);
 
-    /// Whether this type can hold every value of a column of type `column`.
+    /// True if this type can hold every value of a column of type `column`.
     fn accepts(column: &ColumnType) -> bool;
 
     /// The type in the words of the schema, for error messages.

@@ -70,7 +70,7 @@ pub enum Event {
     Lock {
         /// Its name.
         name: String,
-        /// Whether this client holds it now.
+        /// True if this client holds it now.
         held: bool,
     },
 }

@@ -130,7 +130,7 @@ pub enum Operation {
     },
     /// Requires that the transaction is on disk before it succeeds.
     Commit {
-        /// Whether it has to be.
+        /// True if it has to be.
         durable: bool,
     },
     /// A note in the server's log.

@@ -55,7 +55,7 @@ impl<R: 'static> Table<R> {
         self.rows.len()
     }
 
-    /// Whether there is no row.
+    /// True if there is no row.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -107,7 +107,7 @@ impl Batch {
         self.tables.iter().map(|changes| changes.count()).sum()
     }
 
-    /// Whether nothing changed.
+    /// True if nothing changed.
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty()
     }

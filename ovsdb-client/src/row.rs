@@ -31,9 +31,9 @@ pub trait Row: Default + Clone + PartialEq + std::fmt::Debug + Send + Sync + 'st
 pub struct Column {
     /// The column's name in the schema.
     pub name: &'static str,
-    /// Whether servers may lack the column; it then keeps its default value.
+    /// True if servers may lack the column; it then keeps its default value.
     pub optional: bool,
-    /// Whether the field can hold what a column of this type holds.
+    /// True if the field can hold what a column of this type holds.
     pub accepts: fn(&ColumnType) -> bool,
     /// The type of the field in the words of the schema.
     pub describe: fn() -> String,

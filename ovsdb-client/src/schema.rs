@@ -79,13 +79,13 @@ pub struct ColumnType {
 }
 
 impl ColumnType {
-    /// Whether the column can hold more than one element. Changes of such columns travel as differences
+    /// True if the column can hold more than one element. Changes of such columns travel as differences
     /// (ovsdb-server(7), section 4.1.14), those of all others as the new value.
     pub fn is_composite(&self) -> bool {
         self.max != Some(1)
     }
 
-    /// Whether the column always holds exactly one value.
+    /// True if the column always holds exactly one value.
     pub fn is_scalar(&self) -> bool {
         self.value.is_none() && self.min == 1 && self.max == Some(1)
     }

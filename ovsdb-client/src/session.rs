@@ -48,16 +48,16 @@ pub(crate) struct SessionConfig {
     pub(crate) database: String,
     /// The tables to replicate.
     pub(crate) tables: Vec<TableSpec>,
-    /// How long a server may be silent before it is asked for a sign of life, and then before it is given up;
+    /// Time that a server may be silent before it is asked for a sign of life, and then before it is given up;
     /// zero never asks.
     pub(crate) probe_interval: Duration,
-    /// How long each step of a new connection may take, up to the first contents, if there are other servers.
+    /// Time that each step of a new connection may take, up to the first contents, if there are other servers.
     pub(crate) greeting_timeout: Duration,
     /// How many bytes of updates are kept that come before the answer to the monitor request.
     pub(crate) deferred_limit: usize,
     /// How many servers there are, each of which is tried in turn.
     pub(crate) servers: usize,
-    /// Whether to refuse servers of a cluster that are not its leader.
+    /// True if to refuse servers of a cluster that are not its leader.
     pub(crate) leader_only: bool,
     /// Whether, and how, clients take turns in asking for contents.
     pub(crate) turns: Option<TurnConfig>,
@@ -83,7 +83,7 @@ pub(crate) struct Session {
     log_end: log::LogEnd,
     monitor: monitor::Monitor,
     locks: lock::Locks,
-    /// Whether the server was found good since the connection was made.
+    /// True if the server was found good since the connection was made.
     ready: bool,
     tally: SharedTally,
 }
@@ -107,7 +107,7 @@ enum Pending {
 }
 
 impl Pending {
-    /// Whether the answer brings a new connection forward.
+    /// True if the answer brings a new connection forward.
     fn is_step(&self) -> bool {
         matches!(
             self,
@@ -174,7 +174,7 @@ impl Session {
         self.locks.disconnected(&mut self.mailbox);
     }
 
-    /// Whether requests can be made.
+    /// True if requests can be made.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready
     }

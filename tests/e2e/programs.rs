@@ -381,7 +381,7 @@ fn compare(programs: &mut Programs, which: Which, world: &World, frame: &[u8]) -
     Ok(())
 }
 
-/// Whether an outcome is counted for a port as well: where the programs get to know whose the frame is.
+/// True if an outcome is counted for a port as well: where the programs get to know whose the frame is.
 fn is_of_port(which: Which, counter: Counter) -> bool {
     let of_nobody = match which {
         Which::FromGuest => &[Counter::UnknownPort][..],

@@ -21,7 +21,7 @@ use nix::sys::signal::Signal;
 
 /// Some times as long as it takes on a machine that has nothing else to do.
 const HEALED: Duration = Duration::from_secs(30);
-/// How long one attempt of a guest may take: it tries again, as boot clients do.
+/// Time that one attempt of a guest may take: it tries again, as boot clients do.
 const ATTEMPT: Duration = Duration::from_secs(1);
 
 /// What is done to the datapath.

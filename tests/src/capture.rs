@@ -86,7 +86,7 @@ impl Segment {
         self.0.len() - headers
     }
 
-    /// Whether the sender says that it is the last one.
+    /// True if the sender says that it is the last one.
     pub fn is_last(&self) -> bool {
         self.0[TCP + 13] & 1 != 0
     }

@@ -27,7 +27,7 @@ fn named(rows: &str) -> Vec<(&str, &str)> {
     tests
 }
 
-/// Whether a source has that function, and as a test.
+/// True if a source has that function, and as a test.
 fn has_test(source: &str, name: &str) -> bool {
     let Some(at) = source.find(&format!("fn {name}(")) else { return false };
     // Its attributes stand behind the end of the item before it.

@@ -20,11 +20,11 @@ const TAGS_V6: [u8; 12] = [0xfd, 0, 0xa9, 0xfe, 0xa9, 0xfe, 0, 0, 0, 0, 0, 0];
 /// One port, the only one there is.
 #[derive(Debug, Clone)]
 pub struct World {
-    /// Whether frames lead to it.
+    /// True if frames lead to it.
     pub known: bool,
     pub index: u32,
     pub generation: u8,
-    /// Whether its limits are used up.
+    /// True if its limits are used up.
     pub exhausted: bool,
     pub sources: [Option<Source>; 16],
     /// Sources with open connections, and those with an address of the port's own: a bit for each.
@@ -33,7 +33,7 @@ pub struct World {
     /// The port's own address.
     pub address: [u8; 16],
     pub agent: Agent,
-    /// Whether the assignment has ended.
+    /// True if the assignment has ended.
     pub ended: bool,
     /// The port's MAC address, by which it is known on a network's device, and the metadata port that the device is bound to.
     pub station: [u8; 6],
@@ -54,7 +54,7 @@ pub struct Agent {
     pub alive: bool,
     pub leaving: bool,
     pub ipv6: bool,
-    /// Whether connections may still be another agent's.
+    /// True if connections may still be another agent's.
     pub young: bool,
 }
 

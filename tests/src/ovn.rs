@@ -197,7 +197,7 @@ impl Lab {
         if self.is_split() { self.bridge_tap(&guest.port, ifindex) } else { Ok(()) }
     }
 
-    /// Whether the switch is in a namespace of its own.
+    /// True if the switch is in a namespace of its own.
     fn is_split(&self) -> bool {
         self.host.name() != self.ovs.name()
     }

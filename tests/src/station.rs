@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::{guest::METADATA, model::checksum, netns::Namespace, port::Port, tap};
 
-/// How long an answer may take before what was sent is sent again; the first SYNs are before the program is attached.
+/// Time that an answer may take before what was sent is sent again; the first SYNs are before the program is attached.
 const AGAIN: Duration = Duration::from_millis(20);
 const LIMIT: Duration = Duration::from_secs(60);
 /// virtio's header, and where the headers behind it begin.

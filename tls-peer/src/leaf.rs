@@ -85,7 +85,7 @@ fn rewritten<'a>(certificate: &'a CertificateDer<'_>) -> Option<Leaf<'a>> {
     Some(Leaf { certificate: certificate.into(), signed: Some((written, signed.whole)) })
 }
 
-/// Whether it is an authority's, and one that may be a server's as well: its key usage, if any, allows that.
+/// True if it is an authority's, and one that may be a server's as well: its key usage, if any, allows that.
 fn is_server_authority(extensions: &[Element<'_>]) -> bool {
     let is_authority = value(extensions, BASIC_CONSTRAINTS).is_some_and(|value| {
         let constraints = der::first(value).and_then(|(element, _)| element.expect(SEQUENCE));

@@ -39,7 +39,7 @@ pub struct Settings {
     pub trust: Trust,
     /// The client's own certificate.
     pub identity: Option<Identity>,
-    /// Whether a server's certificate must be for the name that was connected to.
+    /// True if a server's certificate must be for the name that was connected to.
     pub verify_name: bool,
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     env::split_paths(&path).chain(more).map(|folder| folder.join(program)).find(|file| file.exists())
 }
 
-/// Whether we are root.
+/// True if we are root.
 pub(crate) fn is_root() -> bool {
     let uid = Command::new("id").arg("-u").output();
     uid.is_ok_and(|output| output.stdout.trim_ascii() == b"0")

@@ -14,7 +14,7 @@ const FOLDER: &str = "config-dir";
 pub(super) struct ConfigFiles(Vec<Place>);
 
 impl ConfigFiles {
-    /// Whether there are any.
+    /// True if there are any.
     pub(super) fn are_named(&self) -> bool {
         !self.0.is_empty()
     }

@@ -128,7 +128,7 @@ fn leave(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether systemd is there, and answers so.
+/// True if systemd is there, and answers so.
 fn systemctl(arguments: &[&str]) -> bool {
     let quiet = std::process::Stdio::null;
     let mut command = std::process::Command::new("systemctl");

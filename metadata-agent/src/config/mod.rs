@@ -192,7 +192,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same would be found again: files may be about to be written, what they say is meant.
+    /// True if the same would be found again: files may be about to be written, what they say is meant.
     pub fn is_lasting(&self) -> bool {
         !matches!(self, Self::File(ini::Error::Read { .. }) | Self::Folder { .. })
     }

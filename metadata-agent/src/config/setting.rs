@@ -311,7 +311,7 @@ impl Secret {
         &self.0
     }
 
-    /// Whether it is known to everybody.
+    /// True if it is known to everybody.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -27,7 +27,7 @@ const MOST: usize = MOST_PORTS;
 pub struct Subject {
     /// A tap, or the id of a port or an instance, or an address; nothing for all that is wrong.
     pub what: Option<String>,
-    /// Whether Nova is to be asked once in the port's name.
+    /// True if Nova is to be asked once in the port's name.
     pub probe: bool,
 }
 
@@ -143,7 +143,7 @@ impl Control {
     }
 }
 
-/// Whether a port may be meant by a word.
+/// True if a port may be meant by a word.
 fn means(evidence: &Evidence, what: &str, address: Option<IpAddr>) -> bool {
     let interface = evidence.interface.as_ref();
     let binding = evidence.binding.as_ref();

@@ -36,7 +36,7 @@ impl Budget {
         Self { began: now, state: 0, left_out: 0 }
     }
 
-    /// Whether one more frame is told of, and how many were left out before it.
+    /// True if one more frame is told of, and how many were left out before it.
     fn admits(&mut self, left_out: &mut u64, now: Instant) -> bool {
         self.left_out = self.left_out.saturating_add(*left_out);
         let now = u64::try_from(now.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX / 2);

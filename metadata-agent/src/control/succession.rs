@@ -52,7 +52,7 @@ pub(super) struct Succession {
     /// What a successor gets.
     pub(super) offering: Option<Offering>,
     takeovers: Option<Takeovers>,
-    /// Whether a successor runs that this agent started.
+    /// True if a successor runs that this agent started.
     is_succeeded: Arc<AtomicBool>,
 }
 

@@ -46,7 +46,7 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether this process sees pins in a run directory, as a running agent has them.
+/// True if this process sees pins in a run directory, as a running agent has them.
 pub fn has_pins(run_dir: &Path) -> bool {
     is_bpffs(&run_dir.join("bpf")).is_ok_and(|is| is)
 }

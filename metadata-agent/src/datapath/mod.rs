@@ -96,7 +96,7 @@ pub enum Error {
         ifindex: u32,
         /// Why, and what to do.
         reason: String,
-        /// Whether the reason may be a kernel without that kind of attachment.
+        /// True if the reason may be a kernel without that kind of attachment.
         unsupported: bool,
     },
     /// The kernel has no TCX, and nothing else is allowed.
@@ -465,7 +465,7 @@ impl Datapath {
         self.attachment.attached()
     }
 
-    /// Whether others can remove the programs from devices: then netlink has to be watched for it.
+    /// True if others can remove the programs from devices: then netlink has to be watched for it.
     pub fn is_removable(&self) -> bool {
         self.attachment.is_removable()
     }

@@ -79,7 +79,7 @@ const SYSCTLS: &[(&str, &str)] = &[
 pub struct ServiceDevice {
     /// The host end.
     pub host_end: Device,
-    /// Whether a former agent had the pair: what the guests' connections were with was ours.
+    /// True if a former agent had the pair: what the guests' connections were with was ours.
     pub succeeds: bool,
     /// Number by which the kernel knows its namespace in ours, -1 for none.
     pub number: i32,
@@ -169,7 +169,7 @@ impl ServiceDevice {
         marked.map_err(failed(self.netns.name(), "marking the service device"))
     }
 
-    /// Whether the service has its IPv6 address.
+    /// True if the service has its IPv6 address.
     pub fn has_ipv6(&self) -> bool {
         self.has_ipv6
     }

@@ -33,7 +33,7 @@ pub struct Port {
     /// Identity behind the port; changes from pending to known and back, never from one instance to another.
     resolution: ArcSwap<Resolution>,
     resolved: Notify,
-    /// Whether nobody but the agent itself is behind it, who finds out by it whether the datapath works.
+    /// True if nobody but the agent itself is behind it, who finds out by it whether the datapath works.
     pub is_probe: bool,
     /// What became of its requests, in the process that has them.
     pub tally: Tally,

@@ -25,7 +25,7 @@ pub struct Record {
     pub path: Option<Cow<'static, str>>,
     /// Status that the guest was answered.
     pub status: Option<u16>,
-    /// Whether the answer was Nova's.
+    /// True if the answer was Nova's.
     pub by_nova: bool,
     /// Bytes of the body that the guest got.
     pub bytes: u64,

@@ -25,7 +25,7 @@ pub struct NodeFacts {
     pub problems: Vec<String>,
     /// Warnings.
     pub notes: Vec<String>,
-    /// Whether guests are served over IPv6.
+    /// True if guests are served over IPv6.
     pub has_ipv6: bool,
     /// Why the run directory is not what other processes of the host see, if so.
     pub unshared: Option<String>,
@@ -94,7 +94,7 @@ pub struct ServedSeen {
     pub who: Word,
     /// Why the program could not be put on the device, if so.
     pub attached: Result<(), String>,
-    /// Whether the kernel says that the program is there.
+    /// True if the kernel says that the program is there.
     pub is_on: bool,
     /// Its frames.
     pub frames: PortFrames,

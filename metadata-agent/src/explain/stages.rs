@@ -80,7 +80,7 @@ fn place(served: &ServedSeen) -> String {
     }
 }
 
-/// Whether the interface's type is one of a device of the kernel that a guest is behind.
+/// True if the interface's type is one of a device of the kernel that a guest is behind.
 fn has_tap(kind: &str) -> bool {
     matches!(kind, "" | "system")
 }
@@ -267,7 +267,7 @@ fn program(port: &PortFacts) -> Finding {
     }
 }
 
-/// Whether an outcome is a fault of what the guest sends.
+/// True if an outcome is a fault of what the guest sends.
 fn is_of_frames(counter: Counter) -> bool {
     counter != Counter::SourcesExhausted && !LIMITS.contains(&counter) && !HARMLESS.contains(&counter)
 }

@@ -77,7 +77,7 @@ impl Inventory {
         Ok(Self { path: path.into(), stamp: stamp(path), entries: parse(path)? })
     }
 
-    /// Whether the file has changed since it was last read.
+    /// True if the file has changed since it was last read.
     pub fn is_outdated(&self) -> bool {
         stamp(&self.path) != self.stamp
     }

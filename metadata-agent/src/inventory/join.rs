@@ -121,7 +121,7 @@ pub(super) struct WithoutRow<'a> {
     pub(super) remembered: &'a Remembered,
     /// Why the Southbound cannot be asked, if so.
     pub(super) away: Option<String>,
-    /// Whether it has been asked for a port by its name.
+    /// True if it has been asked for a port by its name.
     pub(super) asks_for: &'a dyn Fn(&str) -> bool,
 }
 
@@ -157,7 +157,7 @@ impl WithoutRow<'_> {
 /// Why a port is nobody's.
 const NO_ROW: &str = "it has no row in the Southbound";
 
-/// Whether the hypervisor says that the instance is there that was.
+/// True if the hypervisor says that the instance is there that was.
 fn is_confirmed(interface: &Interface, identity: &Identity) -> bool {
     local_instance(interface) == Some(&identity.instance)
 }

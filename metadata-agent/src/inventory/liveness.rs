@@ -67,7 +67,7 @@ pub(super) fn spread(down_time: Duration) -> Duration {
     (down_time / 3).clamp(Duration::from_secs(3), Duration::from_secs(10))
 }
 
-/// Whether Neutron lists another agent in this one's place.
+/// True if Neutron lists another agent in this one's place.
 pub(super) fn is_hidden(row: &BTreeMap<String, String>) -> bool {
     row.contains_key(OVN_AGENT_ID)
 }
@@ -81,7 +81,7 @@ pub(super) struct Liveness {
     due: Option<Instant>,
     /// The number last written, and when that may be repeated.
     written: Option<(i64, Instant)>,
-    /// Whether a first write was made; it is not delayed.
+    /// True if a first write was made; it is not delayed.
     registered: bool,
 }
 

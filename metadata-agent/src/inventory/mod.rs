@@ -44,11 +44,11 @@ pub struct DesiredPort {
     pub who: Who,
     /// The port's own addresses, of which guests that route for others have more than they have places for.
     pub own: Vec<IpAddr>,
-    /// Whether Open vSwitch is to limit what the guest sends, for which it needs the tap's ingress qdisc.
+    /// True if Open vSwitch is to limit what the guest sends, for which it needs the tap's ingress qdisc.
     pub policed: bool,
     /// On a network's device, the metadata port as which it answers.
     pub metadata_port: Option<MetadataPort>,
-    /// Whether it is outside of the switch, in a physical network that has to learn where the metadata port is.
+    /// True if it is outside of the switch, in a physical network that has to learn where the metadata port is.
     pub is_external: bool,
 }
 

@@ -56,7 +56,7 @@ pub(super) struct NetworkDevices {
     /// The metadata port that each is to be bound to, by network.
     wanted: BTreeMap<String, String>,
     undecided: BTreeSet<String>,
-    /// Whether what is wanted or what is there has changed since they were last compared.
+    /// True if what is wanted or what is there has changed since they were last compared.
     is_stale: bool,
     write: Option<Write>,
     /// What went wrong when that was last logged.
@@ -70,12 +70,12 @@ struct Write {
     task: Option<JoinHandle<Result<(), String>>>,
 }
 
-/// Whether an Interface is one of ours.
+/// True if an Interface is one of ours.
 pub(super) fn is_ours(interface: &Interface) -> bool {
     interface.external_ids.contains_key(NETWORK_KEY)
 }
 
-/// Whether it is ours for that network.
+/// True if it is ours for that network.
 pub(super) fn is_of(interface: &Interface, network: &str) -> bool {
     interface.external_ids.get(NETWORK_KEY).is_some_and(|of| of == network)
 }

@@ -66,9 +66,9 @@ pub struct Ovn {
     /// The write that is under way, and what tells it that it has the lock.
     beat: Option<JoinHandle<()>>,
     locked: Arc<Notify>,
-    /// Whether it was logged that Neutron lists another agent in this one's place.
+    /// True if it was logged that Neutron lists another agent in this one's place.
     told_hidden: bool,
-    /// Whether the node is ready; if not, Neutron must not believe that.
+    /// True if the node is ready; if not, Neutron must not believe that.
     able: bool,
     /// Without Nova no guest can be served either.
     nova: Arc<Reachability>,
@@ -96,7 +96,7 @@ struct Database {
 pub struct DatabaseStatus {
     /// Its name in the protocol.
     pub name: &'static str,
-    /// Whether there is a connection, and the rows are those of its server.
+    /// True if there is a connection, and the rows are those of its server.
     pub connected: bool,
     /// The rows that are kept, of all tables.
     pub rows: usize,
@@ -520,7 +520,7 @@ impl Database {
         self.down = reason;
     }
 
-    /// Whether the rows of that state of the conditions are here.
+    /// True if the rows of that state of the conditions are here.
     fn has(&self, generation: Option<Generation>) -> bool {
         self.synced && self.in_force >= generation
     }

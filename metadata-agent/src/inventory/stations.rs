@@ -37,7 +37,7 @@ pub(super) struct Sources<'a> {
     pub(super) tapless: &'a [Tapless<'a>],
     /// Ports outside of the switch, of this chassis.
     pub(super) external: &'a [Arc<PortBinding>],
-    /// Whether the Southbound has been asked for the metadata port of a network.
+    /// True if the Southbound has been asked for the metadata port of a network.
     pub(super) asks_for: &'a dyn Fn(&str) -> bool,
 }
 

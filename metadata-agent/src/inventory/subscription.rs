@@ -65,17 +65,17 @@ impl Subscription {
         Conditions::any_of(by_chassis.chain(by_name).chain(by_network))
     }
 
-    /// Whether the Southbound has been asked for this very port, so that it has none if no row is here.
+    /// True if the Southbound has been asked for this very port, so that it has none if no row is here.
     pub(super) fn asks_for(&self, port: &str) -> bool {
         self.all || self.names.contains(port)
     }
 
-    /// Whether the rows of this chassis have been asked for.
+    /// True if the rows of this chassis have been asked for.
     pub(super) fn asks_for_chassis(&self) -> bool {
         self.all || self.chassis.is_some()
     }
 
-    /// Whether the Southbound has been asked for the metadata port of this network.
+    /// True if the Southbound has been asked for the metadata port of this network.
     pub(super) fn asks_for_network(&self, network: &str) -> bool {
         self.all || self.networks.contains(network)
     }

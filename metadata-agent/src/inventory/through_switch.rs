@@ -29,7 +29,7 @@ pub(super) struct ThroughSwitch {
     /// The networks of which the metadata port has to be known.
     networks: BTreeSet<String>,
     devices: NetworkDevices,
-    /// Whether there may be devices of networks.
+    /// True if there may be devices of networks.
     is_enabled: bool,
     started: Instant,
     answers_since: Option<Instant>,
@@ -44,7 +44,7 @@ pub(super) struct Southbound<'a> {
     /// The row of this chassis.
     pub(super) chassis: Option<Uuid>,
     pub(super) is_connected: bool,
-    /// Whether the rows are here that it was asked for.
+    /// True if the rows are here that it was asked for.
     pub(super) has_answered: bool,
 }
 

@@ -44,7 +44,7 @@ pub struct Provision {
     pub haproxies: Vec<u32>,
     /// Other processes in its namespace, which are nobody's that we know: process and name.
     pub strangers: Vec<(u32, String)>,
-    /// Whether haproxy listens at the metadata address.
+    /// True if haproxy listens at the metadata address.
     pub listens: bool,
     /// Its port of Open vSwitch.
     pub bound: Option<Bound>,
@@ -67,14 +67,14 @@ impl Provision {
 pub struct Found {
     /// Processes in this host's network namespace.
     pub agents: Vec<Incumbent>,
-    /// Whether somebody listens at the socket that haproxy talks to.
+    /// True if somebody listens at the socket that haproxy talks to.
     pub has_socket: bool,
     /// By network.
     pub provisions: BTreeMap<String, Provision>,
 }
 
 impl Found {
-    /// Whether it serves metadata, as far as can be seen.
+    /// True if it serves metadata, as far as can be seen.
     pub fn serves(&self) -> bool {
         self.agents.iter().any(|agent| !agent.does_more() || self.has_socket)
     }
@@ -86,7 +86,7 @@ fn device(network: &str) -> String {
     format!("tap{id}0")
 }
 
-/// Whether this network namespace has a device of that name. /sys may be another one's.
+/// True if this network namespace has a device of that name. /sys may be another one's.
 pub(super) fn has_device(name: &str) -> bool {
     if_nametoindex(name).is_ok()
 }

@@ -196,7 +196,7 @@ fn end(haproxy: u32) -> Result<(), String> {
     Err(format!("haproxy ({haproxy}) does not end"))
 }
 
-/// Whether the process is there and no zombie, which has no memory.
+/// True if the process is there and no zombie, which has no memory.
 fn is_haproxy(process: u32) -> bool {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{process}/{name}")).unwrap_or_default();
     read("comm").trim_end() == "haproxy" && !read("cmdline").is_empty()

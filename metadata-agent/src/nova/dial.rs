@@ -36,7 +36,7 @@ pub(super) enum Error {
 }
 
 impl Error {
-    /// Whether it is this machine that has no port, descriptor or memory left, and not the endpoint that failed.
+    /// True if it is this machine that has no port, descriptor or memory left, and not the endpoint that failed.
     fn is_local(&self) -> bool {
         use Errno::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
         let is_local = |(_, error): &Failure| {
@@ -47,7 +47,7 @@ impl Error {
         matches!(self, Self::Tcp(failures) if failures.iter().all(is_local))
     }
 
-    /// Whether there is a machine, on which nobody listens.
+    /// True if there is a machine, on which nobody listens.
     fn is_refused(&self) -> bool {
         let is_refused = |(_, error): &Failure| error.kind() == io::ErrorKind::ConnectionRefused;
         matches!(self, Self::Tcp(failures) if failures.iter().any(is_refused))

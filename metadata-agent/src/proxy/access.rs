@@ -17,7 +17,7 @@ pub(super) struct Caller {
     pub(super) port: Arc<Port>,
     /// The address the guest used.
     pub(super) source: Option<IpAddr>,
-    /// Whether it came over IPv4.
+    /// True if it came over IPv4.
     pub(super) is_v4: bool,
     /// Held for the datapath to keep the way back to this source.
     #[expect(dead_code, reason = "held, not read")]

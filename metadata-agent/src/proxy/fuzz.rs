@@ -208,7 +208,7 @@ fn fuzz_connections(name: &'static str, policy: Option<RequestPolicy>) {
 struct SuspiciousNova {
     requests: AtomicU64,
     problem: Mutex<Option<String>>,
-    /// Whether nobody may ask for a secret.
+    /// True if nobody may ask for a secret.
     keeps_secrets: bool,
 }
 

@@ -123,7 +123,7 @@ impl Workers {
         Ok(Self(listeners.into_iter().enumerate().map(start).collect::<io::Result<_>>()?))
     }
 
-    /// Whether all have ended.
+    /// True if all have ended.
     pub fn have_ended(&self) -> bool {
         self.0.iter().all(JoinHandle::is_finished)
     }

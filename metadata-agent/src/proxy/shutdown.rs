@@ -34,7 +34,7 @@ impl Shutdown {
         self.stop.cancel();
     }
 
-    /// Whether nothing new is taken any more.
+    /// True if nothing new is taken any more.
     pub fn is_retiring(&self) -> bool {
         self.retire.is_cancelled()
     }
@@ -45,7 +45,7 @@ impl Shutdown {
         Self { retire: retire.child_token(), stop: stop.child_token(), outlived: outlived.clone() }
     }
 
-    /// Whether connections that are not accepted are somebody else's.
+    /// True if connections that are not accepted are somebody else's.
     pub(super) fn is_outlived(&self) -> bool {
         self.outlived.load(Ordering::Relaxed)
     }

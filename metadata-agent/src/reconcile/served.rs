@@ -47,7 +47,7 @@ pub(super) struct Served {
     pub(super) entry: Arc<Port>,
     /// Whether its network has been told where its metadata port is, or knows.
     pub(super) announced: bool,
-    /// Whether it was said that it has more sources than places.
+    /// True if it was said that it has more sources than places.
     pub(super) told_exhausted: bool,
     /// First time that it was known who is behind it; none if that is not known yet.
     pub(super) first: Option<FirstServed>,
@@ -123,7 +123,7 @@ impl Served {
         self.entry.resolve(resolution);
     }
 
-    /// Whether this assignment may go on as what is wanted now. A port's addresses may change under it; which port,
+    /// True if this assignment may go on as what is wanted now. A port's addresses may change under it; which port,
     /// instance or project it is may not, because connections and learned sources belong to who it was.
     pub(super) fn continues_as(&self, wanted: Option<&DesiredPort>) -> bool {
         wanted
@@ -255,7 +255,7 @@ pub(super) fn owner(wanted: &DesiredPort) -> Owner {
     Owner { port: fingerprint(&wanted.port), identity }
 }
 
-/// Whether an assignment of `before` may be that of `now`: the same port, and no other instance or project.
+/// True if an assignment of `before` may be that of `now`: the same port, and no other instance or project.
 pub(super) fn succeeds(before: Owner, now: Owner) -> bool {
     let same_identity =
         before.identity == now.identity || before.identity == [0; 2] || now.identity == [0; 2];

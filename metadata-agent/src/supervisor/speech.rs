@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use crate::{link::Event, packets::AsyncChannel};
 
-/// How long a process may say nothing, or not listen, until it is taken for stuck.
+/// Time that a process may say nothing, or not listen, until it is taken for stuck.
 pub(super) const SILENCE: Duration = Duration::from_secs(20);
 
 /// Waits until something was said to it, or it has not listened for too long.

@@ -16,11 +16,11 @@ use tracing::{debug, info, warn};
 use super::{Message, PROTOCOL, SOCKET};
 use crate::packets::{self, Channel};
 
-/// How long a successor may take to say who it is.
+/// Time that a successor may take to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
-/// How long it may prepare itself. Nothing waits for it meanwhile.
+/// Time that it may prepare itself. Nothing waits for it meanwhile.
 const PREPARING: Duration = Duration::from_secs(60);
-/// How long the node may be without a control plane, until it is this agent's again.
+/// Time that the node may be without a control plane, until it is this agent's again.
 const FREEZE: Duration = Duration::from_secs(15);
 /// How long from then until guests are served by the successor.
 const SERVING: Duration = Duration::from_secs(60);

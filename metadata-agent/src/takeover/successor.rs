@@ -7,7 +7,7 @@ use tracing::info;
 use super::{Error, Message, PROTOCOL, SOCKET};
 use crate::packets::Channel;
 
-/// How long a running agent may take for a step. It does nothing that lasts in between, but its control plane may be
+/// Time that a running agent may take for a step. It does nothing that lasts in between, but its control plane may be
 /// waiting for the kernel.
 const STEP: Duration = Duration::from_secs(20);
 

@@ -55,7 +55,7 @@ impl PortState {
         unsafe { (*self.0).generation }
     }
 
-    /// Whether the assignment has ended.
+    /// True if the assignment has ended.
     #[inline(always)]
     pub(crate) fn has_ended(self) -> bool {
         // SAFETY: as in `ifindex`.

@@ -36,7 +36,7 @@ pub enum Kind {
     Tcp,
     /// ICMPv6, to the metadata address or to any other: neighbour discovery for the metadata address uses several.
     Icmp {
-        /// Whether it is to the metadata address.
+        /// True if it is to the metadata address.
         to_us: bool,
     },
     /// For the metadata address, and unusable.

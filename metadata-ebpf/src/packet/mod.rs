@@ -47,7 +47,7 @@ fn field<const N: usize, const LEN: usize>(frame: &[u8; LEN], at: usize) -> [u8;
     out
 }
 
-/// Whether the `N` bytes from offset `at` are these. Bytes are loaded one by one, so the last two are compared first:
+/// True if the `N` bytes from offset `at` are these. Bytes are loaded one by one, so the last two are compared first:
 /// most addresses of others differ there.
 #[inline(always)]
 fn holds<const N: usize, const LEN: usize>(frame: &[u8; LEN], at: usize, value: [u8; N]) -> bool {
@@ -76,7 +76,7 @@ pub fn mac_destination<const LEN: usize>(frame: &[u8; LEN]) -> [u8; 6] {
     field(frame, MAC_DESTINATION)
 }
 
-/// Whether both ends of a frame are single stations, so that it can be answered from where it was sent to.
+/// True if both ends of a frame are single stations, so that it can be answered from where it was sent to.
 #[inline(always)]
 fn is_unicast<const LEN: usize>(frame: &[u8; LEN]) -> bool {
     (frame[MAC_SOURCE] | frame[MAC_DESTINATION]) & 1 == 0

@@ -38,12 +38,12 @@ impl Outgoing {
         self.messages.push_back(message);
     }
 
-    /// Whether no more requests can be taken.
+    /// True if no more requests can be taken.
     pub(super) fn is_full(&self) -> bool {
         self.messages.len() - self.answers >= MAX_OUTGOING
     }
 
-    /// Whether the server wants more answers than it reads.
+    /// True if the server wants more answers than it reads.
     pub(super) fn is_flooded(&self) -> bool {
         self.answers >= MAX_OUTGOING || self.answered >= MAX_ANSWERED
     }

@@ -45,7 +45,7 @@ pub enum DisconnectReason {
 /// How far a connection got.
 #[derive(Default)]
 pub(super) struct Progress {
-    /// Whether the server sent anything.
+    /// True if the server sent anything.
     pub(super) heard: bool,
     /// When monitoring began.
     pub(super) ready: Option<Instant>,
@@ -63,7 +63,7 @@ impl Progress {
 }
 
 impl DisconnectReason {
-    /// Whether the program wanted it, so that the next attempt need not wait.
+    /// True if the program wanted it, so that the next attempt need not wait.
     pub(super) fn is_wanted(&self) -> bool {
         matches!(self, Self::Asked | Self::NotListed)
     }

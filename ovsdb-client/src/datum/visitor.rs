@@ -11,7 +11,7 @@ use super::{AtomRef, Name, Scalar};
 
 /// What the elements of a set are put into.
 pub(super) trait Elements<A>: Default {
-    /// Whether there was room for `element`.
+    /// True if there was room for `element`.
     fn put(&mut self, element: A) -> bool;
 }
 

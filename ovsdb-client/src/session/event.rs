@@ -19,7 +19,7 @@ pub(crate) enum SessionEvent {
     Contents {
         /// The tables.
         updates: Payload,
-        /// Whether these are all rows; otherwise they are the changes since the last connection.
+        /// True if these are all rows; otherwise they are the changes since the last connection.
         complete: bool,
         /// How they are worded.
         dialect: Dialect,
@@ -66,7 +66,7 @@ pub(crate) enum SessionEvent {
     Lock {
         /// The lock's name.
         name: String,
-        /// Whether it is held now.
+        /// True if it is held now.
         held: bool,
     },
 }

@@ -38,7 +38,7 @@ impl fmt::Display for Awaited {
 pub(super) struct Greeting {
     /// The last step of the server's; `None` once it is of use.
     since: Option<Instant>,
-    /// Whether it was told that the next step is late.
+    /// True if it was told that the next step is late.
     told: bool,
     /// The attempts in a row that ended by this clock.
     unanswered: u32,

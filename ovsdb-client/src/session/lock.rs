@@ -11,7 +11,7 @@ use crate::message::Payload;
 /// A lock that is wanted.
 #[derive(Debug)]
 struct Lock {
-    /// Whether it is still to be taken by force. That is done once: clients that took it from each other on every
+    /// True if it is still to be taken by force. That is done once: clients that took it from each other on every
     /// connection would never leave it alone.
     steal: bool,
     held: bool,

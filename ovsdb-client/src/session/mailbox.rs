@@ -48,7 +48,7 @@ impl Mailbox {
         self.pending.remove(&id)
     }
 
-    /// Whether an answer is awaited that is about that.
+    /// True if an answer is awaited that is about that.
     pub(super) fn awaits(&self, is_about: impl Fn(&Pending) -> bool) -> bool {
         self.pending.values().any(is_about)
     }

@@ -109,7 +109,7 @@ pub(super) struct Contents {
 pub(super) struct Monitor {
     state: State,
     pub(super) resume: Resume,
-    /// Whether a pause is wanted.
+    /// True if a pause is wanted.
     paused: bool,
     schema: Option<Arc<Schema>>,
     /// Updates that overtook the answer to the request.

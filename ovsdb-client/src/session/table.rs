@@ -12,7 +12,7 @@ pub(crate) struct TableSpec {
     pub(crate) name: &'static str,
     /// Its columns.
     pub(crate) columns: &'static [Column],
-    /// Whether databases may lack the table.
+    /// True if databases may lack the table.
     pub(crate) optional: bool,
     /// The rows to begin with.
     pub(crate) conditions: Conditions,

@@ -22,7 +22,7 @@ pub(crate) struct TurnConfig {
 }
 
 impl TurnConfig {
-    /// Whether that lock is the one by which `config` takes turns.
+    /// True if that lock is the one by which `config` takes turns.
     pub(super) fn is_of(config: &SessionConfig, lock: &str) -> bool {
         config.turns.as_ref().is_some_and(|turns| turns.lock == lock)
     }

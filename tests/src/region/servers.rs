@@ -18,7 +18,7 @@ use crate::{
     wait::until,
 };
 
-/// How long a server may take to read its database, and a cluster to elect.
+/// Time that a server may take to read its database, and a cluster to elect.
 const START: Duration = Duration::from_secs(180);
 
 /// Servers on loopback ports, which end when this is dropped.

@@ -39,7 +39,7 @@ use crate::sandbox::Sandbox;
 
 /// Rows of different hosts that are written together.
 const TOGETHER: usize = 100;
-/// How long a port may take to be served, or not to be any more.
+/// Time that a port may take to be served, or not to be any more.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often an agent that lacks rows is asked again.
 const LOOK: Duration = Duration::from_millis(20);
@@ -55,7 +55,7 @@ pub struct Scale {
     /// After how long without a word of the leader another is elected.
     pub election_timer: Duration,
     pub monitor_all: bool,
-    /// How long all agents may take to hold what they should.
+    /// Time that all agents may take to hold what they should.
     pub patience: Duration,
 }
 

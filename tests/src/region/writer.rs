@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// How long a server may take to serve its first client, and how long a cluster may have no leader.
+/// Time that a server may take to serve its first client, and how long a cluster may have no leader.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between attempts while there is no server.
 const PAUSE: Duration = Duration::from_millis(20);

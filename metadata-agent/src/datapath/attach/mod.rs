@@ -123,7 +123,7 @@ impl Attachment {
         Ok(self.links.names()?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// Whether others can remove the programs, so that it has to be watched.
+    /// True if others can remove the programs, so that it has to be watched.
     pub(super) fn is_removable(&self) -> bool {
         self.kind == Kind::Clsact
     }

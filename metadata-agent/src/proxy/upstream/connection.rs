@@ -48,7 +48,7 @@ pub(in crate::proxy) enum Broken {
 }
 
 impl Broken {
-    /// Whether only the connection is known to have failed, and another one may not.
+    /// True if only the connection is known to have failed, and another one may not.
     pub(super) fn is_loss(&self) -> bool {
         matches!(self, Self::Io(_) | Self::Unanswered | Self::Closed)
     }
@@ -107,14 +107,14 @@ impl Connection {
         self.owner.get_or_insert_with(|| who.clone());
     }
 
-    /// Whether it has served that instance of that project, and nobody else.
+    /// True if it has served that instance of that project, and nobody else.
     pub(super) fn is_for(&self, who: &Identity) -> bool {
         self.owner.as_deref().is_some_and(|SignedIdentity { identity, .. }| {
             (&identity.instance, &identity.project) == (&who.instance, &who.project)
         })
     }
 
-    /// Whether nothing was said on an idle connection, an end neither.
+    /// True if nothing was said on an idle connection, an end neither.
     pub(super) fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
@@ -190,9 +190,9 @@ pub(in crate::proxy) struct Answer {
     connection: Connection,
     left: Left,
     first: Vec<u8>,
-    /// Whether something comes after the first.
+    /// True if something comes after the first.
     more: bool,
-    /// Whether it is a GET's, with no other before it, no odd status, and the connection is to be kept.
+    /// True if it is a GET's, with no other before it, no odd status, and the connection is to be kept.
     plain: bool,
 }
 

@@ -82,7 +82,7 @@ impl Endpoint {
         *self.away() = Some(now);
     }
 
-    /// Whether to go and see if it is back: of all who wait for it, one does in each `interval`.
+    /// True if to go and see if it is back: of all who wait for it, one does in each `interval`.
     pub(super) fn shall_look(&self, now: Instant, interval: Duration) -> bool {
         let mut away = self.away();
         match *away {

@@ -35,7 +35,7 @@ struct Down {
 struct Suspect {
     tap: Arc<str>,
     down: Down,
-    /// Whether nobody was answered since.
+    /// True if nobody was answered since.
     counts: bool,
 }
 

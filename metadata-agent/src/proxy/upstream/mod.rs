@@ -67,12 +67,12 @@ enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether it is this machine that has no port, descriptor or memory left, and not the endpoint that failed.
+    /// True if it is this machine that has no port, descriptor or memory left, and not the endpoint that failed.
     fn is_local(&self) -> bool {
         matches!(self, Self::Dial(Failure { kind: FailureKind::Local, .. }))
     }
 
-    /// Whether there is a machine, on which nobody listens.
+    /// True if there is a machine, on which nobody listens.
     fn is_refused(&self) -> bool {
         matches!(self, Self::Dial(Failure { kind: FailureKind::Refused, .. }))
     }

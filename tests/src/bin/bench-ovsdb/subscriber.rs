@@ -68,7 +68,7 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) const ALL: [Self; 4] = [Self::Chassis, Self::Names, Self::Controller, Self::Everything];
 
-    /// Whether such a client has a large part of the region.
+    /// True if such a client has a large part of the region.
     pub(crate) fn is_large(self) -> bool {
         matches!(self, Self::Controller | Self::Everything)
     }
