@@ -1,5 +1,5 @@
 //! Documents, held against the sources: the tests that ARCHITECTURE.md's invariants name are there, and so are the metrics of
-//! the alert rules and of the dashboard, whose expressions Prometheus' own tool reads.
+//! the docs, of the alert rules and of the dashboard, whose expressions Prometheus' own tool reads.
 use std::{
     collections::BTreeSet,
     fs,
@@ -87,6 +87,29 @@ fn are_registered(named: &BTreeSet<&str>) {
 fn alert_rules_are_about_metrics_that_there_are() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     are_registered(&metrics(&fs::read_to_string(root.join("packaging/prometheus/alerts.yml")).unwrap()));
+}
+
+/// Names under which a source registers metrics.
+fn registered(file: &str) -> BTreeSet<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let source = fs::read_to_string(root.join("metadata-agent/src").join(file)).unwrap();
+    let calls = source.split("register(").skip(1).filter_map(|call| call.trim_start().strip_prefix('"'));
+    calls.filter_map(|call| Some(call.split_once('"')?.0.to_owned())).collect()
+}
+
+#[test]
+fn the_metrics_of_the_docs_are_those_that_there_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = fs::read_to_string(root.join("docs/metrics.md")).unwrap();
+    let table: String = text.lines().filter(|line| line.starts_with("| metadata_")).collect();
+    let named = metrics(&table);
+    are_registered(&named);
+    let databases = registered("metrics/databases.rs").into_iter().map(|name| format!("ovsdb_{name}"));
+    let all = databases.chain(registered("metrics.rs")).chain(registered("proxy/metrics.rs"));
+    for name in all {
+        let kinds = [name.clone(), format!("{name}_info")];
+        assert!(kinds.iter().any(|kind| named.contains(kind.as_str())), "docs/metrics.md has no {name}");
+    }
 }
 
 /// Expressions of the dashboard's panels, with values for Grafana's variables.
