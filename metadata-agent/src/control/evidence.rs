@@ -8,7 +8,6 @@ use tracing::debug;
 use super::Control;
 use crate::{
     admin::Answer,
-    datapath::unshared,
     explain::{self, Evidence, Explanation, InterfaceSeen, NodeFacts, PortFacts, Stage},
     health::DataPlane,
     inventory::Who,
@@ -62,7 +61,6 @@ impl Control {
             problems: problems.collect(),
             notes: self.guests.notes().into_iter().chain(self.health.note()).collect(),
             has_ipv6: self.service.has_ipv6(),
-            unshared: unshared(self.succession.run_dir()),
             nova: self.nova.problem().map(|problem| problem.text),
         }
     }
