@@ -149,15 +149,21 @@ pub fn run() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Has a running agent leave, if there is one, and waits until it is gone.
-fn leave(run_dir: &Path) -> anyhow::Result<startup::RunLock> {
+/// Tells a running agent to leave, if there is one. Where that fails the agent stays.
+fn tell_to_leave(run_dir: &Path) -> anyhow::Result<()> {
+    startup::check_capabilities()?;
     let Ok(socket) = show::connect(run_dir) else {
-        return startup::lock(run_dir)?.with_context(|| held(run_dir));
+        return startup::lock(run_dir)?.with_context(|| held(run_dir)).map(drop);
     };
     // One that leaves may be gone before it has answered; its lock tells.
     if let Ok((false, answer)) = show::ask(socket, "PUT", "/leave") {
         bail!("the running agent does not leave: {answer}");
     }
+    Ok(())
+}
+
+/// Waits until an agent that leaves is gone.
+fn await_gone(run_dir: &Path) -> anyhow::Result<startup::RunLock> {
     let deadline = Instant::now() + LEAVING;
     loop {
         match startup::lock(run_dir)? {
@@ -180,8 +186,13 @@ fn remove_devices(ovs: &ovsdb_client::Config) -> Result<(), String> {
 }
 
 fn cleanup(config: &Config) -> anyhow::Result<()> {
-    startup::check_capabilities()?;
-    let _lock = leave(&config.run_dir)?;
+    tell_to_leave(&config.run_dir)?;
+    remove_all(config)
+}
+
+/// Removes what an agent that leaves, or has gone, has on this host.
+fn remove_all(config: &Config) -> anyhow::Result<()> {
+    let _lock = await_gone(&config.run_dir)?;
     Orphan::end_all(&config.run_dir)
         .context("cannot end the guest-facing process of an agent that was killed")?;
     // Before their programs go: what these devices receive is for nobody else.

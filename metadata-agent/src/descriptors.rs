@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
 };
 
-use nix::{errno::Errno, libc};
+use nix::{errno::Errno, libc, sys::signal::Signal};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// Owns a descriptor that the kernel has just made for this process, or that was made for it before it was started, and
@@ -31,11 +31,13 @@ pub(crate) fn process(pid: u32) -> io::Result<OwnedFd> {
     Ok(own(raw as RawFd))
 }
 
-/// Kills the process that such a descriptor is of (pidfd_send_signal(2), since Linux 5.1).
-pub(crate) fn kill(process: &impl AsFd) -> io::Result<()> {
+/// Sends a signal to the process that such a descriptor is of (pidfd_send_signal(2), since Linux 5.1).
+pub(crate) fn send(process: &impl AsFd, signal: Signal) -> io::Result<()> {
     let (raw, nothing) = (process.as_fd().as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
     // SAFETY: it takes numbers, and a pointer that may be null.
-    Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, raw, libc::SIGKILL, nothing, 0) })?;
+    Errno::result(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, raw, signal as libc::c_int, nothing, 0)
+    })?;
     Ok(())
 }
 

@@ -59,7 +59,7 @@ const PARTS: &[(&str, &[&str])] = &[
     ("supervisor", &["descriptors", "packets", "config", "directory", "link", "nova", "health"]),
     ("inventory", &["files", "directory", "datapath", "health", "explain"]),
     // A node that changes hands; no part of a running agent.
-    ("migration", &["datapath", "inventory"]),
+    ("migration", &["descriptors", "datapath", "inventory"]),
     ("tokens", &["files", "config", "directory", "datapath"]),
     (
         "reconcile",

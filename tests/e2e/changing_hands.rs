@@ -1,6 +1,10 @@
 //! `migrate`: a node goes from Neutron's own metadata agent to this one and back, and no guest is without metadata.
 
-use std::{process::Command, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
@@ -26,6 +30,25 @@ fn migrate(cloud: &Cloud<Lab>, arguments: &str, stop: &str, start: &str) -> Resu
     let line = cloud.agent.command_line("migrate");
     command.arg("-c").arg(format!("{line} {arguments} --stop \"$STOP\" --start \"$START\" 2>&1"));
     run(command.env("STOP", stop).env("START", start))
+}
+
+/// Interrupts it where it waits until the other agent has stopped, which the command does not do, as a terminal does that
+/// goes away. Gives what it says then.
+fn hang_up(scene: &Scene) -> Result<String> {
+    let mut command = netns::command_in(&scene.cloud.chassis.host().path(), "sh")?;
+    let line = scene.cloud.agent.command_line("migrate");
+    command.arg("-c").arg(format!("exec {line} --apply --stop 'echo told to stop' --start \"$START\""));
+    command.env("START", scene.incumbent.start_command());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    let is_stopping = lines.any(|line| line.is_ok_and(|line| line == "told to stop"));
+    drop(lines);
+    run(Command::new("kill").words(format!("-HUP {}", child.id())))?;
+    let mut said = String::new();
+    child.stderr.take().context("no output")?.read_to_string(&mut said)?;
+    let status = child.wait()?;
+    ensure!(is_stopping && status.code() == Some(1), "{status}: {said}");
+    Ok(said)
 }
 
 /// Waits until a guest is answered by the other agent, or by ours: a binding that changes hands takes its time.
@@ -85,6 +108,16 @@ impl Scene {
         Ok(())
     }
 
+    /// Waits until nothing of the first network is there. Devices whose outer end is in the switch's namespace end with the
+    /// inner one's, which the kernel does in its own time. The second network has all of it.
+    fn wait_removed(&self) -> Result<()> {
+        until("the first network's things are gone", REBOUND, || {
+            let [of_red, of_grey] = self.traces()?;
+            ensure!(of_red.is_empty() && of_grey.len() == 4, "{of_red:?} {of_grey:?}");
+            Ok(())
+        })
+    }
+
     fn migrate(&self, arguments: &str) -> Result<String> {
         let (stop, start) = (self.incumbent.stop_command(), self.incumbent.start_command());
         migrate(&self.cloud, arguments, &stop, &start)
@@ -119,8 +152,7 @@ fn a_node_is_taken_over_and_given_back() -> Result<()> {
         ensure!(said.ends_with("done\n"), "{said}");
         Ok(())
     })?;
-    let [of_red, of_grey] = scene.traces()?;
-    ensure!(of_red.is_empty() && of_grey.len() == 4, "{of_red:?} {of_grey:?}");
+    scene.wait_removed()?;
     wait_answered(&scene.guest[0], false)?;
     let said = scene.migrate("--apply")?;
     ensure!(said.contains("there is nothing to do"), "{said}");
@@ -154,6 +186,15 @@ fn a_metadata_port_changes_hands() -> Result<()> {
     let said = migrate(&scene.cloud, "--apply", "exit 3", &scene.incumbent.start_command());
     let said = format!("{:#}", said.err().context("it did not fail")?);
     ensure!(said.contains("what had been done is undone"), "{said}");
+    ensure!(said.contains("the other agent was seen serving again"), "{said}");
+    scene.is_untouched()?;
+    scene.cloud.agent.wait_unserved(&guest.port.id, "another agent's interface")?;
+    wait_answered(guest, true)?;
+    // The same for one that is interrupted.
+    let said = hang_up(&scene)?;
+    for words in ["interrupted by SIGHUP", "what had been done is undone", "seen serving again"] {
+        ensure!(said.contains(words), "{words:?} is not in\n{said}");
+    }
     scene.is_untouched()?;
     scene.cloud.agent.wait_unserved(&guest.port.id, "another agent's interface")?;
     wait_answered(guest, true)?;
@@ -166,8 +207,7 @@ fn a_metadata_port_changes_hands() -> Result<()> {
     ensure!(asked.gap() < REBOUND, "{:?}", asked.gap());
     scene.cloud.agent.wait_station(guest)?;
     wait_answered(guest, false)?;
-    let [of_red, of_grey] = scene.traces()?;
-    ensure!(of_red.is_empty() && of_grey.len() == 4, "{of_red:?} {of_grey:?}");
+    scene.wait_removed()?;
 
     let asked = while_asking(guest, |_| {
         let said = scene.migrate("--back --apply")?;

@@ -1,15 +1,18 @@
 //! `migrate`: has this node change hands between Neutron's own metadata agent and this one.
-use std::path::PathBuf;
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use serde_json::Value;
 use tokio::runtime;
 
-use super::{cleanup, config_files::ConfigFiles, show};
+use super::{config_files::ConfigFiles, remove_all, show, tell_to_leave};
 use crate::{
     config::{Config, Source},
-    migration::{Commands, Host, Ports, back, carry_out, forward},
+    migration::{Commands, Host, Ports, Unfinished, back, carry_out, forward},
 };
 
 /// This agent's unit, and the other one's.
@@ -25,7 +28,7 @@ pub(super) struct Migrate {
     /// Do it. Without this option nothing is changed.
     #[arg(long)]
     apply: bool,
-    /// Begin although some ports are not served by this agent.
+    /// Begin although some ports are not served by this agent, or the other agent is not seen to run.
     #[arg(long)]
     force: bool,
     /// Command that stops the other agent for good, where it is no service of systemd's: a line for sh.
@@ -45,13 +48,14 @@ impl Migrate {
         let Source::Ovn { ovs, .. } = &config.source else {
             bail!("there is nothing to migrate without OVN: [metadata_ebpf] inventory is set");
         };
-        let leave = || leave(&config).map_err(|error| format!("{error:#}"));
+        let leave = || leave(&config);
         let ports = || ports(&config).map_err(|error| format!("{error:#}"));
         let host = Host {
             ovs: (**ovs).clone(),
             ports: &ports,
             leave: &leave,
-            tell: &|line| println!("{line}"),
+            // Whoever read it may have hung up, and what was begun has to be undone all the same.
+            tell: &|line| drop(writeln!(io::stdout(), "{line}")),
             runtime: runtime::Builder::new_current_thread().enable_all().build()?,
         };
         let told = ports().map_err(|error| anyhow!(error)).context(
@@ -69,22 +73,22 @@ impl Migrate {
         for left in &plan.left {
             println!("left as it is: {left}");
         }
-        for problem in plan.problems.iter().chain(&plan.unserved) {
+        for problem in plan.problems.iter().chain(&plan.doubts) {
             eprintln!("problem: {problem}");
         }
         if !plan.problems.is_empty() {
             bail!("nothing was changed: the above is in the way");
         }
-        if !plan.unserved.is_empty() && !self.force {
+        if !plan.doubts.is_empty() && !self.force {
             bail!(
-                "nothing was changed: these ports may have metadata from the other agent, and would lose it; --force ignores that"
+                "nothing was changed: guests may have metadata from the other agent, and would lose it; --force ignores that"
             );
         }
         if plan.steps.is_empty() {
             println!("there is nothing to do");
         } else if self.apply {
             carry_out(&plan, &host)?;
-            println!("done");
+            (host.tell)(format_args!("done"));
         } else {
             for step in &plan.steps {
                 println!("would {step}");
@@ -120,12 +124,21 @@ fn ports(config: &Config) -> anyhow::Result<Ports> {
 }
 
 /// Ends this agent for good.
-fn leave(config: &Config) -> anyhow::Result<()> {
-    cleanup(config)?;
+fn leave(config: &Config) -> Result<(), Unfinished> {
+    tell_to_leave(&config.run_dir).map_err(|error| Unfinished::Stays(format!("{error:#}")))?;
     if systemctl(&["--quiet", "is-enabled", OWN_UNIT]) && !systemctl(&["--quiet", "disable", OWN_UNIT]) {
-        bail!("{OWN_UNIT} cannot be disabled, and would serve again after the next boot");
+        // As above: nobody may read it.
+        drop(writeln!(
+            io::stderr(),
+            "warning: {OWN_UNIT} cannot be disabled, and would serve again after the next boot: run `systemctl disable \
+             {OWN_UNIT}`"
+        ));
     }
-    Ok(())
+    remove_all(config).map_err(|error| {
+        Unfinished::LeftOver(format!(
+            "{error:#} (what is left over goes with `metadata-agent cleanup`, with the configuration files of this command)"
+        ))
+    })
 }
 
 /// True if systemd is there, and answers so.

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt as _, path::P
 
 use nix::net::if_::if_nametoindex;
 
+use super::haproxy;
 use crate::{datapath::NAMESPACES, inventory::Bound};
 
 const PREFIX: &str = "ovnmeta-";
@@ -74,9 +75,9 @@ pub struct Found {
 }
 
 impl Found {
-    /// True if it serves metadata, as far as can be seen.
+    /// True if it serves metadata, as far as can be seen. A process may be out of sight: in another process namespace.
     pub fn serves(&self) -> bool {
-        self.agents.iter().any(|agent| !agent.does_more() || self.has_socket)
+        self.has_socket || self.agents.iter().any(|agent| !agent.does_more())
     }
 }
 
@@ -142,7 +143,7 @@ fn provision(network: &str, processes: &[u32]) -> Provision {
     for process in processes {
         let read = |name: &str| fs::read_to_string(format!("/proc/{process}/{name}")).unwrap_or_default();
         match read("comm").trim_end() {
-            "haproxy" => {
+            haproxy::NAME => {
                 provision.haproxies.push(*process);
                 provision.listens |= listens(&read("net/tcp"));
             }
@@ -158,14 +159,35 @@ fn processes() -> io::Result<Vec<u32>> {
     Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
 }
 
-/// The program of a command line: by itself, behind its interpreter, or as it names itself (`neutron-ovn-agent: worker`).
+/// The program of a command line: by itself, as the script of an interpreter, or as it names itself
+/// (`neutron-ovn-agent: worker`). A line that names it elsewhere is a bystander's.
 fn program(command: &[u8]) -> Option<&'static str> {
-    let mut words = command.split(|byte| *byte == 0 || *byte == b' ').filter(|word| !word.is_empty()).take(3);
-    words.find_map(|word| {
-        let name = word.rsplit(|byte| *byte == b'/').next()?;
-        let name = name.strip_suffix(b":").unwrap_or(name);
-        PROGRAMS.into_iter().find(|program| program.as_bytes() == name)
-    })
+    let mut words = command.split(|byte| *byte == 0 || *byte == b' ').filter(|word| !word.is_empty());
+    let first = file_name(words.next()?);
+    let name = if is_interpreter(first) { file_name(script(words)?) } else { first };
+    let name = name.strip_suffix(b":").unwrap_or(name);
+    PROGRAMS.into_iter().find(|program| program.as_bytes() == name)
+}
+
+fn file_name(word: &[u8]) -> &[u8] {
+    word.rsplit(|byte| *byte == b'/').next().unwrap_or(word)
+}
+
+fn is_interpreter(name: &[u8]) -> bool {
+    name.starts_with(b"python") || [&b"sh"[..], b"bash", b"dash"].contains(&name)
+}
+
+/// The first word that is no option, behind those that have no script: a command (-c) or a module (-m).
+fn script<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> Option<&'a [u8]> {
+    loop {
+        match words.next()? {
+            b"-c" | b"-m" => return None,
+            // These two of Python's have an argument of their own.
+            b"-W" | b"-X" => drop(words.next()),
+            option if option.starts_with(b"-") => {}
+            word => return Some(word),
+        }
+    }
 }
 
 /// The service of systemd that a process is in. What a container's processes are in is a scope, or no service of its own.
@@ -207,6 +229,16 @@ mod tests {
             (b"/bin/sh\0-x\0/opt/neutron-ovn-agent\0", Some(OVN_AGENT)),
             (b"vi\0-u\0NONE\0/usr/bin/neutron-ovn-metadata-agent\0", None),
             (b"/usr/bin/neutron-ovn-metadata-agent.bak\0", None),
+            (
+                b"/usr/bin/python3.11\0-s\0-E\0-W\0ignore\0/usr/bin/neutron-ovn-metadata-agent\0",
+                Some(METADATA_AGENT),
+            ),
+            (b"journalctl\0-u\0neutron-ovn-metadata-agent\0", None),
+            (b"systemctl\0status\0neutron-ovn-metadata-agent\0", None),
+            (b"less\0/usr/bin/neutron-ovn-metadata-agent\0", None),
+            (b"python3\0/usr/bin/pdb\0/usr/bin/neutron-ovn-metadata-agent\0", None),
+            (b"sh\0-c\0neutron-ovn-metadata-agent --version\0", None),
+            (b"python3\0", None),
             (b"", None),
         ] {
             assert_eq!(program(command), program_of, "{}", String::from_utf8_lossy(command));

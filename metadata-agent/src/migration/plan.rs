@@ -42,6 +42,13 @@ pub enum Step {
         /// By that command.
         command: String,
     },
+    /// Asks this agent once more that it is ready and serves: from here on nobody else does.
+    Confirm {
+        /// Networks whose things go.
+        networks: BTreeSet<String>,
+        /// Ports that it did not serve to begin with.
+        unserved: BTreeSet<String>,
+    },
     /// Removes what serves a network: haproxy, port, devices, namespace.
     Remove(Provision),
     /// Starts the other agent.
@@ -68,6 +75,9 @@ impl fmt::Display for Step {
             ),
             Self::AwaitOwn { ports } => write!(f, "wait until this agent serves port {}", ports.join(", ")),
             Self::Stop { command } => write!(f, "stop the other agent: {command}"),
+            Self::Confirm { networks, .. } => {
+                write!(f, "ask this agent once more that it serves network {}", list(networks))
+            }
             Self::Remove(provision) => {
                 let haproxies = provision.haproxies.iter().map(|process| format!("haproxy ({process}), "));
                 write!(
@@ -81,12 +91,15 @@ impl fmt::Display for Step {
             }
             Self::Start { command } => write!(f, "start the other agent: {command}"),
             Self::AwaitOther { networks } => {
-                let networks: Vec<_> = networks.iter().map(String::as_str).collect();
-                write!(f, "wait until it serves network {}", networks.join(", "))
+                write!(f, "wait until it serves network {}", list(networks))
             }
             Self::Leave => f.write_str("have this agent leave for good, and remove what it has on this host"),
         }
     }
+}
+
+pub(super) fn list(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// What is to be done, and what is not.
@@ -96,8 +109,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Reasons not to begin.
     pub problems: Vec<String>,
-    /// Ports that this agent does not serve: they may lose what the other one does for them.
-    pub unserved: Vec<String>,
+    /// Reasons not to begin that the operator may overrule: guests may lose what the other agent does for them.
+    pub doubts: Vec<String>,
     /// Things that are left as they are, and why.
     pub left: Vec<String>,
     /// Undoes a stop or a start.
@@ -119,7 +132,7 @@ pub fn forward(found: &Found, ports: &Ports, commands: &Commands) -> Plan {
                 waiting.insert(bound.device.clone());
                 blocked.push(port.clone());
             }
-            None => plan.unserved.push(format!("port {port} is not served by this agent: {reason}")),
+            None => plan.doubts.push(format!("port {port} is not served by this agent: {reason}")),
         }
     }
     let (ours, others): (Vec<_>, Vec<_>) = found.provisions.values().partition(|provision| {
@@ -146,10 +159,13 @@ pub fn forward(found: &Found, ports: &Ports, commands: &Commands) -> Plan {
         let bound = provision.bound.clone()?;
         Some(Step::Release { network: provision.network.clone(), bound })
     }));
+    let unserved = ports.unserved.iter().map(|(port, _)| port.clone());
+    let unserved = unserved.filter(|port| !blocked.contains(port)).collect();
     if !blocked.is_empty() {
         plan.steps.push(Step::AwaitOwn { ports: blocked });
     }
-    if found.serves() {
+    // Whoever names a command knows of an agent that may be out of sight.
+    if found.serves() || (commands.stop.is_some() && !ours.is_empty()) {
         match stop(found, commands) {
             Ok((command, undo)) => {
                 plan.steps.push(Step::Stop { command });
@@ -157,6 +173,17 @@ pub fn forward(found: &Found, ports: &Ports, commands: &Commands) -> Plan {
             }
             Err(problem) => plan.problems.push(problem),
         }
+    } else if !ours.is_empty() {
+        let namespaces: Vec<_> = ours.iter().map(|provision| provision.namespace()).collect();
+        plan.doubts.push(format!(
+            "the other agent is not seen to run, but what it made is here ({}): if it runs, do this in the host's process \
+             namespace, or name what stops it for good with --stop, and what starts it with --start",
+            namespaces.join(", ")
+        ));
+    }
+    if !ours.is_empty() {
+        let networks = ours.iter().map(|provision| provision.network.clone()).collect();
+        plan.steps.push(Step::Confirm { networks, unserved });
     }
     plan.steps.extend(ours.into_iter().cloned().map(Step::Remove));
     plan
@@ -166,6 +193,13 @@ pub fn forward(found: &Found, ports: &Ports, commands: &Commands) -> Plan {
 fn stop(found: &Found, commands: &Commands) -> Result<(String, String), String> {
     if let (Some(stop), Some(start)) = (&commands.stop, &commands.start) {
         return Ok((stop.clone(), start.clone()));
+    }
+    if found.agents.is_empty() {
+        return Err(
+            "somebody listens at the other agent's socket, metadata_proxy, and no process of it is seen: do this in the host's \
+             process namespace, or name what stops it for good with --stop, and what starts it with --start"
+                .to_owned(),
+        );
     }
     let named = |agent: &super::Incumbent| format!("{} (process {})", agent.program, agent.process);
     let agents: Vec<_> = found.agents.iter().map(named).collect();
@@ -250,8 +284,9 @@ mod tests {
         let found = found("neutron-ovn-metadata-agent", Some("neutron-ovn-metadata-agent.service"));
         let plan = forward(&found, &ports(&[]), &Commands::default());
         let stop = "systemctl disable --now neutron-ovn-metadata-agent.service".to_owned();
-        assert_eq!(plan.steps, [Step::Stop { command: stop }, Step::Remove(provision(RED))]);
-        assert_eq!(plan.problems, Vec::<String>::new());
+        let confirm = Step::Confirm { networks: [RED.to_owned()].into(), unserved: BTreeSet::new() };
+        assert_eq!(plan.steps, [Step::Stop { command: stop }, confirm, Step::Remove(provision(RED))]);
+        assert_eq!((plan.problems.len(), plan.doubts.len()), (0, 0));
         assert!(plan.left[0].contains(BLUE), "{:?}", plan.left);
         assert_eq!(plan.undo.as_deref(), Some("systemctl enable --now neutron-ovn-metadata-agent.service"));
     }
@@ -263,10 +298,10 @@ mod tests {
         let metadata_port = ("metadata", "its row has not come yet");
         let plan = forward(&found, &ports(&[("p", blocked), metadata_port]), &Commands::default());
         let kinds: Vec<_> = plan.steps.iter().map(|step| step.to_string()[..7].to_owned()).collect();
-        assert_eq!(kinds, ["release", "wait un", "stop th", "remove ", "remove "]);
+        assert_eq!(kinds, ["release", "wait un", "stop th", "ask thi", "remove ", "remove "]);
         assert_eq!((plan.problems.len(), plan.left.len()), (0, 0));
         let plan = forward(&found, &ports(&[("p", "no device_id")]), &Commands::default());
-        assert_eq!(plan.unserved, ["port p is not served by this agent: no device_id"]);
+        assert_eq!(plan.doubts, ["port p is not served by this agent: no device_id"]);
     }
 
     #[test]
@@ -280,9 +315,33 @@ mod tests {
         let commands = Commands { stop: Some("stop it".into()), start: Some("start it".into()) };
         let plan = forward(&found("neutron-ovn-agent", None), &ports(&[]), &commands);
         assert!(plan.problems.is_empty() && plan.steps[0] == Step::Stop { command: "stop it".into() });
-        // Without the extension it serves nothing.
+        // Without the extension it serves nothing, unless its socket has another name.
         let idle = Found { has_socket: false, ..found("neutron-ovn-agent", None) };
-        assert!(matches!(forward(&idle, &ports(&[]), &Commands::default()).steps[..], [Step::Remove(_)]));
+        let plan = forward(&idle, &ports(&[]), &Commands::default());
+        assert!(matches!(plan.steps[..], [Step::Confirm { .. }, Step::Remove(_)]), "{:?}", plan.steps);
+        assert!(plan.doubts[0].contains("not seen to run"), "{:?}", plan.doubts);
+    }
+
+    #[test]
+    fn an_agent_that_is_out_of_sight_is_not_taken_for_none() {
+        let unseen = |has_socket| Found {
+            agents: Vec::new(),
+            has_socket,
+            ..found("neutron-ovn-metadata-agent", None)
+        };
+        let plan = forward(&unseen(true), &ports(&[]), &Commands::default());
+        assert!(plan.problems[0].contains("in the host's process namespace"), "{:?}", plan.problems);
+        let plan = forward(&unseen(false), &ports(&[]), &Commands::default());
+        assert!(plan.doubts[0].contains(&format!("(ovnmeta-{RED})")), "{:?}", plan.doubts);
+        let commands = Commands { stop: Some("stop it".into()), start: Some("start it".into()) };
+        for has_socket in [true, false] {
+            let plan = forward(&unseen(has_socket), &ports(&[]), &commands);
+            assert_eq!((plan.problems.len(), plan.doubts.len()), (0, 0));
+            assert_eq!(plan.steps[0], Step::Stop { command: "stop it".into() });
+        }
+        // Nothing of it is to be removed.
+        let nothing = Found::default();
+        assert_eq!(forward(&nothing, &ports(&[]), &commands), Plan::default());
     }
 
     #[test]

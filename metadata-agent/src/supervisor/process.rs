@@ -102,7 +102,7 @@ impl Former {
 
     pub(super) fn kill(&self) {
         // It may have ended.
-        let _ = descriptors::kill(&self.0);
+        let _ = descriptors::send(&self.0, Signal::SIGKILL);
     }
 }
 
