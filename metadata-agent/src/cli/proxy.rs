@@ -248,7 +248,11 @@ impl GuestFacing {
                 runtime::Handle::current().spawn(async move {
                     let told = answer.await;
                     // Who does not listen just now will ask again.
-                    let _ = channel.try_send(&Event::Told { id, told }, &[]);
+                    if let Err(error) = channel.try_send(&Event::Told { id, told }, &[])
+                        && error.kind() != io::ErrorKind::WouldBlock
+                    {
+                        warn!(%error, "what an operator asked about ports cannot be answered");
+                    }
                 });
             }
             Command::Watch(on) => self.watch(on, channel),
