@@ -69,7 +69,7 @@ pub(super) fn serve_guests() -> anyhow::Result<()> {
     let mut lacking = confinement::give_up_privileges(&setup.confinement);
 
     // All threads are started after that, which is of one thread, and before nothing can be started any more.
-    let (log, _writer) = LogFilter::install_text(&setup.log)?;
+    let (log, _writer) = LogFilter::install_text(&setup.log, setup.log_format)?;
     memory.give_back_after_bursts()?;
     let (directory, serving, shutdown) =
         (Arc::<Directory>::default(), CancellationToken::new(), Shutdown::default());
