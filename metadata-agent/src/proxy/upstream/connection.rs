@@ -1,6 +1,7 @@
 //! One connection to Nova: a request out, an answer in.
 use std::{
     io,
+    mem::MaybeUninit,
     os::fd::AsFd as _,
     pin::Pin,
     sync::Arc,
@@ -130,6 +131,12 @@ impl Connection {
             Either::Left(socket) => socket,
             Either::Right(session) => session.get_mut().0,
         };
+        // The other runtime may not have looked at it lately, and this one has not yet.
+        match SockRef::from(&*socket).peek(&mut [MaybeUninit::uninit()]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Err(io::Error::other("something was said on it while it was idle")),
+        }
         *socket = TcpStream::from_std(socket.as_fd().try_clone_to_owned()?.into())?;
         Ok(())
     }
