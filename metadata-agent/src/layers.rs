@@ -22,11 +22,11 @@ const PARTS: &[(&str, &[&str])] = &[
     ("panics", &[]),
     ("race", &[]),
     ("tls", &[]),
-    ("logging", &["log_writer", "panics"]),
+    ("config", &[]),
+    ("logging", &["log_writer", "panics", "config"]),
     ("descriptors", &[]),
     ("packets", &["descriptors"]),
     ("takeover", &["descriptors", "packets"]),
-    ("config", &[]),
     ("directory", &["config"]),
     ("open_sources", &["directory"]),
     // What the two processes say to each other.
