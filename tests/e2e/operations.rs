@@ -342,6 +342,7 @@ fn a_machine_is_deleted_while_it_asks() -> Result<()> {
         ensure!(upstream.take_requests().len() == 1);
         Ok(())
     })?;
+    ensure!(upstream.open_connections() == 1, "{} connections", upstream.open_connections());
 
     // The hypervisor ends the machine, os-vif unplugs it, Neutron deletes the port.
     let started = Instant::now();
