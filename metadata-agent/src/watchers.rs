@@ -63,6 +63,12 @@ impl Watchers {
         *self.0.any.borrow()
     }
 
+    /// True if somebody watches that port, by its id, or that tap.
+    pub fn is_watched(&self, port: Option<&str>, tap: &str) -> bool {
+        let is_of = |of: &str| Some(of) == port || of == tap;
+        self.all().iter().any(|watcher| watcher.of.as_deref().is_none_or(is_of))
+    }
+
     /// Tells those of an event who watch its `port` or its `tap`.
     pub fn publish(&self, event: &Value) {
         let line = line(event);
@@ -75,7 +81,8 @@ impl Watchers {
     /// Tells all that so many events were lost before they could be told to anybody.
     pub fn lose(&self, events: u64) {
         for watcher in self.all().iter_mut() {
-            watcher.lost += events;
+            // A guest's word.
+            watcher.lost = watcher.lost.saturating_add(events);
         }
     }
 
@@ -94,7 +101,7 @@ impl Watcher {
             }
         }
         if self.lost > 0 || self.lines.try_send(event).is_err() {
-            self.lost += 1;
+            self.lost = self.lost.saturating_add(1);
         }
     }
 }

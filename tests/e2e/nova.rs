@@ -79,6 +79,29 @@ fn with_upstream(
     Ok((cloud, guests, upstream))
 }
 
+/// A server that writes head and body apart, with Nagle's algorithm, sends the second part when the first is acknowledged. That
+/// is not delayed by the 40 ms that a kernel waits for something to send along.
+#[test]
+fn an_answer_in_parts_waits_for_no_delayed_acknowledgement() -> Result<()> {
+    let parts = |_: &str| {
+        let parts = ["HTTP/1.1 200 OK\r\nContent-", "Length: 11\r\n\r\n", "one, ", "two, \n"];
+        parts.map(|part| (Duration::ZERO, part.into())).to_vec()
+    };
+    let (_cloud, [guest, _], upstream) = with_upstream(&[], Script::Made(parts))?;
+    let mut connection = guest.connect()?;
+    let mut times = Vec::new();
+    for _ in 0..50 {
+        let asked = Instant::now();
+        assert_eq!(connection.request("GET", "/a", &[], b"")?.text(), "one, two, \n");
+        times.push(asked.elapsed());
+    }
+    times.sort();
+    println!("half of the answers took {:?}", times[25]);
+    assert!(times[25] < Duration::from_millis(20), "{times:?}");
+    assert_eq!(upstream.connections(), 1, "the connections that are kept are those that wait");
+    Ok(())
+}
+
 /// What is not safe to repeat is sent once, whatever becomes of it.
 #[test]
 fn a_post_is_sent_at_most_once() -> Result<()> {

@@ -11,10 +11,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use metadata_tests::{
-    agent::Agent,
+    agent::{Agent, Options},
     check::{META_DATA, is_identity_of, own_identity},
     cloud::{Chassis as _, Cloud},
     guest::Guest,
+    stage::Stage,
     wait::until,
 };
 use serde_json::Value;
@@ -148,5 +149,26 @@ fn who_is_slow_loses_events_and_holds_up_nobody() -> Result<()> {
     })?;
     let event: Value = serde_json::from_str(&found)?;
     ensure!(event["events"].as_u64() > Some(0), "{found}");
+    Ok(())
+}
+
+/// Of both processes: the one writes of its start, the other of requests.
+#[test]
+fn the_log_is_json_where_that_is_asked_for() -> Result<()> {
+    let more = vec![("metadata_ebpf", "log_format = json".to_owned())];
+    let mut cloud = Cloud::on(Stage::start()?, &Options { more, ..Options::default() })?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    own_identity(&guest)?;
+    cloud.agent.wait_logged(&["\"target\":\"access\""])?;
+    cloud.agent.stop()?;
+    let log = cloud.agent.log()?;
+    let lines: Vec<Value> =
+        log.lines().map(serde_json::from_str).collect::<Result<_, _>>().with_context(|| log.clone())?;
+    let of =
+        |message: &str| lines.iter().find(|line| line["message"] == message).with_context(|| log.clone());
+    ensure!(of("starting")?["level"] == "INFO" && of("starting")?["version"].is_string(), "{log}");
+    let request = of("request")?;
+    ensure!(request["port"] == guest.port.id && request["tap"] == guest.port.tap, "{request}");
+    ensure!(request["status"] == 200 && request["bytes"].is_u64() && request["ms"].is_f64(), "{request}");
     Ok(())
 }

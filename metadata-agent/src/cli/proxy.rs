@@ -69,7 +69,7 @@ pub(super) fn serve_guests() -> anyhow::Result<()> {
     let mut lacking = confinement::give_up_privileges(&setup.confinement);
 
     // All threads are started after that, which is of one thread, and before nothing can be started any more.
-    let (log, _writer) = LogFilter::install_text(&setup.log)?;
+    let (log, _writer) = LogFilter::install_text(&setup.log, setup.log_format)?;
     memory.give_back_after_bursts()?;
     let (directory, serving, shutdown) =
         (Arc::<Directory>::default(), CancellationToken::new(), Shutdown::default());
@@ -248,7 +248,11 @@ impl GuestFacing {
                 runtime::Handle::current().spawn(async move {
                     let told = answer.await;
                     // Who does not listen just now will ask again.
-                    let _ = channel.try_send(&Event::Told { id, told }, &[]);
+                    if let Err(error) = channel.try_send(&Event::Told { id, told }, &[])
+                        && error.kind() != io::ErrorKind::WouldBlock
+                    {
+                        warn!(%error, "what an operator asked about ports cannot be answered");
+                    }
                 });
             }
             Command::Watch(on) => self.watch(on, channel),

@@ -32,7 +32,7 @@ use crate::{
 
 /// Serves guests until told to stop. An agent that runs already is replaced, if it may be.
 pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending> {
-    let (log, _writer) = LogFilter::install(config.debug)?;
+    let (log, _writer) = LogFilter::install(config.debug, config.log_format)?;
     info!(version = VERSION, files = ?config.files, differing = ?config.differing, "starting");
     for warning in config.warnings() {
         warn!("{warning}");
@@ -161,6 +161,7 @@ fn setup(
         lease: config.lease,
         owner: geteuid().as_raw(),
         log,
+        log_format: config.log_format,
         confinement: startup::confinement(&config.run_dir, &config.guest_user)?,
     })
 }

@@ -47,6 +47,8 @@ pub struct Config {
     pub differing: Vec<String>,
     /// `[DEFAULT] debug`: log more.
     pub debug: bool,
+    /// `[metadata_ebpf] log_format`: form of a line of the log.
+    pub log_format: LogFormat,
     /// Where requests go.
     pub nova: Nova,
     /// Where ports and identities come from.
@@ -86,6 +88,15 @@ pub enum Place {
     File(PathBuf),
     /// `--config-dir`.
     Folder(PathBuf),
+}
+
+/// Form of a line of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogFormat {
+    /// Words, and fields by their names.
+    Text,
+    /// An object of JSON, with the fields beside `timestamp`, `level`, `target` and `message`.
+    Json,
 }
 
 /// Kind of attachment of the eBPF programs to devices.
@@ -241,6 +252,7 @@ impl Config {
             netns: options.get(&table::NETNS)?,
             run_dir: options.get(&table::RUN_DIR)?,
             attach: options.get(&table::ATTACH)?,
+            log_format: options.get(&table::LOG_FORMAT)?,
             lease: options.get(&table::LEASE)?,
             connections: options.rate(&table::CONNECTION_RATE, &table::CONNECTION_BURST)?,
             answers: options.rate(&table::ANSWER_RATE, &table::ANSWER_BURST)?,

@@ -5,7 +5,7 @@
 use ovsdb_client::Remotes;
 
 use super::{
-    AttachMode, TokenMode,
+    AttachMode, LogFormat, TokenMode,
     endpoints::{self, Named},
     ini::DEFAULT,
     rules::{self, Rule},
@@ -135,6 +135,9 @@ table! {
     RUN_DIR: Path = option(OWN, "run_dir", "/run/metadata-agent", Path, "Pins, admin socket, lock.");
     INVENTORY: OptionalPath = option(OWN, "inventory", "", OptionalPath,
         "A TOML file of taps and their identities, in place of OVN.");
+    LOG_FORMAT: Choice<LogFormat> = option(OWN, "log_format", "text",
+        Choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+        "Form of a line of the log: words, or an object of JSON for programs that collect logs.");
     ATTACH: Choice<AttachMode> = option(OWN, "attach", "auto",
         Choice(&[("auto", AttachMode::Auto), ("tcx", AttachMode::Tcx), ("clsact", AttachMode::Clsact)]),
         "Attachment of the programs: TCX, a filter of clsact, or the former where the kernel has it. A restart with another \

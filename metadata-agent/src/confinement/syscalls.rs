@@ -64,13 +64,14 @@ const MEMORY_WITH_PROTECTION: [i64; 2] = [libc::SYS_mmap, libc::SYS_mprotect];
 
 /// Options of sockets that are set. What else could be set would outlive this process on the listening sockets, which the next
 /// one is given as they are: a filter that is locked (`SO_LOCK_FILTER`), keys of segments (`TCP_MD5SIG`), a device.
-const OPTIONS: [(i32, i32); 8] = [
+const OPTIONS: [(i32, i32); 9] = [
     (libc::SOL_SOCKET, libc::SO_LINGER),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
     (libc::SOL_SOCKET, libc::SO_RCVTIMEO),
     (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
     (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    (libc::IPPROTO_TCP, libc::TCP_QUICKACK),
     (libc::IPPROTO_IP, libc::IP_TTL),
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
 ];

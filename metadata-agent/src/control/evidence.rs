@@ -1,6 +1,7 @@
 //! Facts for explanations, gathered from all parts of the agent, and the answer that is made of them.
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing::debug;
@@ -8,7 +9,6 @@ use tracing::debug;
 use super::Control;
 use crate::{
     admin::Answer,
-    datapath::unshared,
     explain::{self, Evidence, Explanation, InterfaceSeen, NodeFacts, PortFacts, Stage},
     health::DataPlane,
     inventory::Who,
@@ -19,7 +19,7 @@ use crate::{
 pub(super) const TELLING: Duration = Duration::from_secs(2);
 /// Timeout of a request to Nova in a port's name.
 const PROBING: Duration = Duration::from_secs(45);
-/// Most ports that are looked at in one go: for all of a large node the kernel is asked piece by piece.
+/// Most ports that are explained at a time.
 const MOST: usize = MOST_PORTS;
 
 /// What an operator wants to have explained.
@@ -62,7 +62,6 @@ impl Control {
             problems: problems.collect(),
             notes: self.guests.notes().into_iter().chain(self.health.note()).collect(),
             has_ipv6: self.service.has_ipv6(),
-            unshared: unshared(self.succession.run_dir()),
             nova: self.nova.problem().map(|problem| problem.text),
         }
     }
@@ -166,21 +165,21 @@ async fn explain_some(
     guests: &dyn DataPlane,
 ) -> Value {
     let numbers: Vec<PortNumber> = ports.iter().filter_map(|(_, number)| *number).collect();
-    let reports = reports(Inquiry::Ports(numbers), guests).await;
-    let mut explanations = Vec::new();
-    for (mut facts, number) in ports {
+    let (reports, _) = reports(Inquiry::Ports(numbers), guests).await;
+    // Side by side: whoever asked does not wait for one after another that Nova does not answer.
+    let explained = ports.into_iter().map(async |(mut facts, number)| {
         facts.report = reports.iter().find(|report| Some(report.port) == number).cloned();
         if let (true, Some(number)) = (probe, number) {
             facts.probe = Some(ask_nova(number, guests).await);
         }
-        explanations.push(explain::explain(node, Some(&facts)));
-    }
-    told(&explanations, left_off)
+        explain::explain(node, Some(&facts))
+    });
+    told(&join_all(explained).await, left_off)
 }
 
 /// The node, and every port that something is wrong with which is not the node's.
 async fn explain_all(node: &NodeFacts, ports: Vec<Gathered>, guests: &dyn DataPlane) -> Value {
-    let reports = reports(Inquiry::Troubled(explain::RECENT_MS), guests).await;
+    let (reports, unreported) = reports(Inquiry::Troubled(explain::RECENT_MS), guests).await;
     let of_node = explain::explain(node, None);
     let known: Vec<Stage> = of_node
         .findings
@@ -203,7 +202,7 @@ async fn explain_all(node: &NodeFacts, ports: Vec<Gathered>, guests: &dyn DataPl
             explanations.push(explanation);
         }
     }
-    let left_off = explanations.len().saturating_sub(MOST);
+    let left_off = explanations.len().saturating_sub(MOST) + unreported as usize;
     explanations.truncate(MOST);
     told(&explanations, left_off)
 }
@@ -215,12 +214,13 @@ fn told(explanations: &[Explanation], left_off: usize) -> Value {
     json!({ "status": status, "explained": explained, "left_off": left_off })
 }
 
-async fn reports(inquiry: Inquiry, guests: &dyn DataPlane) -> Vec<PortReport> {
+/// Reports of ports, and the number of those for which there was no room.
+async fn reports(inquiry: Inquiry, guests: &dyn DataPlane) -> (Vec<PortReport>, u32) {
     match guests.inquire(inquiry, TELLING).await {
-        Some(Told::Ports(reports)) => reports,
+        Some(Told::Ports { reports, left_off }) => (reports, left_off),
         _ => {
             debug!("the guest-facing process says nothing of its ports");
-            Vec::new()
+            (Vec::new(), 0)
         }
     }
 }

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::watched;
 use crate::{
     datapath::{Action, Frame, Records, device_name},
-    directory::Directory,
+    directory::{Directory, Port},
     link::PortNumber,
     watchers::Watchers,
 };
@@ -36,19 +36,22 @@ impl Budget {
         Self { began: now, state: 0, left_out: 0 }
     }
 
-    /// True if one more frame is told of, and how many were left out before it.
-    fn admits(&mut self, left_out: &mut u64, now: Instant) -> bool {
-        self.left_out = self.left_out.saturating_add(*left_out);
+    /// Keeps count of frames that the programs left out.
+    fn note(&mut self, left_out: u64) {
+        self.left_out = self.left_out.saturating_add(left_out);
+    }
+
+    /// The number of frames that were left out before this one, if it is told of.
+    fn admits(&mut self, now: Instant) -> Option<u64> {
         let now = u64::try_from(now.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX / 2);
         match MOST.after(self.state, now) {
             Some(next) => {
                 self.state = next;
-                *left_out = std::mem::take(&mut self.left_out);
-                true
+                Some(std::mem::take(&mut self.left_out))
             }
             None => {
-                self.left_out = self.left_out.saturating_add(1);
-                false
+                self.note(1);
+                None
             }
         }
     }
@@ -61,6 +64,14 @@ pub(super) struct Logged {
     pub(super) ports: Option<BTreeSet<PortNumber>>,
     /// When it ends.
     pub(super) until: Instant,
+}
+
+/// A frame that is told of.
+struct Wanted {
+    port: Option<Arc<Port>>,
+    tap: String,
+    is_logged: bool,
+    is_watched: bool,
 }
 
 /// Interest in frames, which the control plane changes and the task reads.
@@ -80,8 +91,12 @@ impl FrameLog {
             loop {
                 match records.next().await {
                     Ok(mut frame) => {
-                        if budget.admits(&mut frame.left_out, Instant::now()) {
-                            task.tell(&frame, &directory);
+                        budget.note(frame.left_out);
+                        // Those of others take nothing of the budget, and do not have the count.
+                        let Some(wanted) = task.wanted_frame(&frame, &directory) else { continue };
+                        if let Some(left_out) = budget.admits(Instant::now()) {
+                            frame.left_out = left_out;
+                            task.tell(&frame, &wanted);
                         }
                     }
                     Err(error) => {
@@ -119,7 +134,8 @@ impl FrameLog {
         }
     }
 
-    fn tell(&self, frame: &Frame, directory: &Directory) {
+    /// Whom a frame is told to, if to anybody.
+    fn wanted_frame(&self, frame: &Frame, directory: &Directory) -> Option<Wanted> {
         let is_logged = self.logged().as_ref().is_some_and(|logged| {
             let is_of_port = logged.ports.as_ref().is_none_or(|ports| {
                 frame
@@ -128,16 +144,23 @@ impl FrameLog {
             });
             is_of_port && Instant::now() < logged.until
         });
-        let is_watched = frame.action == Action::Dropped && self.watchers.any();
-        if !is_logged && !is_watched {
-            return;
+        let may_be_watched = frame.action == Action::Dropped && self.watchers.any();
+        if !is_logged && !may_be_watched {
+            return None;
         }
         let port = frame.port.and_then(|(index, generation)| directory.port(Tag::new(generation, index, 0)));
         let tap = match &port {
             Some(port) => port.tap.to_string(),
             None => device_name(frame.ifindex),
         };
-        if is_watched {
+        let id = port.as_ref().map(|port| port.id.as_str());
+        let is_watched = may_be_watched && self.watchers.is_watched(id, &tap);
+        (is_logged || is_watched).then_some(Wanted { port, tap, is_logged, is_watched })
+    }
+
+    fn tell(&self, frame: &Frame, wanted: &Wanted) {
+        let Wanted { port, tap, is_logged, is_watched } = wanted;
+        if *is_watched {
             self.watchers.publish(&json!({
                 "kind": "drop",
                 "time": watched::now(),
@@ -185,12 +208,10 @@ mod tests {
     fn so_many_frames_are_told_of_and_the_others_are_counted() {
         let now = Instant::now();
         let mut budget = Budget::new(now);
-        let told = (0..5000).filter(|_| budget.admits(&mut 0, now)).count();
+        let told = (0..5000).filter(|_| budget.admits(now).is_some()).count();
         assert_eq!(told, 1000);
-        let mut left_out = 7;
-        assert!(budget.admits(&mut left_out, now + Duration::from_secs(1)));
-        assert_eq!(left_out, 4007);
-        let mut left_out = 0;
-        assert!(budget.admits(&mut left_out, now + Duration::from_secs(1)) && left_out == 0);
+        budget.note(7);
+        assert_eq!(budget.admits(now + Duration::from_secs(1)), Some(4007));
+        assert_eq!(budget.admits(now + Duration::from_secs(1)), Some(0));
     }
 }

@@ -57,10 +57,6 @@ pub(super) struct Succession {
 }
 
 impl Succession {
-    pub(super) fn run_dir(&self) -> &Path {
-        &self.run_dir
-    }
-
     pub(super) fn new(run_dir: &Path, predecessor: Option<(Predecessor, Farewell)>) -> Self {
         Self {
             run_dir: run_dir.to_owned(),

@@ -2,7 +2,7 @@
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{Control, evidence::TELLING};
 use crate::{
@@ -20,7 +20,7 @@ impl Control {
         let missing: Vec<String> = pending.into_iter().map(|problem| problem.text).collect();
         let (guests, restarts) = (self.guests.clone(), self.guests.restarts());
         tokio::spawn(async move {
-            let tallies = tallies(&*guests).await;
+            let tallies = timeout(2 * TELLING, tallies(&*guests)).await.ok().flatten();
             let is_complete = tallies.is_some();
             let tallies = tallies.unwrap_or_default();
             let ports: Vec<Value> = lines.iter().map(|line| port(line, &tallies)).collect();
@@ -62,7 +62,7 @@ async fn tallies(guests: &dyn DataPlane) -> Option<HashMap<PortNumber, PortTally
             return None;
         };
         let is_last = tallies.len() < MOST_TALLIES;
-        // It is a guest's word: without one that is higher this would not end.
+        // It is a guest's word: without one that is higher this would not end. The highest is bounded where that is checked.
         let last = tallies.iter().map(|tally| tally.port.index).max();
         all.extend(tallies.into_iter().map(|tally| (tally.port, tally)));
         if is_last || last <= after {

@@ -51,38 +51,6 @@ pub fn has_pins(run_dir: &Path) -> bool {
     is_bpffs(&run_dir.join("bpf")).is_ok_and(|is| is)
 }
 
-/// Why what is mounted in the run directory is not what the rest of the host sees, if so: an agent that has a view of mounts of
-/// its own, as in a container, keeps there what the next one is to find.
-pub fn unshared(run_dir: &Path) -> Option<String> {
-    let view = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    let (own, first) = (view("self")?, view("1")?);
-    if own == first {
-        return None;
-    }
-    let run_dir = fs::canonicalize(run_dir).ok()?;
-    let (point, is_shared) = propagation(&fs::read_to_string("/proc/self/mountinfo").ok()?, &run_dir)?;
-    (!is_shared).then(|| {
-        format!(
-            "the run directory {} is on a mount ({}) that is not shared with the host",
-            run_dir.display(),
-            point.display()
-        )
-    })
-}
-
-/// The mount that a path is on, and whether what is mounted below is seen by others (proc_pid_mountinfo(5)).
-fn propagation(mounts: &str, path: &Path) -> Option<(PathBuf, bool)> {
-    let mounts = mounts.lines().filter_map(|line| {
-        let mut fields = line.split(' ').skip(4);
-        let point = PathBuf::from(fields.next()?);
-        let is_shared =
-            fields.skip(1).take_while(|field| *field != "-").any(|field| field.starts_with("shared:"));
-        path.starts_with(&point).then_some((point, is_shared))
-    });
-    // Of those of one depth the last covers the others.
-    mounts.max_by_key(|(point, _)| point.components().count())
-}
-
 fn is_bpffs(path: &Path) -> Result<bool, Errno> {
     Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
 }
@@ -111,23 +79,4 @@ pub(super) fn clear(root: &Path, keep: Option<&Path>) -> Result<bool, Error> {
         fs::remove_dir_all(folder).map_err(|error| Error::Bpffs { path: folder.clone(), error })?;
     }
     Ok(!folders.is_empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mount_of_a_path_is_the_deepest_and_the_last() {
-        let mounts = "\
-            24 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
-            25 24 0:20 / /run rw shared:2 master:1 - tmpfs tmpfs rw\n\
-            26 25 0:21 / /run/agent rw master:3 - tmpfs tmpfs rw\n\
-            27 25 0:22 / /run/agents rw shared:9 - tmpfs tmpfs rw\n";
-        let of = |path: &str| propagation(mounts, Path::new(path)).unwrap().1;
-        assert_eq!(
-            [of("/etc"), of("/run/x"), of("/run/agent/bpf"), of("/run/agents")],
-            [true, true, false, true]
-        );
-    }
 }

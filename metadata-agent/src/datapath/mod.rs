@@ -33,7 +33,7 @@ use tracing::info;
 use crate::config::AttachMode;
 
 pub use announce::announce;
-pub use bpffs::{has_pins, unshared};
+pub use bpffs::has_pins;
 pub use headers::Headers;
 pub use index::{Assignment, Indexes};
 pub use netlink::remove_device;

@@ -39,13 +39,13 @@ use tokio::{sync::watch, time::timeout};
 
 pub use changes::Changes;
 pub use entry::{Entry, Known};
-pub(crate) use gauge::Gauge;
+pub(crate) use gauge::{Gauge, Permit};
 pub use identity::{Identity, InvalidIdentity, SignedIdentity, Signer};
 pub(crate) use place::{Phase, Place};
 pub use policy::{RequestPolicy, TokenKey, TokenKeys, TokenPolicy};
 pub use port::{PROBE_ANSWER, Port, Resolution};
 pub use sources::{OpenConnection, Sources};
-pub use tally::{RECENT, Record, Tally, TallyReport, Totals};
+pub use tally::{LONGEST_REASON, RECENT, Record, Tally, TallyReport, Totals};
 pub use tap::Tap;
 pub(crate) use usage::{Amounts, Holds, Limit, Resource};
 

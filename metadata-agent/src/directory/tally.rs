@@ -14,6 +14,9 @@ use super::usage::Limit;
 /// Number of the last requests that are kept of each port.
 pub const RECENT: usize = 8;
 
+/// Longest reason that is kept of a request, in characters. A tenant may have chosen what is in it.
+pub const LONGEST_REASON: usize = 200;
+
 /// One request and what became of it, without anything that could be a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {

@@ -27,8 +27,6 @@ pub struct NodeFacts {
     pub notes: Vec<String>,
     /// True if guests are served over IPv6.
     pub has_ipv6: bool,
-    /// Why the run directory is not what other processes of the host see, if so.
-    pub unshared: Option<String>,
     /// Why Nova cannot be reached, if so.
     pub nova: Option<String>,
 }

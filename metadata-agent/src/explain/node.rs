@@ -26,14 +26,6 @@ pub(super) fn agent(node: &NodeFacts) -> Vec<Finding> {
             "have the kernel load IPv6 (no ipv6.disable=1), and restart the agent, if guests have IPv6 alone",
         ));
     }
-    if let Some(unshared) = &node.unshared {
-        findings.push(note(
-            Stage::Agent,
-            unshared,
-            "share the run directory and /run/netns with the host (mount propagation `shared`): else the next agent \
-             finds no pins, and guests' connections end with this one",
-        ));
-    }
     for text in &node.notes {
         findings.push(note(Stage::Agent, text, "look into the log of the agent, which says more"));
     }

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::directory::{TallyReport, Totals};
 
-/// Most ports in one question, so that the answer is no longer than a packet.
+/// Most ports in one question, for which there is room in an answer unless their records are long.
 pub const MOST_PORTS: usize = 24;
 
 /// Most tallies in one answer.
@@ -23,7 +23,8 @@ pub struct PortNumber {
 pub enum Inquiry {
     /// What became of the requests of these ports, [`MOST_PORTS`] of them at most.
     Ports(Vec<PortNumber>),
-    /// The same for ports of which a request was refused or a limit was met in the last so many milliseconds.
+    /// The same for ports of which a request was refused or a limit was met in the last so many milliseconds, those that
+    /// it happened to last first.
     Troubled(u64),
     /// The sums of the ports that have another index than those up to this one, the first [`MOST_TALLIES`] of them.
     Tallies {
@@ -37,8 +38,13 @@ pub enum Inquiry {
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Told {
-    /// Of those ports that are known.
-    Ports(Vec<PortReport>),
+    /// Of those ports that are known, and the number of those for which there was no room.
+    Ports {
+        /// The ports.
+        reports: Vec<PortReport>,
+        /// Number of those that are left off.
+        left_off: u32,
+    },
     /// Of ports by their indexes.
     Tallies(Vec<PortTally>),
     /// What came of the request.

@@ -35,7 +35,7 @@ use std::{ffi::CStr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{Endpoint, Limits},
+    config::{Endpoint, Limits, LogFormat},
     directory::Entry,
 };
 pub use inquiry::{Inquiry, MOST_PORTS, MOST_TALLIES, PortNumber, PortReport, PortTally, ProbeReport, Told};
@@ -180,6 +180,8 @@ pub struct Setup {
     pub owner: u32,
     /// Filter of the log.
     pub log: String,
+    /// Form of its lines.
+    pub log_format: LogFormat,
     /// Confinement.
     pub confinement: Confinement,
 }

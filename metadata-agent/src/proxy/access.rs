@@ -9,7 +9,7 @@ use http1::Request;
 use tracing::info;
 
 use super::{answer::Refusal, forward, metrics::Metrics, outcome::Outcome, token};
-use crate::directory::{Identity, OpenConnection, Port, Record, Resolution};
+use crate::directory::{Identity, LONGEST_REASON, OpenConnection, Port, Record, Resolution};
 
 /// The guest behind a connection, decided once, when it is accepted.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl Drop for Exchange<'_> {
             us: microseconds(total),
             nova_us: outcome.nova.map(microseconds),
             refusal: outcome.refusal.as_ref().map(|refusal| refusal.name().into()),
-            reason: reason.clone(),
+            reason: reason.as_deref().map(|reason| reason.chars().take(LONGEST_REASON).collect()),
         };
         let limit = outcome.refusal.as_ref().and_then(Refusal::limit);
         metrics.watch.note(&caller.port, &record);

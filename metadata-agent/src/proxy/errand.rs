@@ -6,35 +6,41 @@ use std::{
 };
 
 use http1::Request;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 use super::{forward, upstream::Upstream};
 use crate::{
-    directory::{Port, Resolution},
+    directory::{Gauge, Permit, Port, Resolution},
     link::ProbeReport,
 };
 
 /// What is asked for: every instance has it, and it is no secret.
 const REQUEST: &[u8] = b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n";
-/// Errands that wait for a worker.
-const MOST: usize = 8;
+/// Errands that are run at a time.
+const MOST: usize = 32;
+/// Time that an errand may take, with all of the answer.
+const LIMIT: Duration = Duration::from_secs(40);
 /// Bytes of an answer that are read, to use its connection again.
 const MOST_BYTES: usize = 4096;
 
-/// An errand, and who waits for what comes of it.
-type Errand = (Arc<Port>, oneshot::Sender<ProbeReport>);
+/// An errand, its place among the others, and who waits for what comes of it.
+type Errand = (Arc<Port>, Permit, oneshot::Sender<ProbeReport>);
 
 /// Errands on their way to the worker that runs them.
 #[derive(Debug)]
 pub(super) struct Errands {
     sender: mpsc::Sender<Errand>,
     receiver: Mutex<Option<mpsc::Receiver<Errand>>>,
+    running: Gauge,
 }
 
 impl Default for Errands {
     fn default() -> Self {
         let (sender, receiver) = mpsc::channel(MOST);
-        Self { sender, receiver: Mutex::new(Some(receiver)) }
+        Self { sender, receiver: Mutex::new(Some(receiver)), running: Gauge::default() }
     }
 }
 
@@ -48,7 +54,8 @@ impl Errands {
     pub(super) async fn ask(&self, port: Arc<Port>) -> ProbeReport {
         let busy = || stopped("agent_busy", "too many of these are asked for at a time, or the agent stops");
         let (answer, answered) = oneshot::channel();
-        match self.sender.try_send((port, answer)) {
+        let Some(permit) = self.running.take(MOST as u32) else { return busy() };
+        match self.sender.try_send((port, permit, answer)) {
             Ok(()) => answered.await.unwrap_or_else(|_| busy()),
             Err(_) => busy(),
         }
@@ -64,9 +71,11 @@ pub(super) async fn next(errands: &mut Option<mpsc::Receiver<Errand>>) -> Option
 }
 
 /// Runs one.
-pub(super) async fn run(upstream: &Upstream, (port, answer): Errand) {
+pub(super) async fn run(upstream: &Upstream, (port, permit, answer): Errand) {
     let asked = Instant::now();
-    let report = ask(upstream, &port).await;
+    let late = |_| stopped("nova_timeout", "nova's answer did not come to its end in time");
+    let report = timeout(LIMIT, ask(upstream, &port)).await.unwrap_or_else(late);
+    drop(permit);
     // Whoever asked may have lost patience.
     let _ = answer.send(ProbeReport { us: microseconds(asked.elapsed()), ..report });
 }

@@ -22,7 +22,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::{Guests, Orphan, Parts, Supervisor};
 use crate::{
-    config::{self, Limits},
+    config::{self, Limits, LogFormat},
     directory::Directory,
     health::DataPlane as _,
     link::{ADOPTION, Command as Told, Confinement, Event, NAME, NovaSettings, PROTOCOL, Setup},
@@ -116,6 +116,7 @@ fn parts(command: fn() -> Command, folder: &Path, endpoints: Vec<config::Endpoin
         lingers: false,
         lease: timeout,
         owner: 0,
+        log_format: LogFormat::Text,
         log: "info".to_owned(),
         confinement: Confinement { uid: 0, gid: 0, root: folder.to_owned() },
     };

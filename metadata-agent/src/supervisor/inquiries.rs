@@ -2,18 +2,17 @@
 //! length, and that it is about what was asked.
 use std::{borrow::Cow, collections::BTreeMap};
 
+use metadata_ebpf::address::MAX_PORTS;
 use tokio::sync::oneshot;
 
 use super::printable;
 use crate::{
-    directory::{RECENT, Record},
+    directory::{LONGEST_REASON, RECENT, Record},
     link::{Inquiry, MOST_PORTS, MOST_SEEN, MOST_TALLIES, PortReport, ProbeReport, Seen, Told},
 };
 
 /// Longest name of a method, a path's class, a refusal or a limit.
 const NAME: usize = 40;
-/// Longest reason.
-const REASON: usize = 300;
 
 /// Questions that are not answered.
 #[derive(Debug, Default)]
@@ -45,19 +44,23 @@ impl Inquiries {
 /// An answer to that question, as far as it can be one.
 fn checked(inquiry: &Inquiry, told: Told) -> Option<Told> {
     match (inquiry, told) {
-        (Inquiry::Ports(asked), Told::Ports(mut ports)) => {
-            ports.retain(|report| asked.contains(&report.port));
-            Some(Told::Ports(cleaned(ports)))
+        (Inquiry::Ports(asked), Told::Ports { mut reports, left_off }) => {
+            reports.retain(|report| asked.contains(&report.port));
+            Some(Told::Ports { reports: cleaned(reports), left_off })
         }
-        (Inquiry::Troubled(_), Told::Ports(ports)) => Some(Told::Ports(cleaned(ports))),
+        (Inquiry::Troubled(_), Told::Ports { reports, left_off }) => {
+            Some(Told::Ports { reports: cleaned(reports), left_off: left_off.min(MAX_PORTS) })
+        }
         (Inquiry::Tallies { after }, Told::Tallies(mut tallies)) => {
-            tallies.retain(|tally| after.is_none_or(|after| tally.port.index > after));
+            // Indexes that there are, or it could be asked for more without end.
+            let next = after.map_or(0, |after| after.saturating_add(1));
+            tallies.retain(|tally| (next..MAX_PORTS).contains(&tally.port.index));
             tallies.truncate(MOST_TALLIES);
             Some(Told::Tallies(tallies))
         }
         (Inquiry::Probe(_), Told::Probe(report)) => Some(Told::Probe(ProbeReport {
             refusal: report.refusal.map(|name| printable(&name, NAME)),
-            reason: report.reason.map(|reason| printable(&reason, REASON)),
+            reason: report.reason.map(|reason| printable(&reason, LONGEST_REASON)),
             ..report
         })),
         _ => None,
@@ -81,7 +84,7 @@ fn cleaned(ports: Vec<PortReport>) -> Vec<PortReport> {
 pub(super) fn clean_seen(mut seen: Seen) -> Seen {
     seen.requests.truncate(MOST_SEEN);
     for request in &mut seen.requests {
-        request.port = printable(&request.port, REASON);
+        request.port = printable(&request.port, LONGEST_REASON);
         request.tap = printable(&request.tap, NAME);
         clean_record(&mut request.record);
     }
@@ -93,7 +96,7 @@ fn clean_record(record: &mut Record) {
     record.method = record.method.take().map(name_of);
     record.path = record.path.take().map(name_of);
     record.refusal = record.refusal.take().map(name_of);
-    record.reason = record.reason.take().map(|reason| printable(&reason, REASON));
+    record.reason = record.reason.take().map(|reason| printable(&reason, LONGEST_REASON));
 }
 
 fn name_of(name: Cow<'static, str>) -> Cow<'static, str> {
@@ -103,7 +106,10 @@ fn name_of(name: Cow<'static, str>) -> Cow<'static, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{directory::TallyReport, link::PortNumber};
+    use crate::{
+        directory::{TallyReport, Totals},
+        link::{PortNumber, PortTally},
+    };
 
     fn report(index: u32) -> PortReport {
         let hostile = "\u{1b}[2J".repeat(100);
@@ -131,15 +137,24 @@ mod tests {
     #[test]
     fn an_answer_is_bounded_and_about_what_was_asked() {
         let asked = Inquiry::Ports(vec![PortNumber { index: 7, generation: 1 }]);
-        let told = Told::Ports((0..100).map(report).collect());
-        let Some(Told::Ports(ports)) = checked(&asked, told) else { panic!("no answer") };
+        let told = || Told::Ports { reports: (0..100).map(report).collect(), left_off: u32::MAX };
+        let Some(Told::Ports { reports: ports, .. }) = checked(&asked, told()) else { panic!("no answer") };
         assert_eq!(ports.len(), 1);
         assert_eq!((ports[0].port.index, ports[0].tally.recent.len()), (7, RECENT));
         let text = format!("{ports:?}");
         assert!(!text.contains("\\u{1b}") && !text.contains("\\n") && text.len() < 8192, "{text}");
-        let told = Told::Ports((0..100).map(report).collect());
-        let Some(Told::Ports(ports)) = checked(&Inquiry::Troubled(1), told) else { panic!("no answer") };
-        assert_eq!(ports.len(), MOST_PORTS);
+        let answer = checked(&Inquiry::Troubled(1), told());
+        let Some(Told::Ports { reports, left_off }) = answer else { panic!("no answer") };
+        assert_eq!((reports.len(), left_off), (MOST_PORTS, MAX_PORTS));
+        let made_up = [6, 7, MAX_PORTS - 1, MAX_PORTS, u32::MAX].map(|index| PortTally {
+            port: PortNumber { index, generation: 1 },
+            connections: 0,
+            totals: Totals::default(),
+        });
+        let answer = checked(&Inquiry::Tallies { after: Some(6) }, Told::Tallies(made_up.to_vec()));
+        let Some(Told::Tallies(tallies)) = answer else { panic!("no answer") };
+        let indexes: Vec<_> = tallies.iter().map(|tally| tally.port.index).collect();
+        assert_eq!(indexes, [7, MAX_PORTS - 1]);
         let probe = Told::Probe(ProbeReport { status: None, us: 0, refusal: None, reason: None });
         assert_eq!(checked(&asked, probe), None);
     }
@@ -152,6 +167,6 @@ mod tests {
             inquiries.ask(Inquiry::Troubled(0), answer);
         }
         assert_eq!(inquiries.waiting.len(), 1);
-        inquiries.answer(77, Told::Ports(Vec::new()));
+        inquiries.answer(77, Told::Ports { reports: Vec::new(), left_off: 0 });
     }
 }

@@ -2,6 +2,7 @@
 use std::{
     fs::File,
     io::{self, Write as _},
+    mem,
     os::fd::{AsFd as _, BorrowedFd},
     sync::Arc,
     time::Duration,
@@ -176,6 +177,8 @@ struct Session {
     /// Questions of operators.
     inquiries: Inquiries,
     born: Instant,
+    /// Requests that operators who watch were not told of.
+    unseen: u64,
     heard: Instant,
     /// By when it has to have ended.
     deadline: Option<Instant>,
@@ -197,6 +200,7 @@ impl Session {
             asked: Vec::new(),
             inquiries: Inquiries::default(),
             born: Instant::now(),
+            unseen: 0,
             heard: Instant::now(),
             deadline: None,
             is_over: false,
@@ -313,8 +317,13 @@ impl Session {
             Event::Told { id, told } => self.inquiries.answer(id, told),
             Event::Seen(seen) => {
                 if let Some(sink) = &wanted.watch {
-                    // Whoever does not take it in time loses it: it is not waited for.
-                    let _ = sink.try_send(inquiries::clean_seen(seen));
+                    let mut seen = inquiries::clean_seen(seen);
+                    seen.lost = seen.lost.saturating_add(mem::take(&mut self.unseen));
+                    let count = seen.lost.saturating_add(seen.requests.len() as u64);
+                    // Whoever does not take it in time loses it: it is not waited for, and told with the next.
+                    if sink.try_send(seen).is_err() {
+                        self.unseen = count;
+                    }
                 }
             }
             Event::Status { numbers, notes } => {
@@ -367,7 +376,7 @@ impl Session {
     async fn send_ports(&mut self, wanted: &Wanted) -> io::Result<()> {
         let (entered, mut gone) = self.changes.take(&wanted.parts.directory);
         for entered in pieces(entered)? {
-            self.send(&Command::Ports { entered, gone: std::mem::take(&mut gone) }, &[]).await?;
+            self.send(&Command::Ports { entered, gone: mem::take(&mut gone) }, &[]).await?;
         }
         if !gone.is_empty() {
             self.send(&Command::Ports { entered: Vec::new(), gone }, &[]).await?;

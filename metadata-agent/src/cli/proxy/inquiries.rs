@@ -6,8 +6,12 @@ use metadata_ebpf::address::Tag;
 use crate::{
     directory::{Directory, Port},
     link::{Inquiry, MOST_PORTS, MOST_TALLIES, PortNumber, PortReport, PortTally, ProbeReport, Told},
+    packets::LONGEST,
     proxy::{self, Proxy},
 };
+
+/// Bytes of an answer around its reports.
+const AROUND: usize = 1024;
 
 /// The answer to a question.
 pub(super) async fn answer(inquiry: Inquiry, directory: Arc<Directory>, proxy: Arc<Proxy>) -> Told {
@@ -16,14 +20,16 @@ pub(super) async fn answer(inquiry: Inquiry, directory: Arc<Directory>, proxy: A
     match inquiry {
         Inquiry::Ports(ports) => {
             let ports = ports.iter().take(MOST_PORTS);
-            Told::Ports(ports.filter_map(|number| Some(report(*number, &*known(number)?, now))).collect())
+            fitting(ports.filter_map(|number| Some(report(*number, &*known(number)?, now))).collect())
         }
         Inquiry::Troubled(within) => {
-            let reports =
-                directory.ports().into_iter().filter(|(_, port)| !port.is_probe).map(|(index, port)| {
-                    report(PortNumber { index, generation: port.generation }, &port, now)
-                });
-            Told::Ports(reports.filter(|report| is_troubled(report, within)).take(MOST_PORTS).collect())
+            let ports = directory.ports().into_iter().filter(|(_, port)| !port.is_probe);
+            let mut troubled: Vec<_> = ports
+                .map(|(index, port)| report(PortNumber { index, generation: port.generation }, &port, now))
+                .filter_map(|report| Some((troubled_since(&report, within)?, report)))
+                .collect();
+            troubled.sort_by_key(|(since, _)| *since);
+            fitting(troubled.into_iter().map(|(_, report)| report).collect())
         }
         Inquiry::Tallies { after } => {
             let mut ports = directory.ports();
@@ -54,12 +60,77 @@ fn report(number: PortNumber, port: &Port, now: Instant) -> PortReport {
     PortReport { port: number, connections, requests, held, tally: port.tally.report(now) }
 }
 
-/// Whether its last request was refused, or a limit was met, that many milliseconds ago at most.
-fn is_troubled(report: &PortReport, within: u64) -> bool {
-    let tally = &report.tally;
-    let is_refused = tally.recent.first().is_some_and(|(since, record)| {
-        *since <= within
-            && (record.reason.is_some() || record.status.is_none_or(|status| status >= 500 || status == 403))
+/// As many of the reports as one answer has room for. An answer that is too long would not be sent at all.
+fn fitting(mut reports: Vec<PortReport>) -> Told {
+    let all = reports.len();
+    reports.truncate(MOST_PORTS);
+    let mut bytes = 0;
+    let fitting = reports.iter().take_while(|report| {
+        bytes += serde_json::to_vec(report).map_or(LONGEST, |text| text.len() + 1);
+        bytes < LONGEST - AROUND
     });
-    is_refused || tally.limited.as_ref().is_some_and(|(_, since)| *since <= within)
+    let fitting = fitting.count();
+    reports.truncate(fitting);
+    Told::Ports { left_off: u32::try_from(all - fitting).unwrap_or(u32::MAX), reports }
+}
+
+/// Milliseconds since its last request was refused or a limit was met, if those are not more than so many.
+fn troubled_since(report: &PortReport, within: u64) -> Option<u64> {
+    let tally = &report.tally;
+    let refused = tally.recent.first().filter(|(_, record)| {
+        record.reason.is_some() || record.status.is_none_or(|status| status >= 500 || status == 403)
+    });
+    let times =
+        refused.map(|(since, _)| *since).into_iter().chain(tally.limited.as_ref().map(|(_, since)| *since));
+    times.min().filter(|since| *since <= within)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::{LONGEST_REASON, RECENT, Record, TallyReport};
+
+    /// A port whose records are as long as a tenant can make them.
+    fn long(index: u32) -> PortReport {
+        let record = Record {
+            source: None,
+            method: Some("OPTIONS".into()),
+            path: Some("meta_data.json".into()),
+            status: Some(503),
+            by_nova: false,
+            bytes: u64::MAX,
+            us: u64::MAX,
+            nova_us: Some(u64::MAX),
+            refusal: Some("conflict".into()),
+            reason: Some("\u{1}".repeat(LONGEST_REASON)),
+        };
+        let tally = TallyReport { recent: vec![(u64::MAX, record); RECENT], ..TallyReport::default() };
+        let port = PortNumber { index, generation: 1 };
+        PortReport { port, connections: 0, requests: 0, held: 0, tally }
+    }
+
+    #[test]
+    fn an_answer_fits_into_a_packet_and_says_how_many_do_not() {
+        let told = fitting((0..100).map(long).collect());
+        let Told::Ports { reports, left_off } = &told else { panic!("no reports") };
+        assert!(reports.len() > 5 && reports.len() < MOST_PORTS, "{}", reports.len());
+        assert_eq!(reports.len() + *left_off as usize, 100);
+        assert!(serde_json::to_vec(&told).unwrap().len() < LONGEST);
+        let told = fitting(vec![PortReport { tally: TallyReport::default(), ..long(1) }; 3]);
+        assert!(matches!(told, Told::Ports { reports, left_off: 0 } if reports.len() == 3));
+    }
+
+    #[test]
+    fn the_last_trouble_counts_if_it_is_not_too_long_ago() {
+        let mut report = long(1);
+        report.tally.recent[0].0 = 500;
+        assert_eq!(troubled_since(&report, 1000), Some(500));
+        assert_eq!(troubled_since(&report, 400), None);
+        report.tally.limited = Some(("port_requests".into(), 300));
+        assert_eq!(troubled_since(&report, 400), Some(300));
+        report.tally.recent[0].1.reason = None;
+        report.tally.recent[0].1.status = Some(404);
+        report.tally.limited = None;
+        assert_eq!(troubled_since(&report, 1000), None);
+    }
 }

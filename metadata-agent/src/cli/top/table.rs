@@ -164,13 +164,13 @@ impl Table {
     /// Sums over all ports, whether they are shown or not.
     pub(super) fn total(&self) -> Row {
         self.rows.iter().fold(Row::default(), |sum, row| Row {
-            connections: sum.connections + row.connections,
+            connections: sum.connections.saturating_add(row.connections),
             rate: sum.rate + row.rate,
-            requests: sum.requests + row.requests,
-            refused: sum.refused + row.refused,
-            bytes: sum.bytes + row.bytes,
-            nova_us: sum.nova_us + row.nova_us,
-            dropped: sum.dropped + row.dropped,
+            requests: sum.requests.saturating_add(row.requests),
+            refused: sum.refused.saturating_add(row.refused),
+            bytes: sum.bytes.saturating_add(row.bytes),
+            nova_us: sum.nova_us.saturating_add(row.nova_us),
+            dropped: sum.dropped.saturating_add(row.dropped),
             ..sum
         })
     }
