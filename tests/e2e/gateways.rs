@@ -78,7 +78,7 @@ impl Site {
     fn keep_claimed(&self, by: &Gateway, priority: u32) -> Result<()> {
         let (lab, port) = (&self.cloud.chassis, &self.machine.port);
         let is_claimed = || -> Result<()> {
-            ensure!(!lab.chassis_of(port)?.is_empty());
+            ensure!(!lab.binding(port, "chassis")?.is_empty());
             Ok(())
         };
         if until("a chassis has the port", CLAIMING, is_claimed).is_err() {
@@ -89,24 +89,16 @@ impl Site {
     }
 }
 
-fn is_not_served(agent: &Agent, port: &Port) -> Result<()> {
-    until("it is not served there", SOON, || {
-        let ports = agent.ports()?;
-        ensure!(ports.iter().all(|status| status.port != port.id), "{ports:?}");
-        Ok(())
-    })
-}
-
 /// An operator has another chassis come first, and takes that out again.
 #[test]
 fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
     let site = site(&NAMES[..1])?;
     let (machine, other) = (&site.machine, &site.others[0]);
-    is_not_served(&other.agent, &machine.port)?;
+    other.agent.wait_unlisted(&machine.port)?;
     let mut kept = machine.connect()?;
     is_identity_of(&machine.port, &kept.request("GET", META_DATA, &[], b"")?)?;
     let moves = |_: &Asked| -> Result<()> {
-        let row = site.cloud.chassis.chassis_of(&machine.port)?;
+        let row = site.cloud.chassis.binding(&machine.port, "chassis")?;
         site.cloud.chassis.set_priority(&machine.port, &other.name, 200)?;
         let moved = thread::scope(|scope| -> Result<Duration> {
             let serves = scope.spawn(|| -> Result<Instant> {
@@ -120,7 +112,7 @@ fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
                 })
             });
             until("the row names the other chassis", SOON, || {
-                let now = site.cloud.chassis.chassis_of(&machine.port)?;
+                let now = site.cloud.chassis.binding(&machine.port, "chassis")?;
                 ensure!(now != row && !now.is_empty());
                 Ok(())
             })?;
@@ -129,7 +121,7 @@ fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
             Ok(served.saturating_duration_since(named))
         })?;
         println!("served {moved:?} after the row named the chassis, as far as looking again and again tells");
-        is_not_served(&site.cloud.agent, &machine.port)?;
+        site.cloud.agent.wait_unlisted(&machine.port)?;
         until("the other one answers", SOON, || {
             site.keep_claimed(other, 200)?;
             own_identity(machine)?;
@@ -145,7 +137,7 @@ fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
         ensure!(site.cloud.nova.take_requests().is_empty(), "the former chassis has answered");
         // And back: the other one is none of them any more.
         site.cloud.chassis.exclude(&machine.port, &other.name)?;
-        is_not_served(&other.agent, &machine.port)
+        other.agent.wait_unlisted(&machine.port)
     };
     let asked = while_asking(machine, moves)?;
     println!("{} answers, the longest time without one {:?}", asked.count(), asked.gap());
@@ -168,7 +160,7 @@ fn another_chassis_serves_when_one_dies() -> Result<()> {
         ensure!(!site.others[0].nova.take_requests().is_empty());
         Ok(())
     })?;
-    is_not_served(&site.cloud.agent, &site.machine.port)?;
+    site.cloud.agent.wait_unlisted(&site.machine.port)?;
     let Site { machine, others, .. } = &mut site;
     let [dies, heir] = others.as_mut_slice() else { panic!("there are two") };
     heir.nova.take_requests();

@@ -9,7 +9,6 @@ use anyhow::{Context as _, Result};
 use metadata_tests::{
     check::{META_DATA, is_identity_of, own_identity, was_signed_for},
     cloud::Cloud,
-    command::{Words as _, run},
     guest::Guest,
     http::Error,
     nova::signature,
@@ -65,20 +64,13 @@ fn a_guest_that_is_being_migrated_here_is_served() -> Result<()> {
     let port = Port::new(&network)?;
     cloud.nova.add_instance(&port);
     cloud.chassis.create_port(&port)?;
-    run(cloud
-        .chassis
-        .nbctl()
-        .words(format!("--wait=sb lsp-set-options {} requested-chassis=source", port.id)))?;
+    cloud.chassis.request_chassis(&port, "source")?;
     let guest = cloud.chassis.boot(port)?;
     guest.configure(Some((METADATA_PORT, "fa:16:3e:aa:bb:cc")))?;
     cloud.chassis.plug(&guest)?;
     cloud.agent.wait_served(&guest, cloud.chassis.ifindex(&guest)?)?;
     own_identity(&guest)?;
-    let binding = run(cloud
-        .chassis
-        .sbctl()
-        .words(format!("--bare --columns=chassis find Port_Binding logical_port={}", guest.port.id)))?;
-    assert_eq!(binding.trim(), "", "the port is bound here");
+    assert_eq!(cloud.chassis.binding(&guest.port, "chassis")?, "", "the port is bound here");
     Ok(())
 }
 

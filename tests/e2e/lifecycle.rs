@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
     agent::Options,
-    check::{META_DATA, is_identity_of, own_identity},
+    check::{META_DATA, attempt, first_answer, is_identity_of, own_identity},
     cloud::{Chassis as _, Cloud},
-    guest::Guest,
     http::{self, Error, Response},
     ovn::{Lab, Routing},
     port::{METADATA_PORT, Port},
@@ -140,7 +139,7 @@ fn a_tap_is_made_again_for_another_instance() -> Result<()> {
     assert_ne!(cloud.chassis.ifindex(&new)?, ifindex);
 
     // From its first moment on it asks and asks; the first answer and all others must be its own.
-    assert!(matches!(ask(&new), Err(Error::Timeout)), "a tap that is not plugged was answered");
+    assert!(matches!(attempt(&new), Err(Error::Timeout)), "a tap that is not plugged was answered");
     cloud.chassis.plug(&new)?;
     first_answer(&new)?;
     own_identity(&new)?;
@@ -270,25 +269,4 @@ fn a_plugged_guest_is_served_soon() -> Result<()> {
 fn assert_nobody(response: &Response) {
     assert_eq!(response.status, 503, "{response:?}");
     assert_eq!(response.header("Retry-After"), Some("1"), "{response:?}");
-}
-
-/// One short attempt.
-fn ask(guest: &Guest) -> http::Result<Response> {
-    let limit = Duration::from_millis(20);
-    let mut connection = guest.connect_with(None, limit)?;
-    connection.stream().set_read_timeout(Some(Duration::from_secs(15)))?;
-    connection.request("GET", META_DATA, &[], b"")
-}
-
-/// Asks until there is an answer, which must be right. Each attempt is short, since the kernel would repeat a lost
-/// SYN only after a second.
-fn first_answer(guest: &Guest) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        match ask(guest) {
-            Ok(response) => return is_identity_of(&guest.port, &response).context("the first answer"),
-            Err(Error::Timeout) if Instant::now() < deadline => {}
-            Err(error) => bail!("no answer: {error}"),
-        }
-    }
 }

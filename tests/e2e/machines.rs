@@ -4,30 +4,22 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
-    agent::{Agent, Options},
+    agent::Options,
     cloud::{Chassis as _, Cloud},
-    command::{Words as _, run},
     machine::{Machine, seconds},
-    nova::Nova,
-    ovn::{Fabric, Lab, Routing},
+    ovn::{HOSTNAME, Lab, Routing},
     port::Port,
+    two_chassis::{THERE, TwoChassis},
     wait::until,
 };
 
 const SOON: Duration = Duration::from_secs(60);
-/// Host names of the chassis.
-const FROM: &str = "lab-host";
-const TO: &str = "host-b";
 /// A client's repeated SYN comes after a second, and after two more; the machine is emulated.
 const LONGEST: Duration = Duration::from_secs(8);
 
 /// Prints the machine's own instance, as it is told.
 const WHO: &str = "timeout 5 wget -q -O - http://169.254.169.254/openstack/latest/meta_data.json 2>/dev/null | tr ',{' '\\n\\n' | \
     grep '\"uuid\"' | cut -d'\"' -f4";
-
-fn external_ids(Port { id, mac, instance, .. }: &Port) -> String {
-    format!("external_ids={{iface-id=\"{id}\",attached-mac=\"{mac}\",vm-uuid=\"{instance}\"}}")
-}
 
 #[test]
 fn a_real_machine_boots_and_learns_who_it_is() -> Result<()> {
@@ -38,13 +30,8 @@ fn a_real_machine_boots_and_learns_who_it_is() -> Result<()> {
     cloud.chassis.create_port(&port)?;
     let host = cloud.chassis.host();
     let mut machine = Machine::boot(cloud.chassis.sandbox(), host, &port, 2)?;
-    let tap = &port.tap;
-    run(cloud
-        .chassis
-        .vsctl()
-        .words(format!("add-port br-int {tap} -- set Interface {tap}"))
-        .arg(external_ids(&port)))?;
-    cloud.agent.wait_port_served(&port, host.ifindex(tap)?)?;
+    cloud.chassis.plug_port(&port)?;
+    cloud.agent.wait_port_served(&port, host.ifindex(&port.tap)?)?;
 
     // With two queues, as Nova makes them for machines with processors to use them.
     let queues = machine.told("echo /sys/class/net/eth0/queues/*")?;
@@ -62,25 +49,15 @@ fn a_real_machine_boots_and_learns_who_it_is() -> Result<()> {
 
 #[test]
 fn a_real_machine_moves_between_chassis_while_it_asks() -> Result<()> {
-    let cloud = Cloud::on(Lab::start_whole()?, &Options::default())?;
-    let fabric = Fabric::create(cloud.chassis.sandbox())?;
-    fabric.connect(&cloud.chassis)?;
-    let other = cloud.chassis.add_chassis(TO)?;
-    fabric.connect(&other)?;
-    let other_nova = Nova::start(other.host())?;
-    let other_agent = Agent::start(&other, &Options::default())?;
-
-    let network = cloud.chassis.add_network("red", Routing::Routed)?;
-    let port = Port::new(&network)?;
-    cloud.nova.add_instance(&port);
-    other_nova.add_instance(&port);
-    cloud.chassis.create_port(&port)?;
-    let (sandbox, host) = (cloud.chassis.sandbox(), cloud.chassis.host());
+    let site = TwoChassis::start(&Options::default())?;
+    let TwoChassis { here, there, .. } = &site;
+    let network = here.chassis.add_network("red", Routing::Routed)?;
+    let port = site.add_port(&network)?;
+    let (sandbox, host) = (here.chassis.sandbox(), here.chassis.host());
     let mut machine = Machine::boot(sandbox, host, &port, 1)?;
-    let Port { id, tap, .. } = &port;
-    let add = format!("add-port br-int {tap} -- set Interface {tap}");
-    run(cloud.chassis.vsctl().words(&add).arg(external_ids(&port)))?;
-    cloud.agent.wait_port_served(&port, host.ifindex(tap)?)?;
+    let tap = &port.tap;
+    here.chassis.plug_port(&port)?;
+    here.agent.wait_port_served(&port, host.ifindex(tap)?)?;
     machine.dhcp()?;
 
     // Each line of the log is the machine's time and what it was told, which is nothing if it was not answered.
@@ -103,18 +80,17 @@ fn a_real_machine_moves_between_chassis_while_it_asks() -> Result<()> {
     ensure!(machine.told("ls /ended 2>/dev/null || true")?.is_empty(), "it lasts");
 
     // Nova has the destination plug the port, and Neutron names both.
-    let options = format!("requested-chassis={FROM},{TO} activation-strategy=rarp");
-    run(cloud.chassis.nbctl().words(format!("--wait=sb lsp-set-options {id} {options}")))?;
+    here.chassis.request_chassis(&port, &format!("{HOSTNAME},{THERE} activation-strategy=rarp"))?;
     let plug = || -> Result<()> {
-        run(other.vsctl().words(&add).arg(external_ids(&port)))?;
-        other_agent.wait_port_served(&port, other.host().ifindex(tap)?)?;
-        ensure!(other_nova.take_requests().is_empty(), "it has not moved yet");
+        there.chassis.plug(&port)?;
+        there.agent.wait_port_served(&port, there.chassis.host().ifindex(tap)?)?;
+        ensure!(there.nova.take_requests().is_empty(), "it has not moved yet");
         Ok(())
     };
-    let mut machine = machine.migrate(sandbox, other.host(), &port, plug)?;
+    let mut machine = machine.migrate(sandbox, there.chassis.host(), &port, plug)?;
     let moved = machine.uptime()?;
     until("it is answered where it is now", SOON, || {
-        ensure!(!other_nova.take_requests().is_empty());
+        ensure!(!there.nova.take_requests().is_empty());
         Ok(())
     })?;
     machine.told(request)?;
@@ -125,11 +101,11 @@ fn a_real_machine_moves_between_chassis_while_it_asks() -> Result<()> {
     );
 
     // The other chassis has it alone.
-    run(cloud.chassis.nbctl().words(format!("--wait=sb lsp-set-options {id} requested-chassis={TO}")))?;
-    run(cloud.chassis.vsctl().words(format!("del-port br-int {tap}")))?;
+    here.chassis.request_chassis(&port, THERE)?;
+    here.chassis.unplug_port(&port)?;
     host.ip(format!("link del {tap}"))?;
-    cloud.agent.wait_gone(tap)?;
-    other_agent.wait_port_served(&port, other.host().ifindex(tap)?)?;
+    here.agent.wait_gone(tap)?;
+    there.agent.wait_port_served(&port, there.chassis.host().ifindex(tap)?)?;
     let settled = machine.uptime()?;
     until("it is answered for a while", SOON, || {
         let last = machine.told("tail -n 1 /asked")?;

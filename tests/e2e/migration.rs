@@ -5,82 +5,53 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use metadata_tests::{
-    agent::{Agent, Options},
+    agent::Options,
     check::{META_DATA, is_identity_of, own_identity},
-    cloud::{Chassis as _, Cloud},
-    command::{Words as _, run},
+    cloud::Chassis as _,
     guest::Guest,
-    netns::Namespace,
-    nova::Nova,
-    ovn::{Fabric, Lab, Routing},
-    port::Port,
+    ovn::{HOSTNAME, MTU, Routing},
     traffic::{Asked, while_asking},
+    two_chassis::{THERE, TwoChassis},
     wait::until,
 };
 
 const SOON: Duration = Duration::from_secs(60);
-const MTU: u32 = 1442;
-/// Host names of the chassis.
-const FROM: &str = "lab-host";
-const TO: &str = "host-b";
 /// Sooner than a client's patience ends, and later than any machine is busy.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// Makes the machine's tap on a host, which leads to that device of the machine's.
-fn make_tap(host: &Namespace, guest: &Guest, device: &str) -> Result<u32> {
-    let (tap, netns) = (&guest.port.tap, guest.netns.name());
-    host.ip(format!("link add {tap} mtu {MTU} type veth peer name {device} netns {netns}"))?;
-    host.ip(format!("link set {tap} address {} up", guest.port.tap_mac()))?;
-    guest.netns.ip(format!("link set {device} mtu {MTU} up"))?;
-    host.ifindex(tap)
-}
-
 #[test]
 fn a_machine_moves_between_chassis_while_it_asks() -> Result<()> {
-    let cloud = Cloud::on(Lab::start_whole()?, &Options::default())?;
-    let fabric = Fabric::create(cloud.chassis.sandbox())?;
-    fabric.connect(&cloud.chassis)?;
-    let other = cloud.chassis.add_chassis(TO)?;
-    fabric.connect(&other)?;
-    let other_nova = Nova::start(other.host())?;
-    let other_agent = Agent::start(&other, &Options::default())?;
-
-    let network = cloud.chassis.add_network("red", Routing::Routed)?;
-    let port = Port::new(&network)?;
-    cloud.nova.add_instance(&port);
-    other_nova.add_instance(&port);
-    cloud.chassis.create_port(&port)?;
-    let guest = Guest::create(cloud.chassis.sandbox(), port)?;
+    let site = TwoChassis::start(&Options::default())?;
+    let TwoChassis { here, there, .. } = &site;
+    let network = here.chassis.add_network("red", Routing::Routed)?;
+    let port = site.add_port(&network)?;
+    let guest = Guest::create(here.chassis.sandbox(), port)?;
     // Its memory is the namespace; what moves is where its NIC leads to.
     guest.netns.ip("link add eth0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
     guest.netns.ip(format!("link set eth0 address {} mtu {MTU} up", guest.port.mac))?;
-    let index = make_tap(cloud.chassis.host(), &guest, "from")?;
+    let index = guest.insert_device(here.chassis.host(), "from", MTU)?;
     guest.netns.ip("link set from master eth0")?;
-    cloud.chassis.plug(&guest)?;
-    cloud.chassis.wait_bound(&guest)?;
+    here.chassis.plug(&guest)?;
+    here.chassis.wait_bound(&guest)?;
     guest.dhcp()?;
-    cloud.agent.wait_served(&guest, index)?;
+    here.agent.wait_served(&guest, index)?;
     own_identity(&guest)?;
     let mut kept = guest.connect()?;
     is_identity_of(&guest.port, &kept.request("GET", META_DATA, &[], b"")?)?;
 
-    let Port { id, tap, mac, instance, .. } = &guest.port;
+    let tap = &guest.port.tap;
     let moves = |asked: &Asked| -> Result<()> {
         // Nova has the destination plug the port, and Neutron names both.
-        let options = format!("requested-chassis={FROM},{TO} activation-strategy=rarp");
-        run(cloud.chassis.nbctl().words(format!("--wait=sb lsp-set-options {id} {options}")))?;
-        let index = make_tap(other.host(), &guest, "to")?;
-        run(other.vsctl().words(format!("add-port br-int {tap} -- set Interface {tap}")).arg(format!(
-            "external_ids={{iface-id=\"{id}\",attached-mac=\"{mac}\",vm-uuid=\"{instance}\"}}"
-        )))?;
+        here.chassis.request_chassis(&guest.port, &format!("{HOSTNAME},{THERE} activation-strategy=rarp"))?;
+        let index = guest.insert_device(there.chassis.host(), "to", MTU)?;
+        there.chassis.plug(&guest.port)?;
         until("the other chassis has the port as well", SOON, || {
-            let find = format!("--bare --columns=additional_chassis find Port_Binding logical_port={id}");
-            ensure!(!run(cloud.chassis.sbctl().words(find))?.trim().is_empty());
+            ensure!(!here.chassis.binding(&guest.port, "additional_chassis")?.is_empty());
             Ok(())
         })?;
-        other_agent.wait_served(&guest, index)?;
+        there.agent.wait_served(&guest, index)?;
         asked.wait_answers()?;
-        ensure!(other_nova.take_requests().is_empty(), "it has not moved yet");
+        ensure!(there.nova.take_requests().is_empty(), "it has not moved yet");
 
         // From now on it runs there.
         guest.netns.ip("link set to master eth0")?;
@@ -91,20 +62,19 @@ fn a_machine_moves_between_chassis_while_it_asks() -> Result<()> {
         let took = started.elapsed();
         ensure!(answer.is_err() && took < AT_ONCE, "a kept connection: {answer:?} after {took:?}");
         println!("a kept connection ends after {took:?}");
-        cloud.nova.take_requests();
+        here.nova.take_requests();
         asked.wait_answers()?;
-        ensure!(!other_nova.take_requests().is_empty() && cloud.nova.take_requests().is_empty());
+        ensure!(!there.nova.take_requests().is_empty() && here.nova.take_requests().is_empty());
 
-        run(cloud.chassis.nbctl().words(format!("--wait=sb lsp-set-options {id} requested-chassis={TO}")))?;
-        cloud.chassis.unplug(&guest)?;
-        cloud.chassis.host().ip(format!("link del {tap}"))?;
-        cloud.agent.wait_gone(tap)?;
+        here.chassis.request_chassis(&guest.port, THERE)?;
+        here.chassis.unplug(&guest)?;
+        here.chassis.host().ip(format!("link del {tap}"))?;
+        here.agent.wait_gone(tap)?;
         until("the port is bound there alone", SOON, || {
-            let find = format!("--bare --columns=additional_chassis find Port_Binding logical_port={id}");
-            ensure!(run(cloud.chassis.sbctl().words(find))?.trim().is_empty());
+            ensure!(here.chassis.binding(&guest.port, "additional_chassis")?.is_empty());
             Ok(())
         })?;
-        other_agent.wait_served(&guest, index)?;
+        there.agent.wait_served(&guest, index)?;
         Ok(())
     };
     let asked = while_asking(&guest, moves)?;

@@ -156,11 +156,7 @@ fn subports_come_and_go() -> Result<()> {
     is_identity_of(&leaves.port, &open.request("GET", META_DATA, &[], b"")?)?;
 
     cloud.chassis.delete_port(&leaves.port)?;
-    until("the subport is no longer served", REACTION, || {
-        let ports = cloud.agent.ports()?;
-        ensure!(ports.iter().all(|status| status.port != leaves.port.id), "{ports:?}");
-        Ok(())
-    })?;
+    cloud.agent.wait_unlisted(&leaves.port)?;
     // Its VLAN is the tenant's own now: nothing is answered, and nothing is counted.
     let before = cloud.agent.settled_counters()?;
     cloud.nova.take_requests();

@@ -331,6 +331,15 @@ impl Agent {
         })
     }
 
+    /// Waits until a port is not even listed as one that is not served.
+    pub fn wait_unlisted(&self, port: &Port) -> Result<()> {
+        until(&format!("{} is not listed", port.id), REACTION, || {
+            let ports = self.ports()?;
+            ensure!(ports.iter().all(|status| status.port != port.id), "/ports says {ports:?}");
+            Ok(())
+        })
+    }
+
     pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
         let response = self.admin("GET", "/counters")?;
         ensure!(response.status == 200, "GET /counters: {}", response.status);

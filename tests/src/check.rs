@@ -4,10 +4,10 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddrV4, TcpStream},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
@@ -27,6 +27,27 @@ pub fn own_identity(guest: &Guest) -> Result<()> {
     let response = guest.get("/latest/meta-data/instance-id")?;
     ensure!(response.text() == ec2_id(&guest.port.instance), "instance-id: {response:?}");
     Ok(())
+}
+
+/// One short attempt.
+pub fn attempt(guest: &Guest) -> http::Result<Response> {
+    let limit = Duration::from_millis(20);
+    let mut connection = guest.connect_with(None, limit)?;
+    connection.stream().set_read_timeout(Some(Duration::from_secs(15)))?;
+    connection.request("GET", META_DATA, &[], b"")
+}
+
+/// Asks until there is an answer, which must be right. Each attempt is short, since the kernel would repeat a lost
+/// SYN only after a second.
+pub fn first_answer(guest: &Guest) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match attempt(guest) {
+            Ok(response) => return is_identity_of(&guest.port, &response).context("the first answer"),
+            Err(http::Error::Timeout) if Instant::now() < deadline => {}
+            Err(error) => bail!("no answer: {error}"),
+        }
+    }
 }
 
 /// The answer to a request for `META_DATA` is that port's.

@@ -107,6 +107,16 @@ impl Guest {
         Ok(())
     }
 
+    /// Makes a tap on a host that leads to a device of the machine's, one of several that a bridge in it has: what moves when
+    /// the machine does is where its NIC leads to. Returns the tap's ifindex.
+    pub fn insert_device(&self, host: &Namespace, device: &str, mtu: u32) -> Result<u32> {
+        let (tap, netns) = (&self.port.tap, self.netns.name());
+        host.ip(format!("link add {tap} mtu {mtu} type veth peer name {device} netns {netns}"))?;
+        host.ip(format!("link set {tap} address {} up", self.port.tap_mac()))?;
+        self.netns.ip(format!("link set {device} mtu {mtu} up"))?;
+        host.ifindex(tap)
+    }
+
     /// Gets an address and routes from the network's DHCP server.
     pub fn dhcp(&self) -> Result<()> {
         let hook = self.dhcp_hook.to_str().context("the run directory's name is not text")?;

@@ -7,6 +7,7 @@
 //! tap       a NIC as a hypervisor makes it           trunk   one with VLANs     vlan   their tags in its frames
 //! station   no more than a tap's frames, written and read by the test
 //! ovn::Lab  one chassis with a real OVN and Open vSwitch
+//! two_chassis   of one OVN, each with an agent and a Nova, between which machines move
 //! stage     one chassis with taps and bridges only
 //! nova      the metadata API          upstream  exact bytes in its place     pki       certificates for it
 //! agent     the program under test
@@ -53,6 +54,7 @@ pub mod station;
 pub(crate) mod tap;
 pub mod traffic;
 pub mod trunk;
+pub mod two_chassis;
 pub mod upstream;
 pub(crate) mod vlan;
 pub mod wait;

@@ -22,6 +22,7 @@ mod daemons;
 mod fabric;
 mod incumbent;
 mod neighbour;
+mod neutron;
 mod northbound;
 mod pki;
 mod southbound;
@@ -37,6 +38,7 @@ use anyhow::{Context as _, Result};
 pub use by_hand::{ByHand, Named, Schema};
 pub use control::ChassisPrivate;
 use daemons::Daemons;
+pub use daemons::HOSTNAME;
 pub use fabric::Fabric;
 pub use incumbent::Incumbent;
 pub use neighbour::Neighbour;
@@ -53,7 +55,7 @@ use crate::{
 };
 
 /// Neutron's: 1500 less Geneve over IPv4.
-const MTU: u32 = 1442;
+pub const MTU: u32 = 1442;
 /// Above any that a namespace gives out by itself.
 const FIRST_IFINDEX: u32 = 1000;
 const PROGRAMS: [&str; 9] = [
@@ -235,11 +237,12 @@ impl Lab {
 
     /// Adds the tap to the integration bridge with the external_ids that os-vif writes.
     pub fn plug(&self, guest: &Guest) -> Result<()> {
-        let Port { id, tap, mac, instance, .. } = &guest.port;
-        run(self.vsctl().words(format!("--may-exist add-port br-int {tap} -- set Interface {tap}")).arg(format!(
-            "external_ids={{iface-id=\"{id}\",iface-status=active,attached-mac=\"{mac}\",vm-uuid=\"{instance}\"}}"
-        )))?;
-        Ok(())
+        self.plug_port(&guest.port)
+    }
+
+    /// The same for whatever has the port's tap.
+    pub fn plug_port(&self, port: &Port) -> Result<()> {
+        plug(self.vsctl(), port)
     }
 
     /// Waits until ovn-controller has claimed the port and installed its flows.
@@ -252,8 +255,11 @@ impl Lab {
     }
 
     pub fn unplug(&self, guest: &Guest) -> Result<()> {
-        run(self.vsctl().words(format!("--if-exists del-port br-int {}", guest.port.tap)))?;
-        Ok(())
+        self.unplug_port(&guest.port)
+    }
+
+    pub fn unplug_port(&self, port: &Port) -> Result<()> {
+        unplug(self.vsctl(), port)
     }
 
     /// The device that the agent has Open vSwitch make for a network.
@@ -295,6 +301,20 @@ impl Lab {
     fn explain<T>(&self, result: Result<T>) -> Result<T> {
         result.with_context(|| format!("the lab's daemons say\n{}", self.sandbox.log_tails()))
     }
+}
+
+/// Adds a port's tap to the integration bridge of a chassis.
+fn plug(mut vsctl: Command, port: &Port) -> Result<()> {
+    let tap = &port.tap;
+    run(vsctl
+        .words(format!("--may-exist add-port br-int {tap} -- set Interface {tap}"))
+        .arg(port.external_ids()))?;
+    Ok(())
+}
+
+fn unplug(mut vsctl: Command, port: &Port) -> Result<()> {
+    run(vsctl.words(format!("--if-exists del-port br-int {}", port.tap)))?;
+    Ok(())
 }
 
 impl Chassis for Lab {

@@ -76,6 +76,14 @@ impl Port {
         format!("vm-{}", &self.instance[..8])
     }
 
+    /// What os-vif writes on the Interface of the tap.
+    pub fn external_ids(&self) -> String {
+        let Self { id, mac, instance, .. } = self;
+        format!(
+            "external_ids={{iface-id=\"{id}\",iface-status=active,attached-mac=\"{mac}\",vm-uuid=\"{instance}\"}}"
+        )
+    }
+
     /// The tap's own MAC, as libvirt chooses it.
     pub fn tap_mac(&self) -> String {
         format!("fe{}", &self.mac[2..])

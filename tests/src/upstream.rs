@@ -147,6 +147,11 @@ impl Upstream {
         self.shared.accepted.load(Ordering::Acquire)
     }
 
+    /// How many of them neither side has closed. Whoever goes is seen while the script is `Silence` or `Stall`.
+    pub fn open_connections(&self) -> usize {
+        self.shared.connections().len()
+    }
+
     /// The bytes of the requests since this was last called, one entry for each.
     pub fn take_requests(&self) -> Vec<Vec<u8>> {
         std::mem::take(&mut *self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner))

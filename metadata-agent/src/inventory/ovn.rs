@@ -29,7 +29,7 @@ use super::{
     network_devices::{Rows, is_ours},
     remembered::Remembered,
     rows::{Bridge, ChassisPrivate, ChassisRow, Interface, OpenVSwitch, Port, PortBinding, SbGlobal},
-    subscription::Subscription,
+    subscription::{Row, Subscription},
     through_switch::{Southbound, ThroughSwitch},
     untagged,
     vif::Switch,
@@ -322,9 +322,13 @@ impl Ovn {
         if !self.ovs.synced || self.southbound.down.is_some() || !self.southbound.has(self.subscribed) {
             return None;
         }
-        let (chassis, has_row) = (self.chassis_row(), |port: &str| self.bindings.port(port).is_some());
-        let (changed, again) =
-            self.subscription.update(now, &self.plugged, self.through_switch.networks(), has_row, chassis);
+        let row = |port: &str| match self.bindings.port(port) {
+            None => Row::Missing,
+            Some(row) if row.requested_additional_chassis.is_empty() => Row::Here,
+            Some(_) => Row::Moving,
+        };
+        let (chassis, networks) = (self.chassis_row(), self.through_switch.networks());
+        let (changed, again) = self.subscription.update(now, &self.plugged, networks, row, chassis);
         if !changed {
             return again;
         }

@@ -53,6 +53,8 @@ ovsdb_client::row! {
         datapath: Uuid,
         /// The row of the chassis where it is bound, or that was made responsible for it.
         chassis: Option<Uuid>,
+        /// Where it is to be besides, while its machine is migrated live.
+        requested_additional_chassis: BTreeSet<Uuid> as optional,
         /// The port of the tap that carries this one's frames, for a subport of a trunk.
         parent_port: Option<String>,
         /// The VLAN that a subport's frames are tagged with there.

@@ -19,7 +19,8 @@ use crate::{
 
 pub(super) const NB_SOCKET: &str = "nb.sock";
 pub(super) const OVS_SOCKET: &str = "db.sock";
-pub(super) const HOSTNAME: &str = "lab-host";
+/// Host name of the lab's own chassis.
+pub const HOSTNAME: &str = "lab-host";
 
 const NB_SCHEMA: &str = "/usr/share/ovn/ovn-nb.ovsschema";
 pub(super) const OVS_SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";

@@ -1,17 +1,22 @@
 //! One more chassis of a lab's OVN: a namespace with an Open vSwitch and an ovn-controller of its own.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use anyhow::{Context as _, Result};
 
 use super::{
-    Datapath, Lab,
+    Datapath, FIRST_IFINDEX, Lab, MTU,
     daemons::{self, Switch},
 };
 use crate::{
     cloud::Chassis,
     command::{Words as _, run},
+    guest::Guest,
     netns::Namespace,
+    port::Port,
     sandbox::Sandbox,
 };
 
@@ -22,6 +27,7 @@ pub struct Neighbour {
     pub(super) host: Namespace,
     sandbox: Sandbox,
     southbound: String,
+    next_ifindex: AtomicU32,
 }
 
 impl Lab {
@@ -32,7 +38,8 @@ impl Lab {
         let southbound = self.daemons.southbound.sockets(&self.sandbox);
         let switch = Switch::start(&sandbox, &host, Datapath::Userspace, hostname, &southbound)
             .with_context(|| format!("the chassis did not start\n{}", sandbox.log_tails()))?;
-        Ok(Neighbour { switch: Some(switch), host, sandbox, southbound })
+        let next_ifindex = AtomicU32::new(FIRST_IFINDEX);
+        Ok(Neighbour { switch: Some(switch), host, sandbox, southbound, next_ifindex })
     }
 }
 
@@ -46,6 +53,31 @@ impl Neighbour {
     pub fn chassis_name(&self) -> Result<String> {
         let text = run(self.vsctl().words("get Open_vSwitch . external_ids:system-id"))?;
         Ok(text.trim().trim_matches('"').to_owned())
+    }
+
+    /// Makes the tap of a machine that runs here.
+    pub fn start_tap(&self, guest: &Guest) -> Result<()> {
+        guest.insert_nic(&self.host, self.next_ifindex.fetch_add(1, Ordering::Relaxed), MTU)
+    }
+
+    /// The tap is lost as when a machine is powered off; the row in Open_vSwitch stays.
+    pub fn stop_tap(&self, guest: &Guest) -> Result<()> {
+        self.host.ip(format!("link del {}", guest.port.tap))?;
+        Ok(())
+    }
+
+    /// Adds the tap to the integration bridge with the external_ids that os-vif writes.
+    pub fn plug(&self, port: &Port) -> Result<()> {
+        super::plug(self.vsctl(), port)
+    }
+
+    pub fn unplug(&self, port: &Port) -> Result<()> {
+        super::unplug(self.vsctl(), port)
+    }
+
+    /// The ifindex that a port's tap has now.
+    pub fn ifindex(&self, port: &Port) -> Result<u32> {
+        self.host.ifindex(&port.tap)
     }
 
     /// It dies: SIGKILL for all that OVN has there.

@@ -58,23 +58,15 @@ impl Lab {
         Ok(())
     }
 
-    /// The row of the chassis that has a port, in the Southbound; empty if none has.
-    pub fn chassis_of(&self, port: &Port) -> Result<String> {
-        let find = format!("--bare --columns=chassis find Port_Binding logical_port={}", port.id);
-        Ok(run(self.sbctl().words(find))?.trim().to_owned())
-    }
-
     /// An instance on an internal port of Open vSwitch, whose device is in the instance's own namespace.
     pub fn add_internal(&self, port: Port) -> Result<Guest> {
         self.create_port(&port)?;
         let guest = Guest::create(&self.sandbox, port)?;
-        let Port { id, tap, mac, instance, .. } = &guest.port;
+        let Port { tap, mac, .. } = &guest.port;
         run(self
             .vsctl()
             .words(format!("add-port br-int {tap} -- set Interface {tap} type=internal"))
-            .arg(format!(
-                "external_ids={{iface-id=\"{id}\",iface-status=active,attached-mac=\"{mac}\",vm-uuid=\"{instance}\"}}"
-            )))?;
+            .arg(guest.port.external_ids()))?;
         self.ovs.ip(format!("link set {tap} netns {}", guest.netns.name()))?;
         // The kernel's datapath knows it by its name, which stays.
         guest.netns.ip("link add eth0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
