@@ -149,17 +149,18 @@ pub fn run() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells a running agent to leave, if there is one. Where that fails the agent stays.
-fn tell_to_leave(run_dir: &Path) -> anyhow::Result<()> {
+/// Tells a running agent to leave; where there is none, returns the lock, which lasts as long as this process. Where that fails
+/// the agent stays.
+fn tell_to_leave(run_dir: &Path) -> anyhow::Result<Option<startup::RunLock>> {
     startup::check_capabilities()?;
     let Ok(socket) = show::connect(run_dir) else {
-        return startup::lock(run_dir)?.with_context(|| held(run_dir)).map(drop);
+        return startup::lock(run_dir)?.with_context(|| held(run_dir)).map(Some);
     };
     // One that leaves may be gone before it has answered; its lock tells.
     if let Ok((false, answer)) = show::ask(socket, "PUT", "/leave") {
         bail!("the running agent does not leave: {answer}");
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Waits until an agent that leaves is gone.
@@ -186,13 +187,13 @@ fn remove_devices(ovs: &ovsdb_client::Config) -> Result<(), String> {
 }
 
 fn cleanup(config: &Config) -> anyhow::Result<()> {
-    tell_to_leave(&config.run_dir)?;
-    remove_all(config)
+    let lock = tell_to_leave(&config.run_dir)?;
+    remove_all(config, lock)
 }
 
-/// Removes what an agent that leaves, or has gone, has on this host.
-fn remove_all(config: &Config) -> anyhow::Result<()> {
-    let _lock = await_gone(&config.run_dir)?;
+/// Removes what an agent that leaves, or has gone, has on this host. The lock is missing while it leaves.
+fn remove_all(config: &Config, lock: Option<startup::RunLock>) -> anyhow::Result<()> {
+    let _lock = lock.map_or_else(|| await_gone(&config.run_dir), Ok)?;
     Orphan::end_all(&config.run_dir)
         .context("cannot end the guest-facing process of an agent that was killed")?;
     // Before their programs go: what these devices receive is for nobody else.

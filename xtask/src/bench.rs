@@ -48,6 +48,8 @@ enum ProxyPart {
     Requests,
     /// System calls of a request, and a flame graph for each load in the current folder.
     Profile,
+    /// Memory for connections that are kept.
+    Memory,
     /// What session tokens cost.
     Tokens,
     /// One guest beside crowds.

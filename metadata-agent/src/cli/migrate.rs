@@ -125,7 +125,7 @@ fn ports(config: &Config) -> anyhow::Result<Ports> {
 
 /// Ends this agent for good.
 fn leave(config: &Config) -> Result<(), Unfinished> {
-    tell_to_leave(&config.run_dir).map_err(|error| Unfinished::Stays(format!("{error:#}")))?;
+    let lock = tell_to_leave(&config.run_dir).map_err(|error| Unfinished::Stays(format!("{error:#}")))?;
     if systemctl(&["--quiet", "is-enabled", OWN_UNIT]) && !systemctl(&["--quiet", "disable", OWN_UNIT]) {
         // As above: nobody may read it.
         drop(writeln!(
@@ -134,7 +134,7 @@ fn leave(config: &Config) -> Result<(), Unfinished> {
              {OWN_UNIT}`"
         ));
     }
-    remove_all(config).map_err(|error| {
+    remove_all(config, lock).map_err(|error| {
         Unfinished::LeftOver(format!(
             "{error:#} (what is left over goes with `metadata-agent cleanup`, with the configuration files of this command)"
         ))
