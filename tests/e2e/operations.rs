@@ -298,6 +298,12 @@ fn the_instance_of_a_plugged_port_changes() -> Result<()> {
             ensure!(ports.iter().any(|port| port.port == guest.port.id && port.state == state), "{ports:?}");
             Ok(())
         })?;
+        // The process that guests talk to hears of it a moment later.
+        until("the guest is told so", SOON, || {
+            let answer = guest.get(META_DATA)?;
+            ensure!(answer.status == 503, "{answer:?}");
+            Ok(())
+        })?;
         cloud.nova.take_requests();
         for answer in [guest.get(META_DATA)?, kept.request("GET", META_DATA, &[], b"")?] {
             ensure!(answer.status == 503 && answer.header("Retry-After").is_some(), "{answer:?}");
