@@ -1,5 +1,6 @@
 //! Commands.
 #![forbid(unsafe_code)]
+mod agent_place;
 mod config_files;
 mod explain;
 mod log;

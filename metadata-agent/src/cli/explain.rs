@@ -1,16 +1,12 @@
 //! `explain`: why guests get their answers or do not, stage by stage.
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    config_files::ConfigFiles,
+    agent_place::AgentPlace,
     show::{self, ANSWER, ask_within, print, printable},
 };
 use crate::{admin, datapath::has_pins, explain::Stage};
@@ -29,20 +25,17 @@ pub(super) struct Explain {
     /// Send one request to Nova in the port's name, and tell what came of it.
     #[arg(long, requires = "what")]
     probe: bool,
-    /// The agent's run directory (/run/metadata-agent). With configuration files, it is theirs.
-    #[arg(long, value_name = "FOLDER")]
-    run_dir: Option<PathBuf>,
     /// As the agent says it, for programs.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    files: ConfigFiles,
+    place: AgentPlace,
 }
 
 impl Explain {
     /// Asks the agent, prints what it says, and returns the status of the first stage that fails.
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        let run_dir = show::run_dir(self.run_dir.as_deref(), &self.files)?;
+        let run_dir = self.place.run_dir()?;
         let path = run_dir.join(admin::SOCKET);
         let Ok(socket) = show::connect(&run_dir) else {
             eprintln!(

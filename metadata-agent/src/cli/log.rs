@@ -1,11 +1,10 @@
 //! `log`: changes what a running agent logs.
-use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
 
 use super::{
-    config_files::ConfigFiles,
+    agent_place::AgentPlace,
     show::{self, ask, print},
 };
 use crate::admin;
@@ -25,11 +24,8 @@ pub(super) struct Log {
     /// For so many seconds; 60 where nothing is said.
     #[arg(long, value_name = "NUMBER", requires = "datapath")]
     seconds: Option<u64>,
-    /// The agent's run directory (/run/metadata-agent). With configuration files, it is theirs.
-    #[arg(long, value_name = "FOLDER")]
-    run_dir: Option<PathBuf>,
     #[command(flatten)]
-    files: ConfigFiles,
+    place: AgentPlace,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,7 +37,7 @@ enum Switch {
 impl Log {
     /// Tells the agent.
     pub(super) fn run(&self) -> anyhow::Result<()> {
-        let run_dir = show::run_dir(self.run_dir.as_deref(), &self.files)?;
+        let run_dir = self.place.run_dir()?;
         let path = run_dir.join(admin::SOCKET);
         let socket = show::connect(&run_dir)
             .with_context(|| format!("no agent answers at {}: is it running?", path.display()))?;

@@ -2,7 +2,7 @@
 use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -10,28 +10,22 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use super::config_files::ConfigFiles;
+use super::agent_place::AgentPlace;
 use crate::admin;
 
 /// Timeout of a running agent's answer: it does nothing that lasts.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
-
-/// Run directory where no option says another.
-const RUN_DIR: &str = "/run/metadata-agent";
 
 /// Subject, and where the agent is.
 #[derive(Debug, Args)]
 pub(super) struct Show {
     /// What to show.
     subject: Subject,
-    /// The agent's run directory (/run/metadata-agent). With configuration files, it is theirs.
-    #[arg(long, value_name = "FOLDER")]
-    run_dir: Option<PathBuf>,
     /// As the agent says it, for programs.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    files: ConfigFiles,
+    place: AgentPlace,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -49,7 +43,7 @@ enum Subject {
 impl Show {
     /// Asks the agent, and prints what it says.
     pub(super) fn run(&self) -> anyhow::Result<()> {
-        let run_dir = run_dir(self.run_dir.as_deref(), &self.files)?;
+        let run_dir = self.place.run_dir()?;
         let target = match self.subject {
             Subject::Ready => "/ready",
             Subject::Ports => "/ports",
@@ -75,15 +69,6 @@ impl Show {
         }
         Ok(())
     }
-}
-
-/// The run directory of the agent that is meant.
-pub(super) fn run_dir(named: Option<&Path>, files: &ConfigFiles) -> anyhow::Result<PathBuf> {
-    Ok(match named {
-        Some(run_dir) => run_dir.to_owned(),
-        None if files.are_named() => files.read()?.run_dir,
-        None => RUN_DIR.into(),
-    })
 }
 
 /// Text that a tenant may have chosen, such as can be shown on a terminal.

@@ -8,7 +8,6 @@ mod table;
 
 use std::{
     io::IsTerminal as _,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -23,7 +22,7 @@ use serde_json::Value;
 
 use self::table::{Column, Table};
 use super::{
-    config_files::ConfigFiles,
+    agent_place::AgentPlace,
     show::{self, ask, print},
 };
 use crate::admin;
@@ -43,14 +42,11 @@ pub(super) struct Top {
     /// Only ports whose tap, port or instance has these characters in it.
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
-    /// The agent's run directory (/run/metadata-agent). With configuration files, it is theirs.
-    #[arg(long, value_name = "FOLDER")]
-    run_dir: Option<PathBuf>,
     /// The numbers once, as the agent says them.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    files: ConfigFiles,
+    place: AgentPlace,
 }
 
 /// What a key asks for.
@@ -63,7 +59,7 @@ enum Step {
 impl Top {
     /// Shows the numbers until somebody has had enough.
     pub(super) fn run(&self) -> anyhow::Result<()> {
-        let run_dir = show::run_dir(self.run_dir.as_deref(), &self.files)?;
+        let run_dir = self.place.run_dir()?;
         let look = || -> anyhow::Result<String> {
             let path = run_dir.join(admin::SOCKET);
             let socket = show::connect(&run_dir)

@@ -1,15 +1,12 @@
 //! `watch`: requests and dropped frames as they happen.
-use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    path::PathBuf,
-};
+use std::io::{BufRead as _, BufReader, Write as _};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use serde_json::Value;
 
 use super::{
-    config_files::ConfigFiles,
+    agent_place::AgentPlace,
     show::{self, printable},
 };
 use crate::admin;
@@ -26,20 +23,17 @@ pub(super) struct Watch {
     /// Only what was refused, cut off or dropped for a reason with these words, or that outcome.
     #[arg(long, value_name = "WORDS")]
     reason: Option<String>,
-    /// The agent's run directory (/run/metadata-agent). With configuration files, it is theirs.
-    #[arg(long, value_name = "FOLDER")]
-    run_dir: Option<PathBuf>,
     /// A line of JSON for each, for programs.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    files: ConfigFiles,
+    place: AgentPlace,
 }
 
 impl Watch {
     /// Prints what happens until the agent ends, or whoever reads has had enough.
     pub(super) fn run(&self) -> anyhow::Result<()> {
-        let run_dir = show::run_dir(self.run_dir.as_deref(), &self.files)?;
+        let run_dir = self.place.run_dir()?;
         let path = run_dir.join(admin::SOCKET);
         let mut socket = show::connect(&run_dir)
             .with_context(|| format!("no agent answers at {}: is it running?", path.display()))?;
@@ -153,9 +147,8 @@ mod tests {
             port: None,
             status: status.map(str::to_owned),
             reason: reason.map(str::to_owned),
-            run_dir: None,
             json: false,
-            files: ConfigFiles::default(),
+            place: AgentPlace::default(),
         }
     }
 
