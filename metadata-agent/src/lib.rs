@@ -41,4 +41,5 @@ pub mod takeover;
 mod tls;
 pub mod tokens;
 pub mod version;
+mod watchdog;
 pub mod watchers;

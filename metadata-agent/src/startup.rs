@@ -1,9 +1,8 @@
 //! Preconditions, checked before anything is touched, each with what to do about it.
 #![forbid(unsafe_code)]
 use std::{
-    fs::{DirBuilder, File},
+    fs::{DirBuilder, TryLockError},
     io,
-    mem::ManuallyDrop,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::DirBuilderExt as _,
@@ -17,7 +16,6 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use nix::{
-    fcntl::{Flock, FlockArg},
     sys::resource::{Resource, getrlimit, setrlimit},
     unistd::{Gid, Uid, User},
 };
@@ -28,21 +26,21 @@ use crate::{
     link::{Confinement, EMPTY},
 };
 
-/// The lock of a run directory, held for as long as the agent runs.
+/// The lock of a run directory (flock(2)). It belongs to the open file, which a successor inherits, and ends with the last
+/// descriptor of that: to unlock it would be for the successor as well.
 #[derive(Debug)]
-pub enum RunLock {
-    /// Taken by this agent. It ends with the last descriptor of the file; to unlock it would be for a successor as well.
-    Taken(ManuallyDrop<Flock<File>>),
-    /// Of the agent that this one succeeds. A lock belongs to the open file, which both of them have.
-    Inherited(OwnedFd),
+pub struct RunLock(OwnedFd);
+
+impl RunLock {
+    /// The one of the agent that this one succeeds.
+    pub fn inherited(lock: OwnedFd) -> Self {
+        Self(lock)
+    }
 }
 
 impl AsFd for RunLock {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Taken(lock) => lock.as_fd(),
-            Self::Inherited(lock) => lock.as_fd(),
-        }
+        self.0.as_fd()
     }
 }
 
@@ -146,10 +144,10 @@ pub fn lock(run_dir: &Path) -> anyhow::Result<Option<RunLock>> {
         .with_context(|| format!("cannot make the run directory {}", at()))?;
     let file =
         files::open_lock(&run_dir.join("lock")).with_context(|| format!("cannot open {}/lock", at()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(RunLock::Taken(ManuallyDrop::new(lock)))),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, errno)) => Err(io::Error::from(errno)).with_context(|| format!("cannot lock {}/lock", at())),
+    match file.try_lock() {
+        Ok(()) => Ok(Some(RunLock(file.into()))),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}/lock", at())),
     }
 }
 

@@ -19,7 +19,11 @@ use metadata_tests::{
     wait::until,
 };
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        ptrace,
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, waitpid},
+    },
     unistd::Pid,
 };
 
@@ -199,4 +203,38 @@ fn a_process_that_is_stuck_is_replaced() -> Result<()> {
     is_gone(process)?;
     own_identity(&guest)?;
     cloud.agent.wait_logged(&["it was stuck, and was killed"]).map(drop)
+}
+
+/// The others would serve on, and every other connection would wait for it.
+#[test]
+fn a_worker_that_is_stuck_is_replaced_with_its_process() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    own_identity(&guest)?;
+    let process = cloud.agent.guest_process()?;
+    let worker = thread_of(process, "proxy-1")?;
+    // It stands still, and the rest of its process does not.
+    ptrace::seize(worker, ptrace::Options::empty())?;
+    ptrace::interrupt(worker)?;
+    // Whoever traces a thread has to take note of its end, or its process does not end.
+    while waitpid(worker, Some(WaitPidFlag::__WALL))?.pid().is_some_and(|_| is_traced(worker)) {}
+    another(&cloud.agent, process)?;
+    is_gone(process)?;
+    own_identity(&guest)?;
+    cloud.agent.wait_logged(&["worker 1 has been stuck for 20 s"]).map(drop)
+}
+
+fn thread_of(process: u32, name: &str) -> Result<Pid> {
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        let thread = thread?;
+        if fs::read_to_string(thread.path().join("comm"))?.trim() == name {
+            let id: i32 = thread.file_name().to_string_lossy().parse()?;
+            return Ok(Pid::from_raw(id));
+        }
+    }
+    anyhow::bail!("process {process} has no thread {name}")
+}
+
+fn is_traced(thread: Pid) -> bool {
+    Path::new(&format!("/proc/{thread}")).exists()
 }

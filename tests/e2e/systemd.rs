@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -245,6 +246,43 @@ fn nobody_notices_that_the_agent_is_killed() -> Result<()> {
         assert_eq!(repeated()?, before, "a guest found nobody");
         // The service manager and the process that was left had the same sockets.
         host.service.has(&["NFileDescriptorStore=4"])?;
+        host.serves()
+    })
+}
+
+/// The service manager ends an agent that gives no sign of life, and the successor of one that is reloaded as well.
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn nobody_notices_that_the_agent_hangs() -> Result<()> {
+    on_host(|host| {
+        host.serves()?;
+        host.service.has(&["WatchdogUSec=3min"])?;
+        host.service.set_watchdog(Some("3s"))?;
+        host.service.systemctl("restart")?;
+        for is_reloaded in [false, true] {
+            let mut pid = host.service.pid()?;
+            if is_reloaded {
+                host.service.systemctl("reload")?;
+                pid = until("the successor is the main process", PATIENCE, || {
+                    let successor = host.service.pid()?;
+                    ensure!(successor != pid);
+                    Ok(successor)
+                })?;
+                // One that lives is left alone for longer than that.
+                thread::sleep(2 * Duration::from_secs(3));
+                assert_eq!(host.service.pid()?, pid, "an agent that is well was ended");
+            }
+            while_guests_ask(host, || {
+                host.service.systemctl("kill --kill-whom=main --signal=STOP")?;
+                until("there is another one", PATIENCE, || {
+                    ensure!(host.service.pid()? != pid);
+                    host.service.has(&["ActiveState=active", "SubState=running"])
+                })
+            })?;
+            host.serves()?;
+        }
+        host.service.set_watchdog(None)?;
+        host.service.systemctl("restart")?;
         host.serves()
     })
 }

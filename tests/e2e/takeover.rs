@@ -128,6 +128,32 @@ fn no_guest_notices_a_takeover() -> Result<()> {
     cloud.agent.clean_up()
 }
 
+/// The former agent ends what it has begun, and holds up nobody who comes in place of its successor.
+#[test]
+fn a_successor_that_ends_at_once_is_followed_at_once() -> Result<()> {
+    let mut cloud = Cloud::with_inventory()?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    // It is answered by the former agent, and keeps that from ending.
+    let mut kept = guest.connect()?;
+    is_identity_of(&guest.port, &kept.request("GET", META_DATA, &[], b"")?)?;
+    let agent = &mut cloud.agent;
+    let mut former = agent.replace()?;
+    agent.wait_ready()?;
+    agent.wait_logged(&["another agent has taken over"])?;
+    agent.kill()?;
+    agent.resume()?;
+    agent.wait_ready()?;
+    former.check_running()?;
+    own_identity(&other)?;
+    let response = kept.request("GET", META_DATA, &[], b"")?;
+    is_identity_of(&guest.port, &response)?;
+    assert_eq!(response.header("Connection"), Some("close"), "another agent's connection: {response:?}");
+    let status = former.wait()?;
+    ensure!(status.success(), "the former agent ended with {status}");
+    own_identity(&guest)?;
+    own_identity(&other)
+}
+
 /// The connections of a former agent that does not live to end them are not counted for ever.
 #[test]
 fn a_former_agent_that_is_killed_leaves_no_open_connection() -> Result<()> {
@@ -155,6 +181,7 @@ fn a_former_agent_that_is_killed_leaves_no_open_connection() -> Result<()> {
     is_open(5)?;
     let mut former = cloud.agent.replace()?;
     cloud.agent.wait_logged(&["another agent has taken over"])?;
+    thread::sleep(Duration::from_millis(1000));
     let _of_the_successor = kept(3)?;
     is_open(8)?;
     former.kill()?;

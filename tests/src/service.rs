@@ -84,6 +84,20 @@ impl Service {
         Ok(fs::write(FILES[2], format!("{}{more}", self.section))?)
     }
 
+    /// For how long the service manager waits for signs of life from the next start on; as the unit has it, if not told.
+    pub fn set_watchdog(&self, patience: Option<&str>) -> Result<()> {
+        let folder = Path::new("/run/systemd/system").join(format!("{NAME}.service.d"));
+        match patience {
+            Some(patience) => {
+                fs::create_dir_all(&folder)?;
+                fs::write(folder.join("watchdog.conf"), format!("[Service]\nWatchdogSec={patience}\n"))?;
+            }
+            None => fs::remove_dir_all(&folder)?,
+        }
+        run(Command::new("systemctl").arg("daemon-reload"))?;
+        Ok(())
+    }
+
     /// `systemctl <verb> metadata-agent`, which returns when it is done.
     pub fn systemctl(&self, verb: &str) -> Result<()> {
         run(Command::new("systemctl").words(verb).arg(NAME))?;

@@ -19,7 +19,7 @@ use socket2::Socket;
 use tokio::{
     runtime,
     task::AbortHandle,
-    time::{sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -35,7 +35,7 @@ use crate::{
     metrics,
     open_sources::SourceTable,
     packets::{AsyncChannel, Channel},
-    proxy::{Metrics, Nova, Observer, Proxy, Shutdown, Watch, Workers},
+    proxy::{Metrics, Nova, Observer, Proxy, Pulses, Shutdown, Watch, Workers},
     tls::Tls,
 };
 
@@ -43,6 +43,8 @@ use crate::{
 const BEGIN: Duration = Duration::from_secs(10);
 /// For how long requests are gathered for one message to who watches.
 const GATHERING: Duration = Duration::from_millis(50);
+/// Period of the look after the workers.
+const PULSE: Duration = Duration::from_secs(1);
 /// Longest certificates: more than all authorities of the world take.
 const MOST_CERTIFICATES: u64 = 64 << 20;
 
@@ -84,7 +86,7 @@ pub(super) fn serve_guests() -> anyhow::Result<()> {
     let nova = Arc::new(Nova::new(&setup.nova, dialling.clone(), tls.clone(), &observer));
     let proxy = Arc::new(Proxy::new(directory.clone(), sources.clone(), setup.limits.clone(), proxy_metrics));
     let listeners = by_worker(listeners, &setup);
-    let workers = Workers::start(listeners, &proxy, &nova, &serving, &shutdown)?;
+    let (workers, pulses) = Workers::start(listeners, &proxy, &nova, &serving, &shutdown)?;
     let ended = CancellationToken::new();
     let join = {
         let ended = ended.clone();
@@ -97,10 +99,11 @@ pub(super) fn serve_guests() -> anyhow::Result<()> {
     lacking.extend(confinement::give_up_system_calls());
     channel.try_send(&Event::Ready { lacking }, &[])?;
 
-    let orphanage = Orphanage::new(adoption, twins?, setup.owner)?;
+    let orphanage = Orphanage::new(adoption, twins?, setup.owner, tls.is_some())?;
     let lease = setup.lease;
     let process = GuestFacing {
         lease,
+        orphanage,
         log,
         directory,
         sources,
@@ -117,8 +120,10 @@ pub(super) fn serve_guests() -> anyhow::Result<()> {
     runtime.block_on(async {
         tokio::select! {
             () = ended.cancelled() => Ok(()),
+            // Another process serves the guests of all workers.
+            trouble = process.watch_over(pulses) => bail!(trouble),
             // With the lease over, no segment of a guest's gets here any more.
-            told = process.live(channel, &orphanage) => {
+            told = process.live(channel) => {
                 told?;
                 // Nobody tells anything any more: what is under way is served.
                 process.shutdown.stop();
@@ -170,6 +175,7 @@ fn client(
 /// Everything that can be told something.
 struct GuestFacing {
     lease: Duration,
+    orphanage: Orphanage,
     log: LogFilter,
     directory: Arc<Directory>,
     sources: Arc<SourceTable>,
@@ -186,7 +192,7 @@ struct GuestFacing {
 
 impl GuestFacing {
     /// Does as it is told, by one agent after another, until nobody has come for too long.
-    async fn live(&self, first: Arc<AsyncChannel>, orphanage: &Orphanage) -> anyhow::Result<()> {
+    async fn live(&self, first: Arc<AsyncChannel>) -> anyhow::Result<()> {
         let mut channel = first;
         loop {
             let told = self.do_as_told(&channel).await;
@@ -197,7 +203,7 @@ impl GuestFacing {
             }
             let reason = told.err().map_or_else(|| "it has ended".to_owned(), |error| format!("{error:#}"));
             warn!(reason, "the agent is gone: ports that are known are served until another one comes");
-            let Ok(adopted) = timeout(self.lease, orphanage.adopted()).await else {
+            let Ok(adopted) = timeout(self.lease, self.orphanage.adopted()).await else {
                 bail!("no agent came within {} s", self.lease.as_secs());
             };
             let Some((next, signing)) = adopted? else {
@@ -208,6 +214,20 @@ impl GuestFacing {
             *self.signing.lock().unwrap_or_else(PoisonError::into_inner) = signing;
             channel = Arc::new(next);
             self.dialling.resume(&channel);
+        }
+    }
+
+    /// Until a worker is stuck, or has ended though it was not to.
+    async fn watch_over(&self, mut pulses: Pulses) -> String {
+        self.serving.cancelled().await;
+        let mut looks = interval(PULSE);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            match pulses.feel() {
+                Err(trouble) if !self.shutdown.is_retiring() => return trouble,
+                _ => {}
+            }
         }
     }
 
@@ -257,8 +277,14 @@ impl GuestFacing {
             }
             Command::Watch(on) => self.watch(on, channel),
             Command::Outlive => self.shutdown.outlive(),
-            Command::Retire => self.shutdown.retire(),
-            Command::Stop => self.shutdown.stop(),
+            Command::Retire => {
+                self.orphanage.close();
+                self.shutdown.retire();
+            }
+            Command::Stop => {
+                self.orphanage.close();
+                self.shutdown.stop();
+            }
         }
         Ok(())
     }

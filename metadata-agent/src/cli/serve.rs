@@ -28,6 +28,7 @@ use crate::{
     takeover::{Offering, Predecessor, store},
     tokens::Tokens,
     version::VERSION,
+    watchdog,
 };
 
 /// Serves guests until told to stop. An agent that runs already is replaced, if it may be.
@@ -122,11 +123,15 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
         numbers: proxy::Metrics::names().into_iter().map(Metrics::name).collect(),
     };
     let supervisor = Supervisor::start(parts, guests.clone(), orders)?;
+    // On the thread that may hang.
+    control_plane.spawn(watchdog::give_signs_of_life());
     let result = control_plane.block_on(control.run());
     match result {
         Ok(Ending::Succeeded) => {
             guests.outlive();
             guests.retire();
+            // Should the successor end, the next agent need not wait until this one's connections are done.
+            drop(lock);
             control_plane.block_on(control.linger(|| supervisor.has_ended()));
         }
         Ok(Ending::Stopped) if are_kept => guests.outlive(),
@@ -178,7 +183,7 @@ fn prepare_takeover(config: &Config) -> anyhow::Result<(RunLock, Predecessor)> {
         bail!("no takeover: the configuration names what cannot be used, and the running agent goes on");
     }
     predecessor.freeze().context("no takeover")?;
-    Ok((RunLock::Inherited(lock), predecessor))
+    Ok((RunLock::inherited(lock), predecessor))
 }
 
 /// Sockets and lock for this agent's successor.

@@ -44,6 +44,7 @@ pub use identity::{Identity, InvalidIdentity, SignedIdentity, Signer};
 pub(crate) use place::{Phase, Place};
 pub use policy::{RequestPolicy, TokenKey, TokenKeys, TokenPolicy};
 pub use port::{PROBE_ANSWER, Port, Resolution};
+pub(crate) use rate::Bucket;
 pub use sources::{OpenConnection, Sources};
 pub use tally::{LONGEST_REASON, RECENT, Record, Tally, TallyReport, Totals};
 pub use tap::Tap;

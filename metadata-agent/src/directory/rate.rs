@@ -5,20 +5,20 @@ use crate::config::{Rate, WindowLimit};
 
 /// A leaky bucket, as the generic cell rate algorithm keeps it: the time at which it will be empty.
 #[derive(Debug, Default)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     empty: Option<Instant>,
 }
 
 impl Bucket {
     /// Time that an event has to wait, if it has to.
-    pub(super) fn wait(&self, limit: Rate, now: Instant) -> Option<Duration> {
+    pub(crate) fn wait(&self, limit: Rate, now: Instant) -> Option<Duration> {
         let interval = interval(limit)?;
         let earliest = self.empty?.checked_sub(interval.saturating_mul(limit.burst.saturating_sub(1)))?;
         earliest.checked_duration_since(now).filter(|wait| !wait.is_zero())
     }
 
     /// Counts an event.
-    pub(super) fn add(&mut self, limit: Rate, now: Instant) {
+    pub(crate) fn add(&mut self, limit: Rate, now: Instant) {
         if let Some(interval) = interval(limit) {
             self.empty = Some(self.empty.map_or(now, |empty| empty.max(now)) + interval);
         }

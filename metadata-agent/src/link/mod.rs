@@ -21,7 +21,7 @@
 //! | --- | --- |
 //! | `Adopt` with a socket for signatures | |
 //! | | `Adopted` with the listening sockets, and requests that wait for a connection |
-//! | `Dialled`, as above, and in the end `Retire` | |
+//! | `Dialled` and `Certificates`, as above, and in the end `Retire` | |
 //!
 //! Both are the same program, started from the same file: a message that one of them does not know is an error. The
 //! privileged process believes nothing that it is told: see [`Event`].
@@ -140,6 +140,9 @@ pub enum Event {
     Adopted {
         /// Its process id, or what it says is that.
         pid: u32,
+        /// Set if it has certificates for Nova, which can be renewed. Processes that do not say so cannot hear of others.
+        #[serde(default)]
+        has_tls: bool,
     },
     /// What it was asked.
     Told {

@@ -3,7 +3,8 @@
 use std::{
     fmt, io,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustls::{
@@ -13,13 +14,16 @@ use rustls::{
 use serde::{Deserialize, Serialize};
 use tls_peer::KeyKind;
 
-use crate::packets::Channel;
+use crate::{config::Rate, directory::Bucket, packets::Channel};
 
 /// Timeout of a signature. The worker that needs it waits, as it would for its own.
 const SIGNING: Duration = Duration::from_secs(2);
 
 /// Longest message that is signed: a whole handshake, for TLS 1.2, with the chains of both sides.
 const LONGEST: usize = 24 << 10;
+
+/// Token bucket of the signatures, which are what costs a processor the most. A handshake waits for its turn.
+const PACE: Rate = Rate { rate: 1_000, burst: 4_000 };
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {
@@ -90,11 +94,17 @@ impl Signer for RemoteSigner {
 ///
 /// Only handshakes are signed: the key may be good for other things elsewhere.
 pub fn serve(channel: &Channel, key: impl Fn() -> Option<Arc<dyn SigningKey>>) -> io::Result<()> {
+    let mut pace = Bucket::default();
     loop {
         let (Request { scheme, message }, _) = match channel.receive(None) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             request => request?,
         };
+        let now = Instant::now();
+        if let Some(delay) = pace.wait(PACE, now) {
+            thread::sleep(delay);
+        }
+        pace.add(PACE, now);
         let sign = || {
             is_handshake(&message).then_some(())?;
             key()?.choose_scheme(&[scheme.into()])?.sign(&message).ok()

@@ -1,10 +1,7 @@
 //! Certificates for Nova, of files that are read again when they change.
 use std::{
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
@@ -32,7 +29,6 @@ pub(super) struct Credentials {
     loaded: Mutex<Loaded>,
     /// The client, for who only looks whether Nova is there.
     client: Tls,
-    is_news: AtomicBool,
     unusable: Notice,
 }
 
@@ -40,7 +36,12 @@ pub(super) struct Credentials {
 struct Loaded {
     stamps: Stamps,
     material: Material,
+    edition: Edition,
 }
+
+/// Number of times that certificates were read, for who remembers which it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Edition(u64);
 
 impl Credentials {
     pub(super) fn load(files: &config::NovaTls) -> Result<Self, TlsError> {
@@ -48,8 +49,8 @@ impl Credentials {
         let (stamps, material) = (settings.stamps(), read(&settings)?);
         let client = material.client().map_err(|error| of_library(&error))?;
         let client = Tls::new(client, trusted(&settings));
-        let loaded = Mutex::new(Loaded { stamps, material });
-        Ok(Self { settings, loaded, client, is_news: AtomicBool::new(true), unusable: Notice::default() })
+        let loaded = Mutex::new(Loaded { stamps, material, edition: Edition::default() });
+        Ok(Self { settings, loaded, client, unusable: Notice::default() })
     }
 
     /// A client of the files as they are now.
@@ -59,17 +60,11 @@ impl Credentials {
     }
 
     /// See [`super::Dialler::certificates`].
-    pub(super) fn certificates(&self) -> Certificates {
+    pub(super) fn certificates(&self, known: Option<Edition>) -> Option<(Edition, Certificates)> {
         self.refresh();
-        self.is_news.store(false, Ordering::Relaxed);
-        let material = self.lock().material.public.clone();
-        Certificates { material, trusted: trusted(&self.settings) }
-    }
-
-    /// See [`super::Dialler::has_new_certificates`].
-    pub(super) fn is_news(&self) -> bool {
-        self.refresh();
-        self.is_news.load(Ordering::Relaxed)
+        let loaded = self.lock();
+        let material = (known != Some(loaded.edition)).then(|| loaded.material.public.clone())?;
+        Some((loaded.edition, Certificates { material, trusted: trusted(&self.settings) }))
     }
 
     pub(super) fn key(&self) -> Option<Arc<dyn SigningKey>> {
@@ -92,9 +87,9 @@ impl Credentials {
         match read {
             Ok((client, material)) => {
                 info!("certificates for nova were read again");
-                *loaded = Loaded { stamps, material };
+                let edition = Edition(loaded.edition.0 + 1);
+                *loaded = Loaded { stamps, material, edition };
                 self.client.replace(client);
-                self.is_news.store(true, Ordering::Relaxed);
             }
             // One file was replaced and its partner will be, or it can be read the next time.
             Err(error) => {

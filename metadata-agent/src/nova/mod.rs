@@ -10,7 +10,7 @@ mod certificates;
 mod dial;
 mod lookup;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant as Deadline, timeout_at},
 };
 
-pub use self::certificates::TlsError;
+pub use self::certificates::{Edition, TlsError};
 use self::{certificates::Credentials, dial::dial, lookup::Name};
 use crate::{
     config,
@@ -96,14 +96,10 @@ impl Dialler {
         *self.last_connected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Certificates without the private key, for who makes TLS of the connections. Nothing without TLS.
-    pub fn certificates(&self) -> Option<Certificates> {
-        self.credentials.as_ref().map(Credentials::certificates)
-    }
-
-    /// True if they are others than they were when they were last asked for.
-    pub fn has_new_certificates(&self) -> bool {
-        self.credentials.as_ref().is_some_and(Credentials::is_news)
+    /// Certificates without the private key, for who makes TLS of the connections and knows the given edition of them.
+    /// Nothing without TLS, or if there is no other edition.
+    pub fn certificates(&self, known: Option<Edition>) -> Option<(Edition, Certificates)> {
+        self.credentials.as_ref()?.certificates(known)
     }
 
     /// The private key of the client certificate that is in use.

@@ -1,4 +1,4 @@
-//! Fixtures of the tests of this folder: servers of the kernel's own, and a listener to nothing.
+//! Fixtures of tests: diallers, servers of the kernel's own, and a listener to nothing.
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     time::Duration,

@@ -13,7 +13,7 @@
 //! outcome     what became of a request  access     a line for each
 //! metrics     the numbers               token      session tokens (IMDSv2)
 //! errand      requests of the agent's own    watch      requests as they end
-//! tick        a timer for all
+//! tick        a timer for all               pulse     workers that are stuck
 //! ```
 #![forbid(unsafe_code)]
 mod access;
@@ -26,6 +26,7 @@ mod forward;
 mod fuzz;
 mod metrics;
 mod outcome;
+mod pulse;
 mod receive;
 mod seat;
 mod server;
@@ -37,6 +38,7 @@ mod upstream;
 mod watch;
 
 pub use metrics::Metrics;
+pub use pulse::Pulses;
 pub use seat::held;
 pub use server::{Proxy, Workers};
 pub use shutdown::Shutdown;

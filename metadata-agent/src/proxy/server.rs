@@ -26,6 +26,7 @@ use super::{
     connection::{Common, Connection, End},
     errand::{self, Errands},
     metrics::Metrics,
+    pulse::{Heart, Pulses},
     seat::Seat,
     shares::Shares,
     shutdown::Shutdown,
@@ -98,21 +99,23 @@ impl Proxy {
 pub struct Workers(Vec<JoinHandle<()>>);
 
 impl Workers {
-    /// Starts one for each set of listeners. They accept connections once `serving` is cancelled, until `shutdown`.
+    /// Starts one for each set of listeners; gives their pulses too, which beat once they accept connections, from when
+    /// `serving` is cancelled until `shutdown`.
     pub fn start(
         listeners: Vec<Vec<StdListener>>,
         proxy: &Arc<Proxy>,
         nova: &Arc<Nova>,
         serving: &CancellationToken,
         shutdown: &Shutdown,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, Pulses)> {
+        let mut pulses = Pulses::default();
         let start = |(number, listeners)| {
             let upstream = Upstream::new(nova.clone(), number);
-            let tick = Tick::default();
-            let worker = Worker { proxy: proxy.clone(), upstream, tick, shutdown: shutdown.clone() };
+            let (tick, heart) = (Tick::default(), pulses.add());
+            let worker = Worker { proxy: proxy.clone(), upstream, tick, heart, shutdown: shutdown.clone() };
             let serving = serving.clone();
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            thread::Builder::new().name(format!("metadata-proxy-{number}")).spawn(move || {
+            thread::Builder::new().name(format!("proxy-{number}")).spawn(move || {
                 if let Err(error) = runtime.block_on(Arc::new(worker).serve(listeners, serving)) {
                     error!(%error, "cannot accept guests' connections");
                 }
@@ -120,7 +123,8 @@ impl Workers {
                 runtime.shutdown_background();
             })
         };
-        Ok(Self(listeners.into_iter().enumerate().map(start).collect::<io::Result<_>>()?))
+        let workers = listeners.into_iter().enumerate().map(start).collect::<io::Result<_>>()?;
+        Ok((Self(workers), pulses))
     }
 
     /// True if all have ended.
@@ -142,6 +146,7 @@ struct Worker {
     proxy: Arc<Proxy>,
     upstream: Upstream,
     tick: Tick,
+    heart: Heart,
     shutdown: Shutdown,
 }
 
@@ -183,7 +188,10 @@ impl Worker {
         let mut ticks = pin!(self.tick.run(LOOKS.0));
         loop {
             tokio::select! {
-                _ = sweep.tick() => self.upstream.sweep(),
+                _ = sweep.tick() => {
+                    self.heart.beat();
+                    self.upstream.sweep();
+                }
                 Some(errand) = errand::next(&mut errands) => {
                     let worker = self.clone();
                     connections.spawn(async move { errand::run(&worker.upstream, errand).await });

@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::{IoSlice, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     os::fd::{AsFd as _, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
@@ -26,7 +26,10 @@ use crate::{
     directory::Directory,
     health::DataPlane as _,
     link::{ADOPTION, Command as Told, Confinement, Event, NAME, NovaSettings, PROTOCOL, Setup},
-    nova::Dialler,
+    nova::{
+        Dialler,
+        testing::{dialler, refusing, settings},
+    },
     packets::Channel,
 };
 
@@ -76,7 +79,7 @@ fn taken_over() {
             0 => text(&status),
             1 => (0..random.below(200)).map(|_| random.below(256) as u8).collect(),
             2 => text(&Event::Ready { lacking: vec![] }),
-            3 => text(&Event::Adopted { pid: 1 }),
+            3 => text(&Event::Adopted { pid: 1, has_tls: true }),
             4 => b"{\"Dial\":{\"id\":-1,\"endpoint\":1e99,\"within\":null}}".to_vec(),
             5 => b"[".repeat(100_000),
             6..20 => text(&good),
@@ -133,19 +136,6 @@ fn parts(command: fn() -> Command, folder: &Path, endpoints: Vec<config::Endpoin
     }
 }
 
-fn nowhere() -> Arc<Dialler> {
-    Arc::new(
-        Dialler::new(&config::Nova {
-            endpoints: Vec::new(),
-            tls: None,
-            secret: config::Secret::default(),
-            connect_timeout: Duration::from_secs(1),
-            response_timeout: Duration::from_secs(1),
-        })
-        .unwrap(),
-    )
-}
-
 /// Where the process connects to whose sockets linger.
 const PEER: &str = "127.0.0.1:18769";
 
@@ -193,7 +183,7 @@ fn sockets_that_linger_hold_up_nobody() {
             kept.push(stream);
         }
     });
-    let (guests, orders) = Guests::new(nowhere());
+    let (guests, orders) = Guests::new(Arc::new(dialler(&[])));
     let supervisor =
         Supervisor::start(parts(lingering, &folder, Vec::new()), guests.clone(), orders).unwrap();
     let until = Instant::now() + Duration::from_secs(15);
@@ -232,7 +222,7 @@ fn a_former_process_lingers_until_it_has_ended() {
         command
     }
     let folder = folder("short-lived");
-    let (guests, orders) = Guests::new(nowhere());
+    let (guests, orders) = Guests::new(Arc::new(dialler(&[])));
     let mut parts = parts(short_lived, &folder, Vec::new());
     parts.setup.lingers = true;
     let supervisor = Supervisor::start(parts, guests.clone(), orders).unwrap();
@@ -273,7 +263,7 @@ fn orphaned() {
     }
     let channel = Channel::new(adoption.accept().unwrap().0).unwrap();
     let _: (Told, _) = channel.receive(Some(Duration::from_secs(60))).unwrap();
-    channel.send(&Event::Adopted { pid: 1 }, &[]).unwrap();
+    channel.send(&Event::Adopted { pid: 1, has_tls: true }, &[]).unwrap();
     if how == "orphaned and deaf" {
         let dial = Event::Dial { id: 0, endpoint: 7, within: Duration::ZERO };
         while channel.send(&dial, &[]).is_ok() {}
@@ -287,7 +277,7 @@ fn orphaned() {
 #[test]
 fn an_orphan_that_was_taken_over_ends() {
     let folder = folder("orphaned");
-    let dialler = nowhere();
+    let dialler = Arc::new(dialler(&[]));
     for (how, is_adopted) in [("silent", false), ("hanging up", true), ("deaf", true)] {
         let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
         let waiting = folder.join("waiting.sock");
@@ -344,18 +334,9 @@ fn a_process_that_was_taken_over_gets_connections_to_nova_and_nothing_else() {
             }
         }
     });
-    let endpoint =
-        |address: SocketAddr| config::Endpoint { host: address.ip().to_string(), port: address.port() };
-    let refusing = SocketAddr::from(([127, 0, 0, 1], 1));
-    let endpoints = vec![endpoint(address), endpoint(refusing)];
-    let timeout = Duration::from_secs(1);
-    let dialler = Dialler::new(&config::Nova {
-        endpoints: endpoints.clone(),
-        tls: None,
-        secret: config::Secret::default(),
-        connect_timeout: timeout,
-        response_timeout: timeout,
-    });
+    let settings = settings(&[address, refusing()]);
+    let endpoints = settings.endpoints.clone();
+    let dialler = Dialler::new(&settings);
     let (guests, orders) = Guests::new(Arc::new(dialler.unwrap()));
     let parts = parts(hostile, &folder, endpoints);
     let supervisor = Supervisor::start(parts, guests.clone(), orders).unwrap();

@@ -7,6 +7,7 @@
 //! dials     connections that are made for it           signer    handshakes that are signed for it
 //! handshake no guest connects any more                 orphan    one that has lost its agent
 //! speech    with limits, since it may be taken over       inquiries  what operators ask it
+//! renewal   certificates that it has
 //! ```
 //!
 //! All of it is done by a thread of its own: the control plane may be waiting for the kernel, and a request of a guest's does
@@ -21,6 +22,7 @@ mod inquiries;
 mod numbers;
 mod orphan;
 mod process;
+mod renewal;
 mod session;
 mod signer;
 mod speech;

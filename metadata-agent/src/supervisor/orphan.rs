@@ -12,7 +12,7 @@ use std::{
 use socket2::{SockRef, Socket};
 use tokio::{
     task::spawn_blocking,
-    time::{Instant, sleep_until},
+    time::{Instant, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -21,6 +21,7 @@ use super::{
     Order,
     dials::Dials,
     process::Former,
+    renewal::Renewal,
     signer,
     speech::{in_time, next},
 };
@@ -32,6 +33,8 @@ use crate::{
 
 /// Timeout of an answer. One whose agent lives gives none.
 const ANSWER: Duration = Duration::from_secs(2);
+/// Period of the look for certificates that were renewed.
+const RENEW: Duration = Duration::from_secs(1);
 /// Grace periods: of its connections until their next request, and of what is under way from then on.
 const LINGERING: Duration = Duration::from_secs(10);
 const ENDING: Duration = Duration::from_secs(8);
@@ -68,6 +71,7 @@ pub struct Orphan {
     path: PathBuf,
     channel: Channel,
     listeners: Vec<TcpListener>,
+    has_tls: bool,
     /// The one that an agent has started, whatever it says who it is, unless it cannot be found.
     process: Option<Former>,
     pid: u32,
@@ -96,9 +100,9 @@ impl Orphan {
             };
             let process = Former::find(pid);
             match adopt(&channel, dialler) {
-                Ok(listeners) => {
+                Ok((listeners, has_tls)) => {
                     info!(pid, "a guest-facing process of a former agent still serves");
-                    found.push(Self { path, channel, listeners, process, pid });
+                    found.push(Self { path, channel, listeners, has_tls, process, pid });
                 }
                 Err(error) => {
                     // It would go on accepting with the same sockets as its successor, and nobody would end it.
@@ -151,12 +155,13 @@ impl Orphan {
         serving: CancellationToken,
         orders: tokio::sync::mpsc::UnboundedSender<Order>,
     ) {
-        let Self { path, channel, process, pid, .. } = self;
+        let Self { path, channel, has_tls, process, pid, .. } = self;
         let channel = match AsyncChannel::new(channel) {
             Ok(channel) => channel,
             Err(error) => return warn!(pid, %error, "the former guest-facing process is left"),
         };
-        let talked = talk(&channel, dialler, serving).await;
+        let renewal = Renewal::new(dialler.clone());
+        let talked = talk(&channel, Dials::new(dialler), has_tls.then_some(renewal), serving).await;
         let patience = if talked.is_ok() { ENDING } else { Duration::ZERO };
         let how = talked.err().map_or_else(|| "it has hung up".to_owned(), |error| error.to_string());
         let ended = spawn_blocking(move || {
@@ -177,8 +182,13 @@ impl Orphan {
 }
 
 /// Makes its connections until it has hung up.
-async fn talk(channel: &AsyncChannel, dialler: Arc<Dialler>, serving: CancellationToken) -> io::Result<()> {
-    let mut dials = Dials::new(dialler);
+async fn talk(
+    channel: &AsyncChannel,
+    mut dials: Dials,
+    mut renewal: Option<Renewal>,
+    serving: CancellationToken,
+) -> io::Result<()> {
+    let mut look = interval(RENEW);
     let mut deadline: Option<(Instant, Phase)> = None;
     loop {
         let at = deadline.map_or_else(|| Instant::now() + LINGERING, |(at, _)| at);
@@ -190,7 +200,11 @@ async fn talk(channel: &AsyncChannel, dialler: Arc<Dialler>, serving: Cancellati
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
                 Err(error) => return Err(error),
             },
-            dialled = dials.next() => in_time(dialled.hand_over(channel)).await?,
+            dialled = dials.next() => {
+                renew(&mut renewal, channel).await?;
+                in_time(dialled.hand_over(channel)).await?;
+            }
+            _ = look.tick() => renew(&mut renewal, channel).await?,
             () = serving.cancelled(), if deadline.is_none() => {
                 in_time(channel.send(&Command::Outlive, &[])).await?;
                 in_time(channel.send(&Command::Retire, &[])).await?;
@@ -207,6 +221,13 @@ async fn talk(channel: &AsyncChannel, dialler: Arc<Dialler>, serving: Cancellati
     }
 }
 
+async fn renew(renewal: &mut Option<Renewal>, channel: &AsyncChannel) -> io::Result<()> {
+    match renewal {
+        Some(renewal) => renewal.tell(channel).await,
+        None => Ok(()),
+    }
+}
+
 /// State of the end of an orphan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -214,8 +235,8 @@ enum Phase {
     Ending,
 }
 
-/// Says that this agent has come; gives the sockets that guests connect to.
-fn adopt(channel: &Channel, dialler: &Arc<Dialler>) -> io::Result<Vec<TcpListener>> {
+/// Says that this agent has come; gives the sockets that guests connect to, and if there are certificates to be renewed.
+fn adopt(channel: &Channel, dialler: &Arc<Dialler>) -> io::Result<(Vec<TcpListener>, bool)> {
     let signing = signer::start(dialler.clone())?;
     channel.send(&Command::Adopt { protocol: PROTOCOL }, &[signing.as_fd()])?;
     let (event, given) = channel.receive::<Event>(Some(ANSWER))?;
@@ -225,7 +246,9 @@ fn adopt(channel: &Channel, dialler: &Arc<Dialler>) -> io::Result<Vec<TcpListene
     channel.hold(others);
     // Which process it is says the name of the socket: its own word may be a lie.
     match event {
-        Event::Adopted { .. } => Ok(listeners.into_iter().map(TcpListener::from).collect()),
+        Event::Adopted { has_tls, .. } => {
+            Ok((listeners.into_iter().map(TcpListener::from).collect(), has_tls))
+        }
         _ => Err(io::Error::other("it says something else")),
     }
 }

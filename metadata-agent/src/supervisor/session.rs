@@ -1,14 +1,10 @@
 //! One guest-facing process' life, from the privileged side: what is said to it, and what is done for it.
 use std::{
-    fs::File,
-    io::{self, Write as _},
-    mem,
+    io, mem,
     os::fd::{AsFd as _, BorrowedFd},
-    sync::Arc,
     time::Duration,
 };
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use socket2::SockRef;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -27,13 +23,13 @@ use super::{
     orphan::Meeting,
     printable,
     process::Process,
+    renewal::Renewal,
     signer,
     speech::{SILENCE, in_time, next},
 };
 use crate::{
     directory::{Changes, Entry},
     link::{Command, Event, MOST_NOTES, MOST_NUMBERS, Seen},
-    nova::Dialler,
     packets::{AsyncChannel, LONGEST},
 };
 
@@ -91,6 +87,14 @@ impl Wanted {
             if let Err(error) = handshake::begin_none(&SockRef::from(listener)) {
                 warn!(%error, "guests that connect just now are refused");
             }
+        }
+    }
+
+    /// Closes the sockets that another agent accepts with: should that one end, the kernel would go on spreading connections
+    /// over them.
+    fn leave_listeners(&mut self) {
+        if self.is_outlived {
+            self.parts.listeners.clear();
         }
     }
 
@@ -168,10 +172,10 @@ struct Session {
     process: Process,
     channel: AsyncChannel,
     changes: Changes,
-    dialler: Arc<Dialler>,
+    renewal: Renewal,
     dials: Dials,
-    /// Meeting place for the next agent if the process loses this one. It goes with the process.
-    meeting: Meeting,
+    /// Meeting place for the next agent if the process loses this one, unless it takes nothing new any more.
+    meeting: Option<Meeting>,
     /// Those who wait for its numbers.
     asked: Vec<oneshot::Sender<()>>,
     /// Questions of operators.
@@ -194,9 +198,9 @@ impl Session {
             process,
             channel: AsyncChannel::new(channel)?,
             changes: Changes::default(),
-            dialler: guests.dialler.clone(),
+            renewal: Renewal::new(guests.dialler.clone()),
             dials: Dials::new(guests.dialler.clone()),
-            meeting,
+            meeting: Some(meeting),
             asked: Vec::new(),
             inquiries: Inquiries::default(),
             born: Instant::now(),
@@ -211,11 +215,11 @@ impl Session {
     async fn get_ready(&mut self, wanted: &Wanted, guests: &Guests) -> io::Result<()> {
         let signing = signer::start(guests.dialler.clone())?;
         let Parts { setup, listeners, open, .. } = &wanted.parts;
-        let mut descriptors: Vec<BorrowedFd<'_>> =
-            vec![open.as_fd(), signing.as_fd(), self.meeting.socket.as_fd()];
+        let mut descriptors = vec![open.as_fd(), signing.as_fd()];
+        descriptors.extend(self.meeting.iter().map(|meeting| meeting.socket.as_fd()));
         descriptors.extend(listeners.iter().map(|listener| listener.as_fd()));
         self.send(&Command::Begin(Box::new(setup.clone())), &descriptors).await?;
-        self.send_certificates().await?;
+        self.renewal.tell(&self.channel).await?;
         match next(&self.channel).await? {
             Event::Ready { lacking } => {
                 let lacking: Vec<_> = lacking.iter().map(|text| printable(text, 200)).take(16).collect();
@@ -296,7 +300,10 @@ impl Session {
             Order::Outlive => self.send(&Command::Outlive, &[]).await,
             Order::Retire => {
                 self.is_over = true;
+                // An agent that comes while this one's connections end is not to find what ends with them.
+                self.meeting = None;
                 wanted.begin_no_handshake();
+                wanted.leave_listeners();
                 self.send(&Command::Retire, &[]).await
             }
             Order::Stop => {
@@ -351,26 +358,15 @@ impl Session {
     }
 
     /// A new connection is greeted with the certificates that are there by now.
-    async fn hand_over(&self, dialled: Dialled) -> io::Result<()> {
-        self.renew_certificates().await?;
+    async fn hand_over(&mut self, dialled: Dialled) -> io::Result<()> {
+        self.renewal.tell(&self.channel).await?;
         in_time(dialled.hand_over(&self.channel)).await
     }
 
     async fn ask(&mut self) -> io::Result<()> {
         // Connections that are kept are not used on with what was replaced.
-        self.renew_certificates().await?;
+        self.renewal.tell(&self.channel).await?;
         self.send(&Command::Ask, &[]).await
-    }
-
-    async fn renew_certificates(&self) -> io::Result<()> {
-        if self.dialler.has_new_certificates() { self.send_certificates().await } else { Ok(()) }
-    }
-
-    async fn send_certificates(&self) -> io::Result<()> {
-        let Some(certificates) = self.dialler.certificates() else { return Ok(()) };
-        let mut file = File::from(memfd_create(c"certificates", MFdFlags::MFD_CLOEXEC)?);
-        file.write_all(&serde_json::to_vec(&certificates)?)?;
-        self.send(&Command::Certificates, &[file.as_fd()]).await
     }
 
     async fn send_ports(&mut self, wanted: &Wanted) -> io::Result<()> {

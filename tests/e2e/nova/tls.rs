@@ -92,6 +92,36 @@ fn nova_behind_tls() -> Result<()> {
     Ok(())
 }
 
+/// A process that has lost its agent hears of new certificates from the next one.
+#[test]
+fn certificates_that_were_renewed_while_nobody_was_there_reach_an_orphan() -> Result<()> {
+    let stage = Stage::start()?;
+    let (former_ca, next_ca) =
+        (Authority::new(stage.sandbox(), "former-ca")?, Authority::new(stage.sandbox(), "next-ca")?);
+    let upstream =
+        Upstream::start_with(stage.host(), address(8801), answer(), Some(former_ca.server(None)?))?;
+    let more = vec![
+        ("DEFAULT", "nova_metadata_protocol = https".to_owned()),
+        ("DEFAULT", "nova_metadata_host = 127.0.0.1:8801".to_owned()),
+        ("DEFAULT", format!("auth_ca_cert = {}", former_ca.file("ca.pem"))),
+    ];
+    let mut cloud = Cloud::on(stage, &Options { more, ..Options::default() })?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    upstream.set_script(Script::AnswerAndClose(OK.to_vec()));
+    let mut kept = guest.connect()?;
+    assert_eq!(kept.request("GET", META_DATA, &[], b"")?.text(), "ok");
+    cloud.agent.kill()?;
+    upstream.set_tls(next_ca.server(None)?);
+    fs::copy(next_ca.file("ca.pem"), former_ca.file("ca.pem"))?;
+    cloud.agent.resume()?;
+    // It has to be greeted anew, by the orphan.
+    let response = kept.request("GET", META_DATA, &[], b"")?;
+    assert_eq!((response.status, response.text()), (200, "ok".to_owned()));
+    cloud.agent.wait_logged(&["a guest-facing process of a former agent still serves"])?;
+    assert_eq!(guest.get(META_DATA)?.text(), "ok");
+    Ok(())
+}
+
 #[test]
 fn certificates_are_verified_unless_told_otherwise() -> Result<()> {
     for (insecure, status) in [(false, 502), (true, 200)] {

@@ -1,7 +1,9 @@
 //! Adoption of a process that has lost its agent, by the next one.
 use std::{
+    cell::RefCell,
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    rc::Rc,
     time::Duration,
 };
 
@@ -28,17 +30,29 @@ const ADOPTING: Duration = Duration::from_secs(5);
 pub(super) struct Orphanage {
     socket: Socket,
     watched: AsyncFd<OwnedFd>,
-    listeners: Vec<OwnedFd>,
+    listeners: RefCell<Rc<Vec<OwnedFd>>>,
     owner: u32,
+    has_tls: bool,
 }
 
 impl Orphanage {
     /// On the current runtime. Agents are that user's.
-    pub(super) fn new(socket: OwnedFd, listeners: Vec<OwnedFd>, owner: u32) -> io::Result<Self> {
+    pub(super) fn new(
+        socket: OwnedFd,
+        listeners: Vec<OwnedFd>,
+        owner: u32,
+        has_tls: bool,
+    ) -> io::Result<Self> {
         let watched = descriptors::watch(socket.try_clone()?, Interest::READABLE)?;
         let socket = Socket::from(socket);
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, watched, listeners, owner })
+        Ok(Self { socket, watched, listeners: RefCell::new(Rc::new(listeners)), owner, has_tls })
+    }
+
+    /// Closes the sockets that guests connect to: the kernel would go on spreading connections over them, and nobody accepts
+    /// these any more.
+    pub(super) fn close(&self) {
+        self.listeners.take();
     }
 
     /// Waits for the next agent; gives the link to it, and the channel to who signs. Neither is there if it speaks another
@@ -65,8 +79,9 @@ impl Orphanage {
         let (adopt, given) = channel.receive::<Command>().await?;
         let Command::Adopt { protocol } = adopt else { bail!("{adopt:?} in place of what it begins with") };
         let [signing] = <[OwnedFd; 1]>::try_from(given).map_err(|_| anyhow::anyhow!("nobody who signs"))?;
-        let listeners: Vec<BorrowedFd<'_>> = self.listeners.iter().map(|socket| socket.as_fd()).collect();
-        channel.send(&Event::Adopted { pid: std::process::id() }, &listeners).await?;
+        let listeners = self.listeners.borrow().clone();
+        let listeners: Vec<BorrowedFd<'_>> = listeners.iter().map(|socket| socket.as_fd()).collect();
+        channel.send(&Event::Adopted { pid: std::process::id(), has_tls: self.has_tls }, &listeners).await?;
         if protocol != PROTOCOL {
             warn!(protocol, "the agent that has come speaks another version of the link");
             return Ok(None);

@@ -1,0 +1,40 @@
+//! Signs of life for the service manager: a control plane that hangs is ended and started again, while known guests are served by
+//! the other process.
+#![forbid(unsafe_code)]
+use std::{env, time::Duration};
+
+use sd_notify::NotifyState;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::warn;
+
+/// Gives signs of life for as long as it is polled, if the service manager waits for them.
+pub(crate) async fn give_signs_of_life() {
+    let Some(period) = env::var("WATCHDOG_USEC").ok().and_then(|text| period(&text)) else { return };
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
+            warn!(%error, "the service manager gets no signs of life");
+        }
+    }
+}
+
+/// Period of the signs: a third of the service manager's patience (sd_watchdog_enabled(3)). Its variable `WATCHDOG_PID` is not
+/// looked at: a successor is a process of its predecessor's, and has its environment.
+fn period(patience: &str) -> Option<Duration> {
+    let patience = patience.parse().ok().filter(|patience| *patience > 0)?;
+    Some((Duration::from_micros(patience) / 3).max(Duration::from_millis(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_come_several_times_as_often_as_they_are_waited_for() {
+        assert_eq!(period("180000000"), Some(Duration::from_secs(60)));
+        assert_eq!(period("1"), Some(Duration::from_millis(1)));
+        assert_eq!((period("0"), period(""), period("-1")), (None, None, None));
+    }
+}
