@@ -17,7 +17,7 @@ use crate::{
     directory::{Directory, Signer},
     link::{NovaSettings, PROTOCOL, Setup},
     logging::LogFilter,
-    memory::Memory,
+    memory::{self, Memory},
     metrics::Metrics,
     mounts,
     nova::Dialler,
@@ -123,6 +123,7 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
         numbers: proxy::Metrics::names().into_iter().map(Metrics::name).collect(),
     };
     let supervisor = Supervisor::start(parts, guests.clone(), orders)?;
+    memory::give_back_what_the_start_took();
     // On the thread that may hang.
     control_plane.spawn(watchdog::give_signs_of_life());
     let result = control_plane.block_on(control.run());
