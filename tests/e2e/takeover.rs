@@ -20,6 +20,7 @@ use metadata_tests::{
     ovn::Routing,
     process::Daemon,
     stage::{self, Stage},
+    traffic::while_asking,
     wait::until,
 };
 use nix::{
@@ -126,6 +127,32 @@ fn no_guest_notices_a_takeover() -> Result<()> {
     assert_eq!(cloud.agent.counter("source_learned")?, 3, "nothing was learned twice");
     cloud.agent.stop()?;
     cloud.agent.clean_up()
+}
+
+/// Maps that the successor cannot read: connections are lost, and guests that try again are served.
+#[test]
+fn an_agent_of_another_layout_is_taken_over_from() -> Result<()> {
+    let mut cloud = Cloud::with_ovn()?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    let asked = while_asking(&guest, |asked| {
+        // As an agent with the next layout would have pinned them.
+        let pins = cloud.agent.run_dir().join("bpf");
+        let [own, next] = [LAYOUT, LAYOUT + 1].map(|layout| pins.join(format!("layout-{layout}")));
+        fs::rename(own, next)?;
+        ends_well(cloud.agent.replace()?)?;
+        cloud.agent.wait_ready()?;
+        asked.wait_answers()
+    })?;
+    println!(
+        "{} answers, {} failed, the longest time without {:?}",
+        asked.count(),
+        asked.failed(),
+        asked.gap()
+    );
+    // A client that tries again waits no longer than for the service's device and its tap's program to be made.
+    ensure!(asked.gap() < Duration::from_secs(20), "no answer for {:?}", asked.gap());
+    own_identity(&guest)?;
+    own_identity(&other)
 }
 
 /// The former agent ends what it has begun, and holds up nobody who comes in place of its successor.

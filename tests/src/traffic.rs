@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -78,6 +78,7 @@ fn ask(guest: &Guest, going: &AtomicBool) -> Result<Answers> {
 pub struct Asked {
     /// When answers came.
     answers: Mutex<Vec<Instant>>,
+    failed: AtomicUsize,
     is_over: AtomicBool,
 }
 
@@ -86,11 +87,18 @@ impl Asked {
     /// clients do.
     fn ask(&self, guest: &Guest) -> Result<()> {
         while !self.is_over.load(Ordering::Relaxed) {
-            let asked = guest.connect_with(None, PATIENCE);
-            let Ok(mut connection) = asked else { continue };
-            if let Ok(response) = connection.request("GET", META_DATA, &[("Connection", "close")], b"") {
-                is_identity_of(&guest.port, &response)?;
-                self.answers().push(Instant::now());
+            let connection = guest.connect_with(None, PATIENCE);
+            let asked = connection.and_then(|mut connection| {
+                connection.request("GET", META_DATA, &[("Connection", "close")], b"")
+            });
+            match asked {
+                Ok(response) => {
+                    is_identity_of(&guest.port, &response)?;
+                    self.answers().push(Instant::now());
+                }
+                Err(_) => {
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
         Ok(())
@@ -102,6 +110,11 @@ impl Asked {
 
     pub fn count(&self) -> usize {
         self.answers().len()
+    }
+
+    /// Requests that were not answered, or whose connection was given up.
+    pub fn failed(&self) -> usize {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Waits for more answers.

@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    fs,
     sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use metadata_ebpf::map::LAYOUT;
 use metadata_tests::{
     agent::Options,
     check::own_identity,
@@ -20,7 +22,7 @@ use metadata_tests::{
     ovn::{Lab, Routing},
     port::{METADATA_PORT, Network, Port},
     process,
-    traffic::meanwhile,
+    traffic::{meanwhile, while_asking},
     wait::until,
 };
 use nix::{
@@ -34,6 +36,7 @@ const PLUGS: usize = 30;
 const CHANGES: usize = 10;
 const NETWORKS: usize = 200;
 const KILLS: usize = 10;
+const UPGRADES: usize = 5;
 /// How long systemd waits by our unit (`RestartSec=`).
 const RESTART: Duration = Duration::from_millis(300);
 /// From how old on the end of a guest-facing process is no crash loop.
@@ -59,6 +62,7 @@ fn main() -> Result<()> {
     changes(&mut cloud, &guests[..2], Change::Restart)?;
     changes(&mut cloud, &guests[..2], Change::Takeover)?;
     changes(&mut cloud, &guests[..2], Change::Kill)?;
+    other_layouts(&mut cloud, &guests[0])?;
     kills_of_the_guest_facing_process(&cloud, &guests[0])?;
     memory(&mut cloud, guests)
 }
@@ -209,6 +213,33 @@ fn changes(cloud: &mut Cloud<Lab>, guests: &[Guest], change: Change) -> Result<(
             println!("| the slowest request of all of these | {most:.1?} | |");
         }
     }
+    Ok(())
+}
+
+/// A guest that asks and tries again while an agent takes over that cannot read the maps of the former one.
+fn other_layouts(cloud: &mut Cloud<Lab>, guest: &Guest) -> Result<()> {
+    let (mut count, mut failed, mut gap) = (0, 0, Duration::ZERO);
+    for _ in 0..UPGRADES {
+        let asked = while_asking(guest, |asked| {
+            // As an agent with the next layout would have pinned them.
+            let pins = cloud.agent.run_dir().join("bpf");
+            let [own, other] = [LAYOUT, LAYOUT + 1].map(|layout| pins.join(format!("layout-{layout}")));
+            fs::rename(own, other)?;
+            let status = cloud.agent.replace()?.wait()?;
+            ensure!(status.success(), "the former agent ended with {status}");
+            cloud.agent.wait_ready()?;
+            asked.wait_answers()
+        })?;
+        count += asked.count();
+        failed += asked.failed();
+        gap = gap.max(asked.gap());
+    }
+    println!(
+        "| requests during {UPGRADES} takeovers from an agent whose maps have another layout that failed, with a client that gives \
+         up after 300 ms | {failed} of {} | 0 |",
+        count + failed
+    );
+    println!("| the longest time of these without an answer | {gap:.0?} | |");
     Ok(())
 }
 
