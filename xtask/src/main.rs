@@ -10,6 +10,7 @@ mod ci;
 mod command;
 mod counts;
 mod debian;
+mod dependencies;
 mod dist;
 #[expect(
     dead_code,
@@ -50,6 +51,8 @@ enum Task {
     Bench(bench::Options),
     /// A region's agents against a Southbound of three servers: what each thing that happens costs them.
     Simulate(bench::SimulateOptions),
+    /// Check licences, bans and sources of dependencies against `deny.toml`.
+    Dependencies,
     /// Everything that must hold for a change to land: format, lints, documentation, demonstration, tests.
     Ci,
 }
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Task::Image => test::image().map(|image| println!("{}", image.display())),
         Task::Bench(options) => bench::bench(&options),
         Task::Simulate(options) => bench::simulate(&options),
+        Task::Dependencies => dependencies::check(),
         Task::Ci => ci::run(),
     };
     match result {
