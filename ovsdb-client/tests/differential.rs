@@ -17,7 +17,7 @@ use proptest::test_runner::TestRunner;
 
 /// How long to go on, in seconds, is in `DIFFERENTIAL_SECONDS`: each round is as good as any other.
 fn duration() -> Duration {
-    let seconds = std::env::var("DIFFERENTIAL_SECONDS").map_or(20, |seconds| seconds.parse().unwrap());
+    let seconds = std::env::var("DIFFERENTIAL_SECONDS").map_or(5, |seconds| seconds.parse().unwrap());
     Duration::from_secs(seconds)
 }
 

@@ -105,7 +105,7 @@ fn nothing_that_is_forbidden_can_be_done() -> Result<()> {
     fs::create_dir(&root)?;
     for (name, number, expected) in FORBIDDEN {
         let mut inside = Command::new(env::current_exe()?);
-        inside.args(["--exact", "nothing_that_is_forbidden_can_be_done", "--nocapture"]);
+        inside.args(["--exact", "confinement::nothing_that_is_forbidden_can_be_done", "--nocapture"]);
         let output = inside.env(ATTEMPT, number.to_string()).env(ROOT, &root).output()?;
         let said = String::from_utf8_lossy(&output.stdout);
         let verdict = match output.status.signal() {
@@ -183,7 +183,10 @@ fn all_is_refused_inside(test: &str, variable: &str) -> Result<()> {
     let root = sandbox.path("empty");
     fs::create_dir(&root)?;
     let mut inside = Command::new(env::current_exe()?);
-    let output = inside.args(["--exact", test, "--nocapture"]).env(variable, root).output()?;
+    let output = inside
+        .args(["--exact", &format!("confinement::{test}"), "--nocapture"])
+        .env(variable, root)
+        .output()?;
     ensure!(String::from_utf8_lossy(&output.stdout).contains("all refused"), "{output:?}");
     Ok(())
 }

@@ -65,7 +65,7 @@ fn a_container_takes_over_is_restarted_and_upgraded() -> Result<()> {
 
     // And to the host again, for the clean-up.
     meanwhile(&guests, || {
-        cloud.agent.set_program(&metadata_tests::agent::binary()?);
+        cloud.agent.set_program(&metadata_tests::program::of_agent()?);
         let mut former = cloud.agent.replace()?;
         ensure!(former.wait()?.success());
         cloud.agent.wait_ready()

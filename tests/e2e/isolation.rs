@@ -36,7 +36,7 @@ use metadata_tests::{
 /// Taps that are in use at a time.
 const TAPS: usize = 6;
 /// How long it goes on; another time by METADATA_TEST_ISOLATION, in seconds.
-const TIME: u64 = 20;
+const TIME: u64 = 10;
 
 /// A guest with what it received, and who it has been.
 struct Tenant {

@@ -20,15 +20,10 @@ use metadata_tests::{
     wait::until,
 };
 
-#[path = "nova/endpoints.rs"]
 mod endpoints;
-#[path = "nova/machines.rs"]
 mod machines;
-#[path = "nova/openssl.rs"]
 mod openssl;
-#[path = "nova/surplus.rs"]
 mod surplus;
-#[path = "nova/tls.rs"]
 mod tls;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";

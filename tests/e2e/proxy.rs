@@ -73,7 +73,9 @@ fn a_burst_of_bodies_leaves_no_memory() -> Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let options = ["port_connections = 0", "port_requests = 0", "connection_rate = 0"];
-    let more = options.map(|line| ("metadata_ebpf", line.to_owned())).to_vec();
+    let mut more = options.map(|line| ("metadata_ebpf", line.to_owned())).to_vec();
+    // The first of them waits until the last was sent, on a busy machine too.
+    more.push(("metadata_haproxy", "timeout_server = 300".to_owned()));
     let mut cloud = Cloud::on(Stage::start()?, &Options { more, ..Options::default() })?;
     let [guest, other] = cloud.overlapping_guests()?;
     own_identity(&other)?;

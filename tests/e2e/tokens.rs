@@ -1,8 +1,6 @@
 //! Session tokens (IMDSv2): who gets one, what it is good for, for how long, and for whom it is not.
 
-#[path = "tokens/hops.rs"]
 mod hops;
-#[path = "tokens/modes.rs"]
 mod modes;
 
 use std::{

@@ -64,7 +64,11 @@ fn every_port_that_is_not_served_is_named() -> Result<()> {
 
     // None of it makes the node less ready, and each is told once.
     cloud.agent.wait_ready()?;
-    ensure!(cloud.agent.metric("metadata_ports_unserved")? == ports.len() as f64);
+    until("the metric says how many", SOON, || {
+        let unserved = cloud.agent.metric("metadata_ports_unserved")?;
+        ensure!(unserved == ports.len() as f64, "{unserved} are unserved");
+        Ok(())
+    })?;
     until("each is said", SOON, || {
         let log = cloud.agent.log()?;
         for (port, words) in &ports {

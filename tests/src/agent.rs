@@ -27,11 +27,10 @@ use crate::{
     ovn::Lab,
     port::Port,
     process::{Daemon, family},
-    sandbox,
+    program, sandbox,
     wait::until,
 };
 
-const BINARY: &str = "METADATA_AGENT_BIN";
 /// How the agent is to attach its programs, where a test does not say: the tests pass with each way there is.
 const ATTACH: &str = "METADATA_TEST_ATTACH";
 const START: Duration = Duration::from_secs(90);
@@ -98,7 +97,7 @@ impl Agent {
         let sandbox = chassis.sandbox();
         let mut agent = Self {
             daemon: None,
-            binary: binary()?,
+            binary: program::of_agent()?,
             config: sandbox.path("agent.conf"),
             run_dir: sandbox.path("agent"),
             state: sandbox.path("state"),
@@ -383,7 +382,11 @@ impl Agent {
 
     /// What the command says about the agent of this run directory, with its status.
     pub fn tells(&self, arguments: &[&str]) -> Result<(i32, String)> {
-        let output = Command::new(binary()?).args(arguments).arg("--run-dir").arg(&self.run_dir).output()?;
+        let output = Command::new(program::of_agent()?)
+            .args(arguments)
+            .arg("--run-dir")
+            .arg(&self.run_dir)
+            .output()?;
         let text = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
         Ok((output.status.code().context("it was killed")?, text))
     }
@@ -443,23 +446,4 @@ impl Drop for Agent {
 /// The name of the namespace in which that chassis' agent listens.
 pub fn service_namespace(chassis: &impl Chassis) -> String {
     format!("{}-svc", chassis.sandbox().prefix())
-}
-
-/// The agent that was built: named in the environment, or found in the target directory that we are in ourselves.
-pub fn binary() -> Result<PathBuf> {
-    let binary = match std::env::var_os(BINARY) {
-        Some(path) => PathBuf::from(path),
-        None => {
-            let ours = std::env::current_exe()?;
-            // Tests are one directory below it.
-            let folder = ours.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
-            folder.context("the test program is nowhere")?.join("metadata-agent")
-        }
-    };
-    ensure!(
-        binary.is_file(),
-        "there is no {} ({BINARY} may name another): `cargo xtask test` and `cargo xtask demo` build it",
-        binary.display()
-    );
-    Ok(binary)
 }

@@ -15,8 +15,8 @@ use nix::{
 };
 
 use crate::{
-    agent,
     command::{Words as _, require, run},
+    program,
     sandbox::Sandbox,
 };
 
@@ -103,7 +103,7 @@ impl Drop for Image {
 
 /// The archive, which must not be of an older program than the one that is tested.
 fn archive() -> Result<PathBuf> {
-    let program = agent::binary()?;
+    let program = program::of_agent()?;
     let target = program.parent().and_then(Path::parent).context("the agent is in no target folder")?;
     let folder = target.join("image");
     let made = || -> Result<PathBuf> {

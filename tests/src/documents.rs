@@ -32,7 +32,7 @@ fn has_test(source: &str, name: &str) -> bool {
     let Some(at) = source.find(&format!("fn {name}(")) else { return false };
     // Its attributes stand behind the end of the item before it.
     let before = source[..at].rsplit("}\n").next().unwrap_or_default();
-    before.contains("#[test]")
+    before.contains("#[test]") || before.contains("#[tokio::test]")
 }
 
 #[test]

@@ -10,7 +10,7 @@
 //! two_chassis   of one OVN, each with an agent and a Nova, between which machines move
 //! stage     one chassis with taps and bridges only
 //! nova      the metadata API          upstream  exact bytes in its place     pki       certificates for it
-//! agent     the program under test
+//! agent     the program under test, running                 program   where it was built
 //! container the same in a container, as kolla runs one
 //! service   the same as its packaged unit starts it, under systemd                   kernel    which one runs us
 //! programs  the eBPF programs on single frames     model     what they should do      interpreter   what that takes
@@ -44,6 +44,7 @@ pub mod ovn;
 pub mod pki;
 pub mod port;
 pub mod process;
+pub mod program;
 pub mod programs;
 pub mod random;
 pub mod region;

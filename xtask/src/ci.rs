@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use crate::{
     command::{self, cargo, say},
     counts::Counts,
-    setup, test, vm,
+    dependencies, setup, test, vm,
 };
 
 /// A named step, with the tests that it ran.
@@ -15,6 +15,7 @@ type Step = (&'static str, fn() -> anyhow::Result<Counts>);
 const STEPS: &[Step] = &[
     ("setup", setup),
     ("format", format),
+    ("dependencies", dependencies),
     ("lints", lints),
     ("documentation", documentation),
     ("demonstration", demonstration),
@@ -44,6 +45,11 @@ fn setup() -> anyhow::Result<Counts> {
 
 fn format() -> anyhow::Result<Counts> {
     command::run(cargo().args(["fmt", "--all", "--check"]))?;
+    Ok(Counts::default())
+}
+
+fn dependencies() -> anyhow::Result<Counts> {
+    dependencies::check()?;
     Ok(Counts::default())
 }
 
@@ -82,5 +88,5 @@ fn kernels() -> anyhow::Result<Counts> {
 }
 
 fn tests() -> anyhow::Result<Counts> {
-    test::test(&test::TestOptions { filter: None, fuzz: Some(60), compare: Some(60), isolate: Some(120) })
+    test::test(&test::TestOptions { filter: None, fuzz: Some(15), compare: Some(20), isolate: Some(40) })
 }

@@ -25,13 +25,13 @@ pub(crate) struct DemoOptions {
 pub(crate) struct TestOptions {
     /// Only tests whose name contains this.
     pub(crate) filter: Option<String>,
-    /// For how long each fuzzing target is given broken inputs; 20 if not told.
+    /// For how long each fuzzing target is given broken inputs; 2 if not told.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) fuzz: Option<u64>,
-    /// For how long random transactions are compared with what OVSDB clients hold; 20 if not told.
+    /// For how long random transactions are compared with what OVSDB clients hold; 5 if not told.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) compare: Option<u64>,
-    /// For how long taps change hands while what arrives in the guests is looked at; 20 if not told.
+    /// For how long taps change hands while what arrives in the guests is looked at; 10 if not told.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) isolate: Option<u64>,
 }
@@ -73,8 +73,8 @@ pub(crate) fn test(options: &TestOptions) -> anyhow::Result<Counts> {
         return Ok(counts);
     }
     let mut command = cargo_test();
-    command.args(["--package", "metadata-tests"]);
-    command.args(ATTACHMENT_SUITES.iter().flat_map(|suite| ["--test", suite]));
+    command.args(["--package", "metadata-tests", "--test", "e2e", "--"]);
+    command.args(ATTACHMENT_SUITES.iter().map(|suite| format!("{suite}::")));
     counts += run_tests(command.env("METADATA_AGENT_BIN", agent).env("METADATA_TEST_ATTACH", "clsact"))?;
     Ok(counts)
 }

@@ -1,7 +1,7 @@
 //! Fuzzing with a budget of time, in ordinary tests: inputs are broken versions of good ones, made by a generator with a
 //! known seed.
 //!
-//! `FUZZ_SECONDS` (20) is for each target. `FUZZ_SEED` begins with that input: a failure tells the seed of its own, and
+//! `FUZZ_SECONDS` (2) is for each target. `FUZZ_SEED` begins with that input: a failure tells the seed of its own, and
 //! `FUZZ_SEED=<seed> FUZZ_SECONDS=0` repeats just that one.
 #![forbid(unsafe_code)]
 #![allow(
@@ -26,7 +26,7 @@ const STRETCH: u64 = 256;
 
 /// Gives inputs to `target` until the time is over. What goes wrong is a panic, a hang, or memory that grows.
 pub fn fuzz(name: &'static str, mut target: impl FnMut(&mut Random)) {
-    let budget = Duration::from_secs(variable("FUZZ_SECONDS").unwrap_or(20));
+    let budget = Duration::from_secs(variable("FUZZ_SECONDS").unwrap_or(2));
     let seed = variable("FUZZ_SEED").unwrap_or_else(|| RandomState::new().hash_one(name));
     println!("fuzz::{name}: FUZZ_SEED={seed}");
     let mut seeds = Random(seed);

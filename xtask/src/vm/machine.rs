@@ -21,10 +21,10 @@ const LIMIT: Duration = Duration::from_secs(1500);
 const STATUS: &str = "vm-test: ended with ";
 const CONSOLE_LINES: usize = 40;
 
-/// Runs the machine to its end, shows what its tests print; an error unless they pass.
-pub(super) fn run(kernel: &Installed, initramfs: &Initramfs) -> anyhow::Result<()> {
+/// Runs the machine to its end, shows what its tests print behind the kernel's name; an error unless they pass.
+pub(super) fn run(name: &str, kernel: &Installed, initramfs: &Initramfs) -> anyhow::Result<()> {
     let mut machine = Machine::start(kernel, initramfs)?;
-    match machine.status() {
+    match machine.status(name) {
         Ok(0) => Ok(()),
         Ok(status) => bail!("the tests in the machine ended with {status}"),
         Err(error) => Err(error.context(format!("the kernel's last words:\n{}", machine.console_tail()))),
@@ -69,7 +69,7 @@ impl Machine {
     }
 
     /// The status that the machine reports.
-    fn status(&mut self) -> anyhow::Result<i32> {
+    fn status(&mut self, name: &str) -> anyhow::Result<i32> {
         let mut limit = BOOT;
         loop {
             let left = limit.saturating_sub(self.started.elapsed());
@@ -78,7 +78,7 @@ impl Machine {
                     if let Some(status) = line.strip_prefix(STATUS) {
                         return status.parse().with_context(|| format!("no status: {status}"));
                     }
-                    println!("    | {line}");
+                    println!("    {name} | {line}");
                     limit = LIMIT;
                 }
                 Err(RecvTimeoutError::Timeout) => bail!("no end after {limit:?}"),

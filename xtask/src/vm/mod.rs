@@ -8,12 +8,14 @@ mod machine;
 
 use std::{
     fs,
+    num::NonZero,
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 
 use crate::{
@@ -73,17 +75,25 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
     program.check()?;
     let cache = cache()?;
 
-    let mut outcomes = Vec::new();
+    // Whatever has to be fetched is, before machines run side by side.
+    kernel::busybox(&cache)?;
+    let mut installed = Vec::new();
     for kernel in kernels {
-        let started = Instant::now();
-        say(&format!("kernel {}", kernel.name));
-        let mut name = kernel.name.to_owned();
-        let result = run_on(kernel, &cache, options.refresh, &program, &mut name);
-        let failure = result.err().map(|error| format!("{error:#}"));
-        if let Some(failure) = &failure {
-            say(&format!("kernel {name} failed: {failure}"));
-        }
-        outcomes.push(Outcome { kernel: name, failure, time: started.elapsed() });
+        installed.push((kernel.name, kernel.install(&cache, options.refresh)?));
+    }
+    // Each machine takes one processor, whatever it has.
+    let at_a_time = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut outcomes = Vec::new();
+    for some in installed.chunks(at_a_time) {
+        let (cache, program) = (&cache, &program);
+        thread::scope(|scope| {
+            let on = |(name, kernel)| scope.spawn(move || run_on(name, kernel, cache, program));
+            let running: Vec<_> = some.iter().map(|(name, kernel)| on((name, kernel))).collect();
+            for thread in running {
+                outcomes.push(thread.join().map_err(|_| anyhow!("a machine's thread panicked"))?);
+            }
+            anyhow::Ok(())
+        })?;
     }
     report(&outcomes)
 }
@@ -140,17 +150,19 @@ impl Program {
     }
 }
 
-fn run_on(
-    kernel: &kernel::Kernel,
-    cache: &Path,
-    refresh: bool,
-    program: &Program,
-    name: &mut String,
-) -> anyhow::Result<()> {
-    let installed = kernel.install(cache, refresh)?;
-    *name = format!("{} ({})", kernel.name, installed.release);
-    let initramfs = initramfs::Initramfs::write(&installed, cache, &program.script())?;
-    machine::run(&installed, &initramfs)
+fn run_on(name: &str, installed: &kernel::Installed, cache: &Path, program: &Program) -> Outcome {
+    let started = Instant::now();
+    say(&format!("kernel {name}"));
+    let run = || {
+        let initramfs = initramfs::Initramfs::write(installed, cache, &program.script())?;
+        machine::run(name, installed, &initramfs)
+    };
+    let failure = run().err().map(|error| format!("{error:#}"));
+    let kernel = format!("{name} ({})", installed.release);
+    if let Some(failure) = &failure {
+        say(&format!("kernel {kernel} failed: {failure}"));
+    }
+    Outcome { kernel, failure, time: started.elapsed() }
 }
 
 /// Builds the programs of tests that run in the machines.
