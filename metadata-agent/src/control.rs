@@ -343,7 +343,7 @@ impl Control {
 
     /// Tells the programs which frames are wanted now.
     fn record_frames(&mut self) -> Result<(), datapath::Error> {
-        let wanted = self.frames.wanted(std::time::Instant::now());
+        let wanted = self.frames.wanted(std::time::Instant::now(), |port| self.reconciler.number_of(port));
         self.reconciler.datapath_mut().set_recorded(wanted)
     }
 

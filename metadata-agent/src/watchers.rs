@@ -1,7 +1,10 @@
 //! Operators who watch requests and dropped frames as they happen. Each has a queue of lines that is bounded: who is slow loses
 //! some, is told how many, and holds up nobody.
 #![forbid(unsafe_code)]
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -19,8 +22,20 @@ pub struct Watchers(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     all: Mutex<Vec<Watcher>>,
-    /// Whether there are some.
-    any: watch::Sender<bool>,
+    /// What they watch together: nothing without anybody.
+    watched: watch::Sender<Watched>,
+}
+
+/// Everything that somebody watches.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Watched {
+    /// Nobody watches.
+    #[default]
+    Nothing,
+    /// All that there is, to somebody at least.
+    Everything,
+    /// These taps and ports, by the words for them, and nothing else.
+    Of(BTreeSet<String>),
 }
 
 #[derive(Debug)]
@@ -41,7 +56,7 @@ impl Watchers {
         }
         let (lines, receiver) = mpsc::channel(QUEUE);
         all.push(Watcher { of, lines, lost: 0 });
-        self.0.any.send_if_modified(|any| !std::mem::replace(any, true));
+        self.note(&all);
         Some(receiver)
     }
 
@@ -49,18 +64,36 @@ impl Watchers {
     pub fn prune(&self) {
         let mut all = self.all();
         all.retain(|watcher| !watcher.lines.is_closed());
-        let any = !all.is_empty();
-        self.0.any.send_if_modified(|was| std::mem::replace(was, any) != any);
+        self.note(&all);
     }
 
-    /// Tells of whether there are some, each time that changes.
-    pub fn news(&self) -> watch::Receiver<bool> {
-        self.0.any.subscribe()
+    fn note(&self, all: &[Watcher]) {
+        let words: Option<BTreeSet<String>> = all.iter().map(|watcher| watcher.of.clone()).collect();
+        let watched = match words {
+            Some(words) if words.is_empty() => Watched::Nothing,
+            Some(words) => Watched::Of(words),
+            None => Watched::Everything,
+        };
+        self.0.watched.send_if_modified(|was| {
+            let is_news = *was != watched;
+            *was = watched;
+            is_news
+        });
+    }
+
+    /// Tells of what is watched, each time that changes.
+    pub fn news(&self) -> watch::Receiver<Watched> {
+        self.0.watched.subscribe()
+    }
+
+    /// What is watched now.
+    pub fn watched(&self) -> Watched {
+        self.0.watched.borrow().clone()
     }
 
     /// True if there are some.
     pub fn any(&self) -> bool {
-        *self.0.any.borrow()
+        *self.0.watched.borrow() != Watched::Nothing
     }
 
     /// True if somebody watches that port, by its id, or that tap.

@@ -60,6 +60,12 @@ impl Drop for Watching {
     }
 }
 
+/// From 192.0.2.77:4000, which is nobody's, to the service.
+const STRAY_RESET: [u8; 40] = [
+    0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 77, 169, 254, 169, 254, 0x0f, 0xa0, 0, 80, 0, 0,
+    0, 1, 0, 0, 0, 0, 0x50, 4, 0, 0, 0, 0, 0, 0,
+];
+
 /// Has the guest ask until it is seen: to watch begins a moment after the command.
 fn wait_seen(watching: &Watching, guest: &Guest, words: &[&str]) -> Result<String> {
     until(&format!("a request of {} is seen", guest.port.tap), SOON, || {
@@ -85,11 +91,7 @@ fn requests_and_drops_are_seen_as_they_happen() -> Result<()> {
     ensure!(answer.status == 400, "{answer:?}");
     let (_, line) = watching.next(&["400 by agent"])?;
     ensure!(!line.contains('\u{1b}'), "{line:?}");
-    let reset = [
-        0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 77, 169, 254, 169, 254, 0x0f, 0xa0, 0, 80, 0,
-        0, 0, 1, 0, 0, 0, 0, 0x50, 4, 0, 0, 0, 0, 0, 0,
-    ];
-    guest.send_packet(&reset)?;
+    guest.send_packet(&STRAY_RESET)?;
     watching.next(&["dropped, unknown_source", "192.0.2.77:4000 > 169.254.169.254:80, TCP RST"])?;
 
     // For programs, and filtered.
@@ -121,6 +123,27 @@ fn requests_and_drops_are_seen_as_they_happen() -> Result<()> {
     // Nobody is told of anything any more.
     drop((watching, refused));
     own_identity(&guest)
+}
+
+/// Frames of others use up nothing of what is recorded of a port.
+#[test]
+fn a_flood_of_others_hides_no_dropped_frame_of_a_port() -> Result<()> {
+    const FLOOD: usize = 5000;
+    let cloud = Cloud::with_inventory()?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    let watching = Watching::start(&cloud.agent, &["--json", "--port", &guest.port.id])?;
+    wait_seen(&watching, &guest, &["\"request\""])?;
+    let before = cloud.agent.counter("unknown_source")?;
+    for _ in 0..FLOOD {
+        other.send_packet(&STRAY_RESET)?;
+    }
+    guest.send_packet(&STRAY_RESET)?;
+    let (_, line) = watching.next(&["\"drop\""])?;
+    let event: Value = serde_json::from_str(&line)?;
+    ensure!(event["port"] == *guest.port.id && event["left_out"] == 0, "{line}");
+    let dropped = cloud.agent.counter("unknown_source")? - before;
+    ensure!(dropped >= FLOOD as u64, "there was no flood: {dropped} frames");
+    Ok(())
 }
 
 /// One who does not read loses what happens, hears how much it was, and no guest waits for it.

@@ -17,7 +17,7 @@ use crate::{
     datapath::{Action, Frame, Records, device_name},
     directory::{Directory, Port},
     link::PortNumber,
-    watchers::Watchers,
+    watchers::{Watched, Watchers},
 };
 
 /// Most frames that are told of in a second, of all processors together: a host may have hundreds of them.
@@ -114,24 +114,14 @@ impl FrameLog {
         *self.logged() = logged;
     }
 
-    /// What the programs are to record.
-    pub(super) fn wanted(&self, now: Instant) -> u32 {
+    /// Frames that the programs are to record. The assignment of a port is found by its id.
+    pub(super) fn wanted(&self, now: Instant, find: impl Fn(&str) -> Option<PortNumber>) -> u32 {
         let mut logged = self.logged();
         if logged.as_ref().is_some_and(|logged| logged.until <= now) {
             *logged = None;
             info!(target: "datapath", "frames are not logged any more: the time for it is over");
         }
-        match logged
-            .as_ref()
-            .map(|logged| logged.ports.as_ref().map(|ports| ports.iter().collect::<Vec<_>>()))
-        {
-            None if self.watchers.any() => RECORD_DROPPED,
-            None => 0,
-            Some(Some(ports)) if ports.len() == 1 && !self.watchers.any() => {
-                RECORD_ALL | (ports[0].index + 1) & RECORD_PORT
-            }
-            Some(_) => RECORD_ALL,
-        }
+        recorded(logged.as_ref(), &self.watchers.watched(), find)
     }
 
     /// Whom a frame is told to, if to anybody.
@@ -195,6 +185,28 @@ impl FrameLog {
     }
 }
 
+/// Frames that are to be recorded for the log and for those who watch, as the programs understand it. Those of one port alone if
+/// nobody is told of others: each processor records a bounded number, which frames of others would use up.
+fn recorded(logged: Option<&Logged>, watched: &Watched, find: impl Fn(&str) -> Option<PortNumber>) -> u32 {
+    let kinds = match (logged, watched) {
+        (Some(_), _) => RECORD_ALL,
+        (None, Watched::Nothing) => return 0,
+        (None, _) => RECORD_DROPPED,
+    };
+    let of_log = logged.map_or(Some(BTreeSet::new()), |logged| logged.ports.clone());
+    let of_watchers = match watched {
+        Watched::Nothing => Some(BTreeSet::new()),
+        Watched::Everything => None,
+        // A device has frames of no port as well.
+        Watched::Of(words) => words.iter().map(|word| find(word)).collect(),
+    };
+    let (Some(of_log), Some(of_watchers)) = (of_log, of_watchers) else { return kinds };
+    match of_log.union(&of_watchers).collect::<Vec<_>>()[..] {
+        [port] => kinds | (port.index + 1) & RECORD_PORT,
+        _ => kinds,
+    }
+}
+
 /// When logging for that long ends.
 pub(super) fn end(now: Instant, seconds: u64) -> Instant {
     now + Duration::from_secs(seconds)
@@ -203,6 +215,33 @@ pub(super) fn end(now: Instant, seconds: u64) -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_of_one_port_alone_are_recorded_if_nobody_is_told_of_others() {
+        let numbers = [PortNumber { index: 6, generation: 1 }, PortNumber { index: 8, generation: 1 }];
+        let find = |word: &str| Some(numbers[["six", "eight"].iter().position(|name| *name == word)?]);
+        let of = |words: &[&str]| Watched::Of(words.iter().map(|word| (*word).to_owned()).collect());
+        let logged = |ports: &[usize]| {
+            let ports = Some(ports.iter().map(|index| numbers[*index]).collect());
+            Some(Logged { ports, until: Instant::now() })
+        };
+        let all = Some(Logged { ports: None, until: Instant::now() });
+        let is = |logged: &Option<Logged>, watched: &Watched, expected| {
+            assert_eq!(recorded(logged.as_ref(), watched, find), expected, "{logged:?}, {watched:?}");
+        };
+        is(&None, &Watched::Nothing, 0);
+        is(&None, &Watched::Everything, RECORD_DROPPED);
+        is(&None, &of(&["six"]), RECORD_DROPPED | 7);
+        is(&None, &of(&["six", "eight"]), RECORD_DROPPED);
+        is(&None, &of(&["tap6"]), RECORD_DROPPED);
+        is(&None, &of(&["six", "tap6"]), RECORD_DROPPED);
+        is(&logged(&[0]), &Watched::Nothing, RECORD_ALL | 7);
+        is(&logged(&[0]), &of(&["six"]), RECORD_ALL | 7);
+        is(&logged(&[0]), &of(&["eight"]), RECORD_ALL);
+        is(&logged(&[0]), &Watched::Everything, RECORD_ALL);
+        is(&logged(&[0, 1]), &Watched::Nothing, RECORD_ALL);
+        is(&all, &of(&["six"]), RECORD_ALL);
+    }
 
     #[test]
     fn so_many_frames_are_told_of_and_the_others_are_counted() {

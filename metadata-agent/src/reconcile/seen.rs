@@ -63,6 +63,11 @@ impl Reconciler {
         self.served.values().filter(is_meant).map(Served::number).collect()
     }
 
+    /// The assignment of the port with that id, if it is served.
+    pub fn number_of(&self, port: &str) -> Option<PortNumber> {
+        self.served.values().find(|served| served.wanted.port == port).map(Served::number)
+    }
+
     /// The ports that are served and that `wanted` holds of, given its id, its device and who it is: what is in force for
     /// each, and its assignment.
     pub fn seen(
