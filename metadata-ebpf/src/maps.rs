@@ -136,16 +136,16 @@ pub(crate) fn is_recorded(ifindex: u32, port: u32, is_dropped: bool) -> bool {
     })
 }
 
-/// Whether one more record fits into what a processor may make of them: how many frames were left out before it.
+/// Count of the frames that were left out before one more record, if that fits into what a processor may make of them.
 #[inline(always)]
-pub(crate) fn may_record(now: u64) -> Option<u64> {
+pub(crate) fn may_record(now: u64) -> Option<&'static mut u64> {
     let recorded = RECORDED.get_ptr_mut(0)?;
-    // SAFETY: this processor's own copy.
+    // SAFETY: this processor's own copy, which this program alone has until it ends.
     let recorded = unsafe { &mut *recorded };
     match RECORD_LIMIT.after(recorded.state, now) {
         Some(next) => {
             recorded.state = next;
-            Some(core::mem::take(&mut recorded.left_out))
+            Some(&mut recorded.left_out)
         }
         None => {
             recorded.left_out += 1;

@@ -30,7 +30,11 @@ pub(crate) fn record(skb: Skb<'_>, ifindex: u32, port: u32, counter: u32, action
 fn write(skb: *mut __sk_buff, ifindex: u32, port: u32, counter: u32, action: i32) {
     // Before there is room for one: what is discarded takes room until somebody is woken to read it.
     let Some(left_out) = maps::may_record(skb::now()) else { return };
-    let Some(mut entry) = maps::new_record() else { return };
+    let Some(mut entry) = maps::new_record() else {
+        // Nobody reads as fast as that.
+        *left_out += 1;
+        return;
+    };
     let record = entry.as_mut_ptr();
     // SAFETY: fields of the entry, and those of the context that are readable ones.
     unsafe {
@@ -45,7 +49,7 @@ fn write(skb: *mut __sk_buff, ifindex: u32, port: u32, counter: u32, action: i32
         for word in 0..RECORDED_HEAD / size_of::<u64>() {
             words.add(word).write_volatile(0);
         }
-        (*record).left_out = left_out;
+        (*record).left_out = core::mem::take(left_out);
         (*record).at = skb::now();
     }
     // SAFETY: as above.
