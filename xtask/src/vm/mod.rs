@@ -1,6 +1,7 @@
 //! `cargo xtask vm-test`: the agent on Debian's kernels, with Open vSwitch's kernel datapath, and as a service of systemd's,
 //! in virtual machines.
 mod archive;
+pub(crate) mod cloud_guest;
 mod guest;
 mod initramfs;
 mod kernel;
@@ -24,7 +25,9 @@ use crate::{
 };
 
 /// What the end-to-end tests' crate calls the programs of tests that run in the machines.
-const TESTS: &[&str] = &["vm", "systemd"];
+const TESTS: &[&str] = &["vm", "tapless", "systemd"];
+/// Those that take an emulated machine minutes besides, and are not run for each change.
+const LONG_TESTS: &[&str] = &["migration"];
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -36,15 +39,19 @@ pub(crate) struct Options {
     refresh: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
+    /// Without those that take long.
+    #[arg(skip)]
+    is_short: bool,
 }
 
 impl Options {
-    /// These kernels, as they were fetched, and all tests.
+    /// These kernels, as they were fetched, and the tests of each change.
     pub(crate) fn only(kernels: &[&str]) -> Self {
         Self {
             kernels: kernels.iter().map(|name| (*name).to_owned()).collect(),
             refresh: false,
             filter: None,
+            is_short: true,
         }
     }
 }
@@ -67,7 +74,7 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
     let program = Program {
         package: dist::package_of(&agent)?.canonicalize()?,
         agent,
-        tests: build_tests()?,
+        tests: build_tests(if options.is_short { &[] } else { LONG_TESTS })?,
         filter: options.filter.clone(),
     };
     program.check()?;
@@ -154,10 +161,11 @@ fn run_on(
 }
 
 /// Builds the programs of tests that run in the machines.
-fn build_tests() -> anyhow::Result<Vec<PathBuf>> {
+fn build_tests(more: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
+    let tests = [TESTS, more].concat();
     let mut build = cargo();
     build.args(["test", "--locked", "--package", "metadata-tests", "--no-run"]);
-    build.args(TESTS.iter().flat_map(|name| ["--test", name]));
+    build.args(tests.iter().flat_map(|name| ["--test", name]));
     let messages = output(build.arg("--message-format=json-render-diagnostics"))?;
     let program = |name: &&str| {
         // A program that belongs to the package is built with its tests.
@@ -166,7 +174,7 @@ fn build_tests() -> anyhow::Result<Vec<PathBuf>> {
         let (_, rest) = built?.split_once(r#""executable":""#)?;
         rest.split('"').next().map(PathBuf::from)
     };
-    let programs: Option<Vec<_>> = TESTS.iter().map(program).collect();
+    let programs: Option<Vec<_>> = tests.iter().map(program).collect();
     programs.context("cargo does not say where it put the tests")
 }
 
