@@ -74,15 +74,15 @@ fn site(others: &[&str]) -> Result<Site> {
 impl Site {
     /// Has OVN choose again if nobody is responsible for the machine: one that is no longer may take the row back from one
     /// that is already (OVN 23.03), and does not notice.
-    fn keep_claimed(&self, by: &Gateway, priority: u32) -> Result<()> {
+    fn keep_claimed(&self, by: &str, priority: u32) -> Result<()> {
         let (lab, port) = (&self.cloud.chassis, &self.machine.port);
         let is_claimed = || -> Result<()> {
             ensure!(!lab.binding(port, "chassis")?.is_empty());
             Ok(())
         };
         if until("a chassis has the port", CLAIMING, is_claimed).is_err() {
-            lab.set_priority(port, &by.name, 50)?;
-            lab.set_priority(port, &by.name, priority)?;
+            lab.set_priority(port, by, 50)?;
+            lab.set_priority(port, by, priority)?;
         }
         Ok(())
     }
@@ -106,7 +106,7 @@ fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
                     if ports.iter().any(|status| status.port == machine.port.id && status.state == "known") {
                         return Ok(Instant::now());
                     }
-                    site.keep_claimed(other, 200)?;
+                    site.keep_claimed(&other.name, 200)?;
                     bail!("{ports:?}")
                 })
             });
@@ -122,7 +122,7 @@ fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
         println!("served {moved:?} after the row named the chassis, as far as looking again and again tells");
         site.cloud.agent.wait_unlisted(&machine.port)?;
         until("the other one answers", SOON, || {
-            site.keep_claimed(other, 200)?;
+            site.keep_claimed(&other.name, 200)?;
             own_identity(machine)?;
             ensure!(!other.nova.take_requests().is_empty());
             Ok(())
@@ -136,7 +136,12 @@ fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
         ensure!(site.cloud.nova.take_requests().is_empty(), "the former chassis has answered");
         // And back: the other one is none of them any more.
         site.cloud.chassis.exclude(&machine.port, &other.name)?;
-        other.agent.wait_unlisted(&machine.port)
+        other.agent.wait_unlisted(&machine.port)?;
+        let name = site.cloud.chassis.chassis_name()?;
+        until("this one serves again", SOON, || {
+            site.keep_claimed(&name, 100)?;
+            own_identity(machine)
+        })
     };
     let asked = while_asking(machine, moves)?;
     println!("{} answers, the longest time without one {:?}", asked.count(), asked.gap());
@@ -154,7 +159,7 @@ fn another_chassis_serves_when_one_dies() -> Result<()> {
         site.cloud.chassis.set_priority(&site.machine.port, &name, priority)?;
     }
     until("the first one answers", SOON, || {
-        site.keep_claimed(&site.others[0], 200)?;
+        site.keep_claimed(&site.others[0].name, 200)?;
         own_identity(&site.machine)?;
         ensure!(!site.others[0].nova.take_requests().is_empty());
         Ok(())
