@@ -62,9 +62,8 @@ fn site(others: &[&str]) -> Result<Site> {
     for nova in others.iter().map(|gateway| &gateway.nova).chain([&cloud.nova]) {
         nova.add_instance(&port);
     }
-    let members: Vec<String> =
-        [name.clone()].into_iter().chain(others.iter().map(|gateway| gateway.name.clone())).collect();
-    cloud.chassis.make_external(&port, &members)?;
+    // The others come later: a group of one has nobody to hear of.
+    cloud.chassis.make_external(&port, &[name])?;
     let machine = fabric.add_machine(cloud.chassis.sandbox(), port)?;
     cloud.agent.wait_station(&machine)?;
     machine.dhcp()?;
@@ -72,28 +71,26 @@ fn site(others: &[&str]) -> Result<Site> {
     Ok(Site { machine, others, cloud, _fabric: fabric })
 }
 
-impl Site {
-    /// Has OVN choose again if nobody is responsible for the machine: one that is no longer may take the row back from one
-    /// that is already (OVN 23.03), and does not notice.
-    fn keep_claimed(&self, by: &Gateway, priority: u32) -> Result<()> {
-        let (lab, port) = (&self.cloud.chassis, &self.machine.port);
-        let is_claimed = || -> Result<()> {
-            ensure!(!lab.binding(port, "chassis")?.is_empty());
-            Ok(())
-        };
-        if until("a chassis has the port", CLAIMING, is_claimed).is_err() {
-            lab.set_priority(port, &by.name, 50)?;
-            lab.set_priority(port, &by.name, priority)?;
-        }
+/// Has OVN choose again if nobody is responsible for a port: a chassis that is no longer may take the row back from one
+/// that is already (OVN 23.03), and does not notice.
+fn keep_claimed(lab: &Lab, port: &Port, by: &str, priority: u32) -> Result<()> {
+    let is_claimed = || -> Result<()> {
+        ensure!(!lab.binding(port, "chassis")?.is_empty());
         Ok(())
+    };
+    if until("a chassis has the port", CLAIMING, is_claimed).is_err() {
+        println!("nobody has claimed the port: choosing again");
+        lab.set_priority(port, by, 50)?;
+        lab.set_priority(port, by, priority)?;
     }
+    Ok(())
 }
 
 /// An operator has another chassis come first, and takes that out again.
 #[test]
 fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
     let site = site(&NAMES[..1])?;
-    let (machine, other) = (&site.machine, &site.others[0]);
+    let (machine, other, lab) = (&site.machine, &site.others[0], &site.cloud.chassis);
     other.agent.wait_unlisted(&machine.port)?;
     let mut kept = machine.connect()?;
     is_identity_of(&machine.port, &kept.request("GET", META_DATA, &[], b"")?)?;
@@ -107,7 +104,7 @@ fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
                     if ports.iter().any(|status| status.port == machine.port.id && status.state == "known") {
                         return Ok(Instant::now());
                     }
-                    site.keep_claimed(other, 200)?;
+                    keep_claimed(lab, &machine.port, &other.name, 200)?;
                     bail!("{ports:?}")
                 })
             });
@@ -123,7 +120,7 @@ fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
         println!("served {moved:?} after the row named the chassis, as far as looking again and again tells");
         site.cloud.agent.wait_unlisted(&machine.port)?;
         until("the other one answers", SOON, || {
-            site.keep_claimed(other, 200)?;
+            keep_claimed(lab, &machine.port, &other.name, 200)?;
             own_identity(machine)?;
             ensure!(!other.nova.take_requests().is_empty());
             Ok(())
@@ -137,7 +134,12 @@ fn an_external_port_is_moved_while_its_machine_asks() -> Result<()> {
         ensure!(site.cloud.nova.take_requests().is_empty(), "the former chassis has answered");
         // And back: the other one is none of them any more.
         site.cloud.chassis.exclude(&machine.port, &other.name)?;
-        other.agent.wait_unlisted(&machine.port)
+        other.agent.wait_unlisted(&machine.port)?;
+        let name = site.cloud.chassis.chassis_name()?;
+        until("this one serves again", SOON, || {
+            keep_claimed(lab, &machine.port, &name, 100)?;
+            own_identity(machine)
+        })
     };
     let asked = while_asking(machine, moves)?;
     println!("{} answers, the longest time without one {:?}", asked.count(), asked.gap());
@@ -155,13 +157,13 @@ fn another_chassis_serves_when_one_dies() -> Result<()> {
         site.cloud.chassis.set_priority(&site.machine.port, &name, priority)?;
     }
     until("the first one answers", SOON, || {
-        site.keep_claimed(&site.others[0], 200)?;
+        keep_claimed(&site.cloud.chassis, &site.machine.port, &site.others[0].name, 200)?;
         own_identity(&site.machine)?;
         ensure!(!site.others[0].nova.take_requests().is_empty());
         Ok(())
     })?;
     site.cloud.agent.wait_unlisted(&site.machine.port)?;
-    let Site { machine, others, .. } = &mut site;
+    let Site { machine, others, cloud, .. } = &mut site;
     let [dies, heir] = others.as_mut_slice() else { panic!("there are two") };
     heir.nova.take_requests();
     let started = Instant::now();
@@ -170,9 +172,19 @@ fn another_chassis_serves_when_one_dies() -> Result<()> {
         heir.agent.wait_station(machine)?;
         let after = started.elapsed();
         until("the heir answers", SOON, || {
+            keep_claimed(&cloud.chassis, &machine.port, &heir.name, 150)?;
             own_identity(machine)?;
             ensure!(!heir.nova.take_requests().is_empty());
             Ok(())
+        })
+        .with_context(|| {
+            let row = cloud.chassis.binding(&machine.port, "chassis");
+            format!(
+                "{} has it ({row:?}), {:?}\n{}",
+                heir.name,
+                heir.agent.ports(),
+                heir.chassis.sandbox().log_tails()
+            )
         })?;
         println!("responsible after {after:?}, and answers after {:?}", started.elapsed());
         Ok(())
@@ -188,6 +200,10 @@ fn a_chassis_that_is_made_anew_loses_nothing() -> Result<()> {
     let before = site.cloud.agent.wait_station(&site.machine)?;
     let mut kept = site.machine.connect()?;
     is_identity_of(&site.machine.port, &kept.request("GET", META_DATA, &[], b"")?)?;
+    // Who looks for a machine of Ironic's knows its MAC address.
+    let Port { id, mac, .. } = &site.machine.port;
+    let (status, explained) = site.cloud.agent.tells(&["explain", &mac.to_uppercase()])?;
+    ensure!(status == 0 && explained.contains(&format!("port {id} on mdn")), "{status}: {explained}");
     let name = site.cloud.chassis.chassis_name()?;
     let row = site.cloud.chassis.chassis_private(&name)?.uuid;
     site.cloud.chassis.stop_controller()?;

@@ -1,18 +1,22 @@
 //! Real machines: QEMU's virtio NICs on taps of a real Open vSwitch, DHCP from OVN, and a client of the guest's own.
 
-use std::time::Duration;
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
     agent::Options,
+    check::was_signed_for,
     cloud::{Chassis as _, Cloud},
-    machine::{Machine, seconds},
+    command::run,
+    machine::{Hardware, Machine, Nic, seconds},
     ovn::{HOSTNAME, Lab, Routing},
     port::Port,
+    sandbox::Sandbox,
     two_chassis::{THERE, TwoChassis},
     wait::until,
 };
 
+const BODY: usize = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 /// A client's repeated SYN comes after a second, and after two more; the machine is emulated.
 const LONGEST: Duration = Duration::from_secs(8);
@@ -29,7 +33,7 @@ fn a_real_machine_boots_and_learns_who_it_is() -> Result<()> {
     cloud.nova.add_instance(&port);
     cloud.chassis.create_port(&port)?;
     let host = cloud.chassis.host();
-    let mut machine = Machine::boot(cloud.chassis.sandbox(), host, &port, 2)?;
+    let mut machine = Machine::boot(cloud.chassis.sandbox(), host, &port, &Hardware::with_processors(2))?;
     cloud.chassis.plug_port(&port)?;
     cloud.agent.wait_port_served(&port, host.ifindex(&port.tap)?)?;
 
@@ -47,6 +51,55 @@ fn a_real_machine_boots_and_learns_who_it_is() -> Result<()> {
     machine.check_running()
 }
 
+/// A machine whose NIC no kernel knows, on a network that has its route from DHCP and with what is on its link.
+#[test]
+fn a_machine_on_dpdk_learns_who_it_is() -> Result<()> {
+    let cloud = Cloud::on(Lab::start_with_dpdk()?, &Options::default())?;
+    let network = cloud.chassis.add_network("red", Routing::Isolated)?;
+    let port = Port::new(&network)?;
+    // Nova's name for it.
+    let port = Port { tap: port.tap.replacen("tap", "vhu", 1), ..port };
+    let body: Vec<u8> = (0..BODY).map(|index| (index * 7 % 253) as u8).collect();
+    cloud.nova.add_instance(&port);
+    cloud.nova.set_user_data(&port, body.clone());
+    cloud.chassis.create_port(&port)?;
+    let sandbox = cloud.chassis.sandbox();
+    let socket = sandbox.path(&port.tap);
+    cloud.chassis.plug_vhost_user(&port, &socket)?;
+    let hardware = Hardware { nic: Nic::VhostUser(socket), ..Hardware::with_processors(1) };
+    let mut machine = Machine::boot(sandbox, cloud.chassis.host(), &port, &hardware)?;
+    until("the switch says that there is a machine", SOON, || {
+        let status = cloud.chassis.interface(&port, "status")?;
+        ensure!(status.contains("status=connected"), "{status}");
+        Ok(())
+    })?;
+    ensure!(cloud.chassis.host().ip(format!("link show dev {}", port.tap)).is_err(), "it has a device");
+    cloud.agent.wait_station_of(&port)?;
+    let (_, listed) = cloud.agent.tells(&["show", "ports"])?;
+    let line = listed.lines().find(|line| line.contains(&port.id)).context("the port is not listed")?;
+    println!("{line}");
+    ensure!(line.contains(&port.instance), "{line}");
+
+    machine.dhcp()?;
+    for route in ["", "ip route del 169.254.169.254; ip route replace 169.254.0.0/16 dev eth0"] {
+        machine.told(route)?;
+        cloud.nova.take_requests();
+        ensure!(machine.told(WHO)?.trim() == port.instance, "{route:?}");
+        cloud.nova.take_requests().iter().try_for_each(|request| was_signed_for(&port, request))?;
+        machine.told("wget -q -O /body http://169.254.169.254/latest/user-data")?;
+        let summed = machine.told("md5sum </body")?;
+        ensure!(summed.split_whitespace().next() == Some(&md5(sandbox, &body)?), "{route:?}: {summed}");
+    }
+    machine.check_running()
+}
+
+fn md5(sandbox: &Sandbox, body: &[u8]) -> Result<String> {
+    let file = sandbox.path("body");
+    fs::write(&file, body)?;
+    let summed = run(Command::new("md5sum").arg(file))?;
+    Ok(summed.split_whitespace().next().context("no sum")?.to_owned())
+}
+
 #[test]
 fn a_real_machine_moves_between_chassis_while_it_asks() -> Result<()> {
     let site = TwoChassis::start(&Options::default())?;
@@ -54,7 +107,7 @@ fn a_real_machine_moves_between_chassis_while_it_asks() -> Result<()> {
     let network = here.chassis.add_network("red", Routing::Routed)?;
     let port = site.add_port(&network)?;
     let (sandbox, host) = (here.chassis.sandbox(), here.chassis.host());
-    let mut machine = Machine::boot(sandbox, host, &port, 1)?;
+    let mut machine = Machine::boot(sandbox, host, &port, &Hardware::with_processors(1))?;
     let tap = &port.tap;
     here.chassis.plug_port(&port)?;
     here.agent.wait_port_served(&port, host.ifindex(tap)?)?;

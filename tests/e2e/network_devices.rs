@@ -11,13 +11,15 @@ use metadata_tests::{
     command::{Words as _, run},
     guest::Guest,
     ovn::{Fabric, Lab, Routing},
-    port::{Network, Port},
+    port::{Network, Port, mac, uuid},
     traffic::meanwhile,
     wait::until,
 };
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
+/// Long enough for a SYN and its first retransmission.
+const NO_ANSWER: Duration = Duration::from_millis(1500);
 /// Whose is whose.
 const KEY: &str = "metadata-agent-network";
 
@@ -197,6 +199,11 @@ fn whatever_is_done_to_the_switch_is_survived() -> Result<()> {
     run(cloud.chassis.host().command("tc")?.words(format!("qdisc del dev {device} clsact"))).ok();
     asks_again(&cloud, &machine, "after its qdisc was removed")?;
 
+    cloud.chassis.host().ip(format!("link del {device}"))?;
+    asks_again(&cloud, &machine, "after its link was deleted")?;
+    run(cloud.chassis.vsctl().words("del-br br-int"))?;
+    asks_again(&cloud, &machine, "after the bridge was deleted")?;
+
     cloud.chassis.restart_vswitchd()?;
     asks_again(&cloud, &machine, "after ovs-vswitchd was restarted")?;
     // The userspace datapath of Open vSwitch 3.1 stands still until the database is there again.
@@ -205,6 +212,98 @@ fn whatever_is_done_to_the_switch_is_survived() -> Result<()> {
     cloud.chassis.start_ovs_database()?;
     cloud.agent.wait_ready()?;
     asks_again(&cloud, &machine, "after the database was restarted")
+}
+
+/// A device of the operator's has the name: it is left alone, and the network has its device once that is gone.
+#[test]
+fn a_name_that_is_taken_is_not_taken_away() -> Result<()> {
+    let cloud = Cloud::with_network_devices()?;
+    let network = cloud.chassis.add_network("red", Routing::Isolated)?;
+    let (device, host) = (Lab::network_device(&network.id), cloud.chassis.host());
+    host.ip(format!("link add {device} type veth peer name theirs"))?;
+    let before = host.ip(format!("-d link show dev {device}"))?;
+    let port = Port::new(&network)?;
+    cloud.nova.add_instance(&port);
+    let guest = cloud.chassis.add_internal(port)?;
+    cloud.agent.wait_unserved(&guest.port.id, "of its network's device")?;
+    cloud.agent.wait_logged(&["is not served", &guest.port.id, &device])?;
+    ensure!(host.ip(format!("-d link show dev {device}"))? == before);
+    ensure!(guest.connect_with(None, NO_ANSWER).is_err());
+    host.ip(format!("link del {device}"))?;
+    cloud.agent.wait_station(&guest)?;
+    own_identity(&guest)?;
+
+    // The same of Open vSwitch's.
+    run(cloud
+        .chassis
+        .vsctl()
+        .words(format!("del-port {device} -- add-port br-int {device}"))
+        .words(format!("-- set Interface {device} type=internal external_ids:owner=operator")))?;
+    let reason = format!("Open vSwitch has another interface {device}");
+    cloud.agent.wait_unserved(&guest.port.id, &reason)?;
+    let owner = run(cloud.chassis.vsctl().words(format!("get Interface {device} external_ids:owner")))?;
+    ensure!(owner.trim() == "operator");
+    run(cloud.chassis.vsctl().words(format!("del-port {device}")))?;
+    cloud.agent.wait_station(&guest)?;
+    until("the guest is answered", SOON, || own_identity(&guest))
+}
+
+/// What Neutron and OVN may do to a port, its network and its chassis while a machine is behind the device.
+#[test]
+fn whatever_is_done_to_the_rows_is_followed() -> Result<()> {
+    let mut cloud = Cloud::with_network_devices()?;
+    let fabric = Fabric::create(cloud.chassis.sandbox())?;
+    fabric.connect(&cloud.chassis)?;
+    let network = cloud.chassis.add_provider_network("physical")?;
+    let mut machine = cloud.add_external(&fabric, &network)?;
+    let device = Lab::network_device(&network.id);
+    let asks = |machine: &Guest, what: &str| -> Result<()> {
+        until(&format!("the machine is answered: {what}"), SOON, || {
+            machine.netns.ip("neigh flush dev eth0")?;
+            own_identity(machine)
+        })
+    };
+    asks(&machine, "at first")?;
+
+    // Ironic's machine has its NIC replaced.
+    let former = machine.connect()?;
+    machine.port.mac = mac()?;
+    cloud.chassis.set_mac(&machine.port, &machine.port.mac)?;
+    cloud.agent.wait_station(&machine)?;
+    let silent = machine.connect_with(None, NO_ANSWER).err();
+    ensure!(silent.is_some(), "the MAC address before is answered");
+    drop(former);
+    machine.netns.ip(format!("link set eth0 address {}", machine.port.mac))?;
+    asks(&machine, "with another MAC address")?;
+    let ports = cloud.agent.ports()?;
+    ensure!(ports.iter().filter(|status| status.port == machine.port.id).count() == 1, "{ports:?}");
+
+    let metadata_port = cloud.chassis.replace_metadata_port(&network)?;
+    until("the device is of the new metadata port", SOON, || {
+        let interfaces = interfaces(&cloud)?;
+        ensure!(
+            interfaces.get(&device).context("no device")?.1["iface-id"] == metadata_port,
+            "{interfaces:?}"
+        );
+        Ok(())
+    })?;
+    asks(&machine, "with another metadata port")?;
+
+    let (former, name) = (cloud.chassis.chassis_name()?, uuid()?);
+    // OVN does not bear it while ovn-controller runs: its encapsulation is another row's still.
+    cloud.chassis.stop_controller()?;
+    run(cloud.chassis.vsctl().words(format!("set Open_vSwitch . external_ids:system-id={name}")))?;
+    cloud.chassis.start_controller()?;
+    cloud.chassis.set_priority(&machine.port, &name, 150)?;
+    cloud.chassis.exclude(&machine.port, &former)?;
+    until("the port is bound to the chassis of that name", SOON, || {
+        let row =
+            run(cloud.chassis.sbctl().words(format!("--bare --columns=_uuid find Chassis name={name}")))?;
+        ensure!(!row.trim().is_empty() && cloud.chassis.binding(&machine.port, "chassis")? == row.trim());
+        Ok(())
+    })?;
+    cloud.agent.wait_station(&machine)?;
+    asks(&machine, "on a chassis with another name")
 }
 
 #[test]

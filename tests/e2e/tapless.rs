@@ -15,7 +15,7 @@ use metadata_tests::{
     guest::{Generation, Guest, METADATA},
     http::Error,
     netns::Namespace,
-    ovn::{Fabric, Lab, Routing},
+    ovn::{Datapath, Fabric, Lab, Routing},
     port::{METADATA_PORT, Network, Port, uuid},
     wait::until,
 };
@@ -88,18 +88,33 @@ fn is_served_wholly(
 #[test]
 fn a_machine_outside_of_the_switch_gets_its_own_identity() -> Result<()> {
     require(&["ethtool"])?;
-    let cloud = Cloud::with_network_devices()?;
-    let fabric = fabric(&cloud)?;
+    an_external_port_is_served(&Cloud::with_network_devices()?)
+}
+
+fn an_external_port_is_served(cloud: &Cloud<Lab>) -> Result<()> {
+    let fabric = fabric(cloud)?;
     let network = cloud.chassis.add_provider_network("physical")?;
     let machine = cloud.add_external(&fabric, &network)?;
-    is_served_wholly(&cloud, &machine, &network, Generation::Random)
+    is_served_wholly(cloud, &machine, &network, Generation::Random)
 }
 
 #[test]
 fn an_internal_port_gets_its_own_identity() -> Result<()> {
     require(&["ethtool"])?;
-    let cloud = Cloud::with_network_devices()?;
-    for routing in [Routing::Routed, Routing::Isolated] {
+    an_internal_port_is_served(&Cloud::with_network_devices()?, &[Routing::Routed, Routing::Isolated])
+}
+
+#[test]
+#[ignore = "for a kernel with Open vSwitch's datapath: cargo xtask vm-test"]
+fn ports_without_a_tap_are_served_over_the_kernels_datapath() -> Result<()> {
+    require(&["ethtool"])?;
+    let cloud = Cloud::on(Lab::start_on(Datapath::Kernel)?, &Options::default())?;
+    an_internal_port_is_served(&cloud, &[Routing::Routed])?;
+    an_external_port_is_served(&cloud)
+}
+
+fn an_internal_port_is_served(cloud: &Cloud<Lab>, routings: &[Routing]) -> Result<()> {
+    for &routing in routings {
         let network = cloud.chassis.add_network("red", routing)?;
         let guest = cloud.add_internal(&network)?;
         // A port that has no IPv6 address may not send from one: port security comes before the device, as it does not
@@ -109,7 +124,7 @@ fn an_internal_port_gets_its_own_identity() -> Result<()> {
         let mut nbctl = cloud.chassis.nbctl();
         nbctl.words(format!("--wait=hv lsp-set-addresses {id}")).arg(&addresses);
         run(nbctl.words(format!("-- lsp-set-port-security {id}")).arg(&addresses))?;
-        is_served_wholly(&cloud, &guest, &network, Generation::Eui64)?;
+        is_served_wholly(cloud, &guest, &network, Generation::Eui64)?;
     }
     Ok(())
 }

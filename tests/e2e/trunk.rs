@@ -1,6 +1,7 @@
 //! Trunks: a tagged frame is its subport's and the answer carries the tag; a VLAN that is nobody's is none of ours.
 
 use std::{
+    io::{ErrorKind, Read as _},
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
@@ -158,6 +159,12 @@ fn subports_come_and_go() -> Result<()> {
     cloud.chassis.delete_port(&leaves.port)?;
     cloud.agent.wait_unlisted(&leaves.port)?;
     // Its VLAN is the tenant's own now: nothing is answered, and nothing is counted.
+    // The reset of its open connection is the last that it hears, and is counted as a reply.
+    let mut stream = open.stream();
+    stream.set_read_timeout(Some(REACTION))?;
+    let ended = stream.read(&mut [0]);
+    let is_reset = ended.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
+    ensure!(is_reset, "the open connection: {ended:?}");
     let before = cloud.agent.settled_counters()?;
     cloud.nova.take_requests();
     leaves.netns.ip(format!("route replace {} dev eth0", METADATA.ip()))?;

@@ -359,49 +359,20 @@ fn expected_attachment() -> Result<Attachment> {
     Ok(if kernel::has_tcx()? { Attachment::Tcx } else { Attachment::Clsact })
 }
 
-/// Guests without a tap, by their network's device, over the kernel's datapath: unfinished checksums and large segments go
-/// through the switch, and frames that were taken at a tap do not.
+/// A port without a tap, by its network's device, over the kernel's datapath; frames that were taken at a tap do not come there.
 #[test]
 #[ignore = "for a kernel with Open vSwitch's datapath: cargo xtask vm-test"]
-fn a_port_without_a_tap_is_served_by_its_networks_device() -> Result<()> {
+fn what_a_tap_takes_does_not_pass() -> Result<()> {
     on_host(|host| {
         let cloud = &host.cloud;
         let network = cloud.chassis.add_network("tapless", Routing::Routed)?;
         let tapped = cloud.add_guest(&network)?;
         cloud.agent.wait_served(&tapped, cloud.chassis.ifindex(&tapped)?)?;
-        let internal = [cloud.add_internal(&network)?, cloud.add_internal(&network)?];
-        let service = Namespace::existing(&service_namespace(&cloud.chassis));
-        let errors = |guest: &Guest| -> Result<[u64; 2]> {
-            Ok([guest.netns.tcp_statistic("InCsumErrors")?, service.tcp_statistic("InCsumErrors")?])
-        };
-        let body: Vec<u8> = (0..16 * BODY).map(|index| (index * 7 % 253) as u8).collect();
-        for guest in &internal {
-            let before = errors(guest)?;
-            cloud.nova.set_user_data(&guest.port, body.clone());
-            for route in ["via 192.168.1.2", ""] {
-                for offloads in ["on", "off"] {
-                    let say = || format!("by {route:?}, with offloads {offloads}");
-                    run(guest
-                        .netns
-                        .command("ethtool")?
-                        .words(format!("-K eth0 tx {offloads} gso {offloads}")))?;
-                    guest.netns.ip(format!("route replace 169.254.169.254 {route} dev eth0"))?;
-                    own_identity(guest).with_context(say)?;
-                    ensure!(guest.get("/latest/user-data")?.body == body, "{}: the body changed", say());
-                    let sent = vec![b'x'; BODY];
-                    let response = guest.request("POST", "/latest/echo", &[], &sent)?;
-                    ensure!(response.status != 413 && response.status < 500, "{}: {response:?}", say());
-                }
-            }
-            assert_eq!(errors(guest)?, before);
-        }
+        own_identity(&cloud.add_internal(&network)?)?;
         let before = cloud.agent.settled_counters()?;
         own_identity(&tapped)?;
         let after = cloud.agent.settled_counters()?;
-        assert_eq!(
-            after["other_station"], before["other_station"],
-            "a frame was taken at the tap and passed as well"
-        );
+        assert_eq!(after["other_station"], before["other_station"], "a frame passed as well");
         Ok(())
     })
 }

@@ -1,10 +1,10 @@
-//! A real machine: QEMU with a virtio NIC on a tap, a kernel of Debian's, and a shell on its serial line.
+//! A real machine: QEMU with a virtio NIC, a kernel of Debian's, and a shell on its serial line.
 
 use std::{
     io::{BufRead as _, BufReader, ErrorKind, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -17,16 +17,98 @@ use crate::{
 };
 
 /// From power on to the shell; the processor is emulated, and this machine may be busy.
-const BOOT: Duration = Duration::from_secs(180);
+const BOOT: Duration = Duration::from_secs(600);
 /// The longest that a line told to the shell may take.
 const ANSWER: Duration = Duration::from_secs(90);
 /// Silence after which a line is told once more: the serial line of a machine that was moved now and then loses bytes.
 const SILENCE: Duration = Duration::from_secs(10);
 const MOVED: Duration = Duration::from_secs(120);
+/// Where the kernel moves a machine's frames itself, if it can.
+const VHOST: &str = "/dev/vhost-net";
 /// Said by the shell when it is ready.
 const UP: &str = ":up:";
 /// Where the guest keeps what its DHCP client calls.
 const HOOK: &str = "/dhcp";
+
+/// The NIC's other end.
+#[derive(Debug, Clone)]
+pub enum Nic {
+    /// A tap of the kernel's, which is made on the host, with a queue for each processor.
+    Tap,
+    /// A socket by which the switch shares the machine's memory; there is no device.
+    VhostUser(PathBuf),
+}
+
+/// What the machine boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum System {
+    /// A kernel and busybox in its memory.
+    Busybox,
+    /// Debian on a disk, with systemd and cloud-init. What is written to the disk is forgotten.
+    Debian,
+}
+
+/// What a machine is made of.
+#[derive(Debug, Clone)]
+pub struct Hardware {
+    pub processors: u32,
+    pub nic: Nic,
+    pub system: System,
+}
+
+impl Hardware {
+    /// The least: busybox, and a tap.
+    pub fn with_processors(processors: u32) -> Self {
+        Self { processors, nic: Nic::Tap, system: System::Busybox }
+    }
+
+    /// QEMU's arguments, for a port on a host, where a tap is made if there is to be one.
+    fn arguments(&self, host: &Namespace, port: &Port, qemu: &mut Command) -> Result<()> {
+        let Port { tap, mac, .. } = port;
+        let Self { processors, nic, system } = self;
+        let megabytes = if *system == System::Debian { 512 } else { 128 };
+        qemu.words(format!("-smp {processors} -m {megabytes}"));
+        match nic {
+            Nic::Tap => {
+                let (several, multiqueue) = if *processors > 1 { ("on", "multi_queue") } else { ("off", "") };
+                host.ip(format!("tuntap add dev {tap} mode tap {multiqueue}"))?;
+                host.ip(format!("link set {tap} address {} up", port.tap_mac()))?;
+                let vhost = if Path::new(VHOST).exists() { "on" } else { "off" };
+                println!("{tap}: vhost-net is {vhost}");
+                qemu.words(format!(
+                    "-netdev tap,id=nic,ifname={tap},script=no,downscript=no,queues={processors},vhost={vhost} \
+                     -device virtio-net-pci,netdev=nic,mac={mac},mq={several},vectors={}",
+                    2 * processors + 2,
+                ));
+            }
+            Nic::VhostUser(socket) => {
+                // Without vectors: QEMU 7.2 takes those of such a NIC to KVM, also where there is none, and crashes.
+                qemu.words(format!(
+                    "-object memory-backend-memfd,id=memory,size={megabytes}M,share=on -machine memory-backend=memory \
+                     -chardev socket,id=switch,path={},server=on,wait=off -netdev vhost-user,id=nic,chardev=switch \
+                     -device virtio-net-pci,netdev=nic,mac={mac},vectors=0",
+                    socket.display(),
+                ));
+            }
+        }
+        let (folder, setup) = match system {
+            System::Busybox => ("guest", "setup"),
+            System::Debian => ("debian", "cloud-guest"),
+        };
+        let image = fetched("vm")?.join(folder);
+        let (kernel, archive, disk) = (image.join("vmlinuz"), image.join("initramfs"), image.join("disk"));
+        if !archive.exists() {
+            bail!("there is no {} (`cargo xtask {setup}` makes it)", archive.display());
+        }
+        qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(archive);
+        if *system == System::Debian {
+            qemu.arg("-drive").arg(format!("file={},format=raw,if=virtio,snapshot=on", disk.display()));
+            // Nova's, by which cloud-init knows where it is.
+            qemu.args(["-smbios", "type=1,manufacturer=OpenStack Foundation,product=OpenStack Nova"]);
+        }
+        Ok(())
+    }
+}
 
 /// The machine. It is switched off when dropped.
 #[derive(Debug)]
@@ -34,23 +116,18 @@ pub struct Machine {
     qemu: Daemon,
     shell: BufReader<UnixStream>,
     monitor: PathBuf,
-    processors: u32,
+    hardware: Hardware,
     /// Number of the last line that the shell was told.
     number: u32,
     has_moved: bool,
 }
 
 impl Machine {
-    /// Makes the port's tap on a host, with a queue for each processor, and boots a machine that has it as its NIC.
-    pub fn boot(sandbox: &Sandbox, host: &Namespace, port: &Port, processors: u32) -> Result<Self> {
-        let mut machine = Self::start(sandbox, host, port, processors, None)?;
+    /// Boots a machine on a host, which has that port as its NIC.
+    pub fn boot(sandbox: &Sandbox, host: &Namespace, port: &Port, hardware: &Hardware) -> Result<Self> {
+        let mut machine = Self::start(sandbox, host, port, hardware, None)?;
         machine.wait_for(UP, BOOT).with_context(|| sandbox.log_tails())?;
         machine.shell.get_ref().set_read_timeout(Some(SILENCE))?;
-        // The shell reads lines, and the script has more than one.
-        for line in DHCP_HOOK.lines() {
-            machine.told(&format!("echo {} >>{HOOK}", quoted(line)))?;
-        }
-        machine.told(&format!("chmod +x {HOOK}"))?;
         Ok(machine)
     }
 
@@ -58,36 +135,19 @@ impl Machine {
         sandbox: &Sandbox,
         host: &Namespace,
         port: &Port,
-        processors: u32,
+        hardware: &Hardware,
         incoming: Option<&Path>,
     ) -> Result<Self> {
-        let Port { tap, mac, .. } = port;
-        let queues = if processors > 1 { "multi_queue" } else { "" };
-        host.ip(format!("tuntap add dev {tap} mode tap {queues}"))?;
-        host.ip(format!("link set {tap} address {} up", port.tap_mac()))?;
-        let image = fetched("vm")?.join("guest");
-        let (kernel, archive) = (image.join("vmlinuz"), image.join("initramfs"));
-        if !archive.exists() {
-            bail!("there is no {} (`cargo xtask setup` makes it)", archive.display());
-        }
         let name = if incoming.is_some() { "moved" } else { "machine" };
         let [shell, monitor] = ["shell", "qmp"].map(|kind| sandbox.path(format!("{name}.{kind}")));
         let mut qemu = host.command("qemu-system-x86_64")?;
         // One thread for all processors: see xtask's machines.
-        qemu.words(
-            "-accel tcg,thread=single -cpu max -m 128 -nodefaults -no-user-config -no-reboot -display none",
-        );
-        qemu.words(format!("-smp {processors}")).arg("-kernel").arg(kernel).arg("-initrd").arg(archive);
+        qemu.words("-accel tcg,thread=single -cpu max -nodefaults -no-user-config -no-reboot -display none");
+        hardware.arguments(host, port, &mut qemu)?;
         qemu.args(["-append", "console=ttyS0 loglevel=4 panic=-1 oops=panic random.trust_cpu=on"]);
         qemu.arg("-serial").arg(format!("file:{}", sandbox.log(&format!("{name}-console")).display()));
         let socket = |path: &Path| format!("unix:{},server=on,wait=off", path.display());
         qemu.arg("-serial").arg(socket(&shell)).arg("-qmp").arg(socket(&monitor));
-        qemu.words(format!(
-            "-netdev tap,id=nic,ifname={tap},script=no,downscript=no,queues={processors} \
-             -device virtio-net-pci,netdev=nic,mac={mac},mq={},vectors={}",
-            if processors > 1 { "on" } else { "off" },
-            2 * processors + 2,
-        ));
         if let Some(socket) = incoming {
             qemu.arg("-incoming").arg(format!("unix:{}", socket.display()));
         }
@@ -96,7 +156,8 @@ impl Machine {
         let shell = until("the machine has a serial line", BOOT, || Ok(UnixStream::connect(&shell)?))
             .with_context(|| sandbox.log_tails())?;
         shell.set_read_timeout(Some(BOOT))?;
-        Ok(Self { qemu, shell: BufReader::new(shell), monitor, processors, number: 0, has_moved: false })
+        let hardware = hardware.clone();
+        Ok(Self { qemu, shell: BufReader::new(shell), monitor, hardware, number: 0, has_moved: false })
     }
 
     /// Tells its shell a line, which does no harm if it is told twice; what came of it, without what it says of its status, which must be good.
@@ -110,6 +171,12 @@ impl Machine {
 
     /// Gets an address and routes from the network's DHCP server.
     pub fn dhcp(&mut self) -> Result<()> {
+        // The shell reads lines, and the script has more than one.
+        self.told(&format!("rm -f {HOOK}"))?;
+        for line in DHCP_HOOK.lines() {
+            self.told(&format!("echo {} >>{HOOK}", quoted(line)))?;
+        }
+        self.told(&format!("chmod +x {HOOK}"))?;
         self.told(&format!("udhcpc -i eth0 -f -q -n -t 40 -T 1 -O staticroutes -O mtu -s {HOOK} 2>&1"))?;
         Ok(())
     }
@@ -128,7 +195,7 @@ impl Machine {
         plug: impl FnOnce() -> Result<()>,
     ) -> Result<Self> {
         let socket = sandbox.path("migration");
-        let moved = Self::start(sandbox, host, port, self.processors, Some(&socket))?;
+        let moved = Self::start(sandbox, host, port, &self.hardware, Some(&socket))?;
         let listens = || {
             ensure!(socket.exists());
             Ok(())

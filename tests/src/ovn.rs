@@ -19,6 +19,7 @@
 mod by_hand;
 mod control;
 mod daemons;
+mod dpdk;
 mod fabric;
 mod incumbent;
 mod neighbour;
@@ -82,6 +83,8 @@ pub enum Routing {
 pub enum Datapath {
     /// In ovs-vswitchd, on any kernel.
     Userspace,
+    /// The same with DPDK, for machines whose NIC is no device of the kernel.
+    Dpdk,
     /// The kernel's module, as in production.
     Kernel,
 }
@@ -90,7 +93,7 @@ impl Datapath {
     /// Its name in the local Open vSwitch.
     fn kind(self) -> &'static str {
         match self {
-            Self::Userspace => "netdev",
+            Self::Userspace | Self::Dpdk => "netdev",
             Self::Kernel => "system",
         }
     }
@@ -120,6 +123,11 @@ impl Lab {
     /// The same with the switch in the host's own namespace.
     pub fn start_whole() -> Result<Self> {
         Self::start_with(Datapath::Userspace, Southbound::Standalone, false)
+    }
+
+    /// The same with DPDK.
+    pub fn start_with_dpdk() -> Result<Self> {
+        Self::start_with(Datapath::Dpdk, Southbound::Standalone, false)
     }
 
     /// The same with a cluster in the Southbound's place.

@@ -25,7 +25,12 @@ pub struct TwoChassis {
 
 impl TwoChassis {
     pub fn start(options: &Options) -> Result<Self> {
-        let here = Cloud::on(Lab::start_whole()?, options)?;
+        Self::start_from(Lab::start_whole()?, options)
+    }
+
+    /// The same from its first chassis, with whose datapath the other one forwards as well.
+    pub fn start_from(here: Lab, options: &Options) -> Result<Self> {
+        let here = Cloud::on(here, options)?;
         let fabric = Fabric::create(here.chassis.sandbox())?;
         fabric.connect(&here.chassis)?;
         let there = here.chassis.add_chassis(THERE)?;

@@ -127,7 +127,7 @@ impl Apt {
 }
 
 /// The mirror that this machine has Debian itself from.
-fn mirror() -> anyhow::Result<String> {
+pub(crate) fn mirror() -> anyhow::Result<String> {
     let format = "$(REPO_URI) $(LABEL) $(COMPONENT)";
     let text =
         output(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;

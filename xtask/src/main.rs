@@ -43,6 +43,8 @@ enum Task {
     Test(test::TestOptions),
     /// Run the agent on Debian's kernels, in virtual machines, with Open vSwitch's kernel datapath; needs root.
     VmTest(vm::Options),
+    /// Debian with cloud-init, booted in a virtual machine on Open vSwitch's taps and on Open vSwitch with DPDK.
+    CloudGuest,
     /// Make what is given to others: packages, a container image, debug symbols, a bill of materials, sources, checksums.
     Dist(dist::Options),
     /// Make a container image of the agent as it is now, for the tests.
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => test::demo(&options),
         Task::Test(options) => test::test(&options).map(|counts| println!("{counts}")),
         Task::VmTest(options) => vm::test(&options),
+        Task::CloudGuest => vm::cloud_guest::test(),
         Task::Dist(options) => dist::dist(&options),
         Task::Image => test::image().map(|image| println!("{}", image.display())),
         Task::Bench(options) => bench::bench(&options),

@@ -77,8 +77,35 @@ const REQUIREMENTS: &str = "requirements.txt";
 /// The suites of which the tests take cloud-init: before it asked over IPv6, and since.
 const CLOUD_INIT_SUITES: &[&str] = &["bookworm", "trixie"];
 
+/// Open vSwitch with DPDK and what it is linked with besides the other one's libraries, by Debian 12's versions of their interfaces.
+const DPDK_PACKAGES: &[&str] = &[
+    "openvswitch-switch-dpdk",
+    "libbsd0",
+    "libfdt1",
+    "libmd0",
+    "librte-cryptodev23",
+    "librte-dmadev23",
+    "librte-eal23",
+    "librte-ethdev23",
+    "librte-hash23",
+    "librte-kvargs23",
+    "librte-mbuf23",
+    "librte-mempool23",
+    "librte-mempool-ring23",
+    "librte-meter23",
+    "librte-net23",
+    "librte-pci23",
+    "librte-rcu23",
+    "librte-ring23",
+    "librte-telemetry23",
+    "librte-vhost23",
+];
+
 /// What virtual machines with other kernels need besides.
 const VM_PROGRAMS: &[(&str, &str)] = &[("dpkg-deb", "dpkg"), ("/usr/lib/systemd/systemd", "systemd")];
+
+/// What a guest's disk is made with.
+const CLOUD_GUEST_PROGRAMS: &[(&str, &str)] = &[("debootstrap", "debootstrap"), ("mke2fs", "e2fsprogs")];
 
 /// What packages are made with.
 const DIST_PROGRAMS: &[(&str, &str)] = &[
@@ -141,6 +168,7 @@ pub(crate) fn for_tests() -> anyhow::Result<()> {
     cloud_init()?;
     ec2_clients()?;
     promtool()?;
+    open_vswitch_with_dpdk()?;
     vm::guest_image()?;
     for_build()
 }
@@ -155,6 +183,12 @@ pub(crate) fn for_dist() -> anyhow::Result<()> {
 pub(crate) fn for_vm_tests() -> anyhow::Result<()> {
     packages(VM_PROGRAMS)?;
     packages(DIST_PROGRAMS)?;
+    for_tests()
+}
+
+/// What guests with cloud-init need.
+pub(crate) fn for_cloud_guest() -> anyhow::Result<()> {
+    packages(CLOUD_GUEST_PROGRAMS)?;
     for_tests()
 }
 
@@ -255,6 +289,13 @@ fn cloud_init() -> anyhow::Result<()> {
 fn promtool() -> anyhow::Result<()> {
     let folder = build::target().join("prometheus");
     debian::unpacked(&folder, &["bookworm"], false, |apt, draft| apt.unpack(&["prometheus"], draft))?;
+    Ok(())
+}
+
+/// Open vSwitch with DPDK is unpacked as well: installed it would be this machine's ovs-vswitchd.
+fn open_vswitch_with_dpdk() -> anyhow::Result<()> {
+    let folder = build::target().join("dpdk");
+    debian::unpacked(&folder, &["bookworm"], false, |apt, draft| apt.unpack(DPDK_PACKAGES, draft))?;
     Ok(())
 }
 

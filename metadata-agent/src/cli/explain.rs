@@ -20,7 +20,7 @@ const NO_AGENT: u8 = 9;
 /// Subject, and where the agent is.
 #[derive(Debug, Args)]
 pub(super) struct Explain {
-    /// A tap, or the id of a port or an instance, or a fixed address. Without it, all that is wrong.
+    /// A tap, or the id of a port or an instance, or a fixed or MAC address. Without it, all that is wrong.
     what: Option<String>,
     /// Send one request to Nova in the port's name, and tell what came of it.
     #[arg(long, requires = "what")]

@@ -2,6 +2,7 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use futures_util::future::join_all;
+use metadata_ebpf::map::Mac;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing::debug;
@@ -146,6 +147,7 @@ impl Control {
 fn means(evidence: &Evidence, what: &str, address: Option<IpAddr>) -> bool {
     let interface = evidence.interface.as_ref();
     let binding = evidence.binding.as_ref();
+    let mac = what.parse::<Mac>().ok();
     let has_address = |cidrs: &str| {
         let addresses =
             cidrs.split_whitespace().filter_map(|cidr| cidr.split('/').next()?.parse::<IpAddr>().ok());
@@ -154,7 +156,11 @@ fn means(evidence: &Evidence, what: &str, address: Option<IpAddr>) -> bool {
     evidence.port == what
         || interface
             .is_some_and(|interface| interface.name == what || interface.instance.as_deref() == Some(what))
-        || binding.is_some_and(|row| row.device_id.as_deref() == Some(what) || has_address(&row.cidrs))
+        || binding.is_some_and(|row| {
+            row.device_id.as_deref() == Some(what)
+                || has_address(&row.cidrs)
+                || mac.is_some_and(|mac| row.macs.contains(&mac))
+        })
 }
 
 async fn explain_some(

@@ -1,6 +1,8 @@
 //! Facts about the node and about a port, as the parts of the agent see them.
 use std::time::Duration;
 
+use metadata_ebpf::map::Mac;
+
 use crate::{
     datapath::{PortFrames, SourceSeen},
     directory::Identity,
@@ -55,6 +57,8 @@ pub struct BindingSeen {
     pub device_id: Option<String>,
     /// Neutron's addresses.
     pub cidrs: String,
+    /// MAC addresses that the port may have.
+    pub macs: Vec<Mac>,
 }
 
 /// What the sources of identity say of one port.

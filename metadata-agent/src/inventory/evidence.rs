@@ -42,6 +42,7 @@ pub(super) fn collect<'a>(
             chassis: row.chassis.map(|of| chassis == Some(of)),
             device_id: id(row, "neutron:device_id").map(str::to_owned),
             cidrs: id(row, "neutron:cidrs").unwrap_or_default().to_owned(),
+            macs: row.mac.iter().filter_map(|entry| entry.split_whitespace().next()?.parse().ok()).collect(),
         });
     }
     found.into_values().collect()
@@ -66,6 +67,7 @@ mod tests {
             logical_port: port.into(),
             kind: kind.into(),
             external_ids: ids(&[("neutron:device_id", "vm"), ("neutron:cidrs", "10.0.0.5/24")]),
+            mac: ["FA:16:3E:00:00:0A 10.0.0.5", "unknown"].map(str::to_owned).into(),
             ..PortBinding::default()
         };
         let sub = PortBinding { parent_port: Some("plugged".into()), ..row("sub", "") };
@@ -76,6 +78,8 @@ mod tests {
             .map(|one| (one.port.as_str(), one.interface.is_some(), one.binding.is_some()))
             .collect();
         assert_eq!(seen, [("other", false, true), ("plugged", true, true), ("sub", true, true)]);
-        assert_eq!(found[1].binding.as_ref().unwrap().device_id.as_deref(), Some("vm"));
+        let binding = found[1].binding.as_ref().unwrap();
+        assert_eq!(binding.device_id.as_deref(), Some("vm"));
+        assert_eq!(binding.macs, ["fa:16:3e:00:00:0a".parse().unwrap()]);
     }
 }

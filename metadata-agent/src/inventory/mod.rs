@@ -11,6 +11,7 @@ mod fixed;
 mod join;
 mod links;
 mod liveness;
+mod lost_devices;
 mod network_devices;
 mod one_shot;
 mod ovn;

@@ -70,6 +70,8 @@ pub(super) struct Decision {
     pub(super) networks: BTreeSet<String>,
     /// Those of them of which it is not known yet.
     pub(super) undecided: BTreeSet<String>,
+    /// Those of which the device has an Interface, each with true if this host has the device.
+    pub(super) present: BTreeMap<String, bool>,
 }
 
 /// Ports whose taps may be about to be heard of, and since when.
@@ -134,6 +136,7 @@ pub(super) fn decide<'b>(sources: &Sources<'_>, served: impl Fn(PortKey) -> Opti
             refuse(&mut decision.unserved, network, &group, "its network's device is not made yet");
             continue;
         };
+        decision.present.insert(network.to_owned(), sources.switch.has(&name));
         let is_served = |ifindex| {
             let mut stations = group.stations.iter();
             stations.any(|station| {

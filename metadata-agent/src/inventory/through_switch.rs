@@ -10,6 +10,7 @@ use super::{
     bindings::Bindings,
     external::External,
     join::Tapless,
+    lost_devices::LostDevices,
     network_devices::{NetworkDevices, Rows, is_ours},
     rows::Interface,
     stations::{self, Decision, Doubts, Sources},
@@ -29,6 +30,7 @@ pub(super) struct ThroughSwitch {
     /// The networks of which the metadata port has to be known.
     networks: BTreeSet<String>,
     devices: NetworkDevices,
+    lost: LostDevices,
     /// True if there may be devices of networks.
     is_enabled: bool,
     started: Instant,
@@ -56,6 +58,7 @@ impl ThroughSwitch {
             doubts: Doubts::default(),
             networks: BTreeSet::new(),
             devices: NetworkDevices::default(),
+            lost: LostDevices::default(),
             is_enabled,
             started: Instant::now(),
             answers_since: None,
@@ -110,7 +113,10 @@ impl ThroughSwitch {
         }
         // What a Southbound that is away does not say is not over.
         if self.is_settled && is_connected {
-            let devices = std::mem::take(&mut decision.devices);
+            let mut devices = std::mem::take(&mut decision.devices);
+            for network in self.lost.update(now, &decision.networks, &decision.present) {
+                devices.remove(network);
+            }
             self.devices.want(devices, std::mem::take(&mut decision.undecided));
         }
         Some(decision)

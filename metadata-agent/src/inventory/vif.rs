@@ -114,6 +114,11 @@ impl<'a> Switch<'a> {
         Ok((Device::tap(ifindex, &tap.name), tap))
     }
 
+    /// True if this host has a device of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     /// The index of the device of an Interface, if name and index agree.
     pub(super) fn device(
         &self,

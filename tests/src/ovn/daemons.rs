@@ -5,7 +5,7 @@ use std::{os::unix::net::UnixStream, path::Path, process::Command, time::Duratio
 use anyhow::{Context as _, Result};
 
 use super::{
-    Datapath,
+    Datapath, dpdk,
     southbound::{Servers, Southbound},
 };
 use crate::{
@@ -101,7 +101,8 @@ impl Switch {
             .arg(format!("external_ids:ovn-remote=\"{southbound}\""))
             // Without this the userspace datapath drops the unfinished checksums that guests with offloads send.
             // The kernel's has no such thing to enable.
-            .words(format!("other_config:userspace-tso-enable={}", datapath == Datapath::Userspace)))?;
+            .words(format!("other_config:userspace-tso-enable={}", datapath == Datapath::Userspace))
+            .args(if datapath == Datapath::Dpdk { dpdk::SETTINGS } else { &[] }))?;
         let vswitchd = spawn_vswitchd(sandbox, ovs, datapath)?;
         run(client("ovs-vsctl", sandbox, OVS_SOCKET)
             .words("--may-exist add-br br-int -- set Bridge br-int fail-mode=secure")
@@ -119,9 +120,12 @@ pub(super) fn client(program: &str, sandbox: &Sandbox, socket: &str) -> Command 
 }
 
 pub(super) fn spawn_vswitchd(sandbox: &Sandbox, ovs: &Namespace, datapath: Datapath) -> Result<Daemon> {
-    let mut vswitchd = command(sandbox, ovs, "ovs-vswitchd")?;
+    let mut vswitchd = match datapath {
+        Datapath::Dpdk => dpdk::vswitchd(sandbox, |program| command(sandbox, ovs, program))?,
+        Datapath::Userspace | Datapath::Kernel => command(sandbox, ovs, "ovs-vswitchd")?,
+    };
     vswitchd.arg(unix(sandbox, OVS_SOCKET));
-    if datapath == Datapath::Userspace {
+    if datapath != Datapath::Kernel {
         vswitchd.arg("--disable-system");
     }
     spawn(sandbox, "vswitchd", vswitchd)

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Lab, Neighbour};
+use super::{Datapath, Lab, Neighbour};
 use crate::{
     command::{Words as _, run},
     guest::Guest,
@@ -36,6 +36,7 @@ pub struct Fabric {
 pub trait Connect {
     fn netns(&self) -> &Namespace;
     fn vsctl(&self) -> Command;
+    fn datapath(&self) -> Datapath;
 }
 
 impl Connect for Lab {
@@ -46,6 +47,10 @@ impl Connect for Lab {
     fn vsctl(&self) -> Command {
         self.vsctl()
     }
+
+    fn datapath(&self) -> Datapath {
+        self.datapath
+    }
 }
 
 impl Connect for Neighbour {
@@ -55,6 +60,10 @@ impl Connect for Neighbour {
 
     fn vsctl(&self) -> Command {
         self.vsctl()
+    }
+
+    fn datapath(&self) -> Datapath {
+        self.datapath
     }
 }
 
@@ -73,13 +82,13 @@ impl Fabric {
     pub fn connect(&self, chassis: &impl Connect) -> Result<()> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let netns = chassis.netns();
-        let fabric = self.netns.name();
+        let (fabric, datapath) = (self.netns.name(), chassis.datapath().kind());
         for (bridge, device, beyond) in [("br-ex", "phy0", "phys"), ("br-un", "und0", "under")] {
             netns.ip(format!("link add {device} type veth peer name {beyond}{number} netns {fabric}"))?;
             netns.ip(format!("link set {device} up"))?;
             self.netns.ip(format!("link set {beyond}{number} master {beyond} up"))?;
             run(chassis.vsctl().words(format!(
-                "add-br {bridge} -- set Bridge {bridge} datapath_type=netdev -- add-port {bridge} {device}"
+                "add-br {bridge} -- set Bridge {bridge} datapath_type={datapath} -- add-port {bridge} {device}"
             )))?;
         }
         netns.ip(format!("addr add 172.30.0.{number}/24 dev br-un"))?;

@@ -27,6 +27,7 @@ pub struct Neighbour {
     pub(super) host: Namespace,
     sandbox: Sandbox,
     southbound: String,
+    pub(super) datapath: Datapath,
     next_ifindex: AtomicU32,
 }
 
@@ -36,10 +37,17 @@ impl Lab {
         let sandbox = Sandbox::create()?;
         let host = Namespace::create(&sandbox, "host")?;
         let southbound = self.daemons.southbound.sockets(&self.sandbox);
-        let switch = Switch::start(&sandbox, &host, Datapath::Userspace, hostname, &southbound)
+        let switch = Switch::start(&sandbox, &host, self.datapath, hostname, &southbound)
             .with_context(|| format!("the chassis did not start\n{}", sandbox.log_tails()))?;
         let next_ifindex = AtomicU32::new(FIRST_IFINDEX);
-        Ok(Neighbour { switch: Some(switch), host, sandbox, southbound, next_ifindex })
+        Ok(Neighbour {
+            switch: Some(switch),
+            host,
+            sandbox,
+            southbound,
+            datapath: self.datapath,
+            next_ifindex,
+        })
     }
 }
 

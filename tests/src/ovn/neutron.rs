@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::Lab;
 use crate::{
     command::{Words as _, run},
-    port::Port,
+    port::{METADATA_PORT, Network, Port, mac, uuid},
 };
 
 impl Lab {
@@ -45,6 +45,31 @@ impl Lab {
             .words(format!("-- set Logical_Switch_Port {id}"))
             .arg("external_ids:\"neutron:device_owner\"=\"\""))?;
         Ok(())
+    }
+
+    /// Gives the port another MAC address.
+    pub fn set_mac(&self, port: &Port, mac: &str) -> Result<()> {
+        let (id, addresses) = (&port.id, format!("{mac} {}", port.address));
+        let mut nbctl = self.nbctl();
+        nbctl.words(format!("--wait=hv lsp-set-addresses {id}")).arg(&addresses);
+        run(nbctl.words(format!("-- lsp-set-port-security {id}")).arg(&addresses))?;
+        Ok(())
+    }
+
+    /// Deletes the network's metadata port and makes another one: only what is in its `device_id` and the address stay.
+    pub fn replace_metadata_port(&self, network: &Network) -> Result<String> {
+        let (switch, device) = (format!("neutron-{}", network.id), format!("ovnmeta-{}", network.id));
+        let find = format!(
+            "--bare --columns=name find Logical_Switch_Port external_ids:neutron\\:device_id={device}"
+        );
+        let (former, new) = (run(self.nbctl().words(find))?, uuid()?);
+        run(self.nbctl().words(format!("--wait=hv lsp-del {}", former.trim())))?;
+        let mut add = self.nbctl();
+        add.words(format!("--wait=hv lsp-add {switch} {new} -- lsp-set-type {new} localport"));
+        add.words(format!("-- lsp-set-addresses {new}")).arg(format!("{} {METADATA_PORT}", mac()?));
+        add.words(format!("-- set Logical_Switch_Port {new} external_ids:neutron\\:device_id={device}"));
+        run(add.words(format!("external_ids:neutron\\:network_name={switch}")))?;
+        Ok(new)
     }
 
     /// The rows of chassis in a column of the port's row in the Southbound.

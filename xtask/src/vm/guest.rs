@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::{archive::Archive, kernel};
+use super::{
+    archive::Archive,
+    kernel::{self, Installed},
+};
 
 /// Kernel of the guests: what most images have is older.
 const KERNEL: &str = "6.1";
@@ -19,6 +22,13 @@ const MODULES: &[&str] = &["virtio_pci", "virtio_net"];
 
 /// A shell for whoever is at the second serial line. It is told lines, each behind a number, and says `:<number>:<status>:`
 /// after each, in a line of its own. The first serial line is the kernel's.
+pub(super) const SHELL: &str = r#"stty -F /dev/ttyS1 raw -echo
+exec </dev/ttyS1 >/dev/ttyS1 2>&1
+echo ":up:"
+while read -r number line; do eval "$line"; status=$?; echo; echo ":$number:$status:"; done
+"#;
+
+/// What runs before that.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin
 /bin/busybox --install -s /bin
@@ -27,23 +37,29 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 for module in /modules/*; do insmod "$module"; done
 ip link set lo up
-stty -F /dev/ttyS1 raw -echo
-exec </dev/ttyS1 >/dev/ttyS1 2>&1
-echo ":up:"
-while read -r number line; do eval "$line"; status=$?; echo; echo ":$number:$status:"; done
 "#;
 
 /// Makes the image in a folder of the cache, unless it is there as it would be made.
 pub(super) fn make(cache: &Path) -> anyhow::Result<()> {
-    let kernel = kernel::choose(&[KERNEL.to_owned()])?;
-    let kernel = kernel.first().context("a name is one kernel")?.install(cache, false)?;
+    let kernel = kernel(cache)?;
     let busybox = kernel::busybox(cache)?;
     let mut archive = Archive::default();
     archive.base(&busybox)?;
     archive.modules(&kernel.modules, MODULES, &busybox)?;
-    archive.file("init", INIT.as_bytes());
+    archive.file("init", format!("{INIT}{SHELL}").as_bytes());
     let folder = cache.join("guest");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    boots(&folder, &kernel, archive)
+}
+
+/// The kernel that guests run.
+pub(super) fn kernel(cache: &Path) -> anyhow::Result<Installed> {
+    let kernel = kernel::choose(&[KERNEL.to_owned()])?;
+    kernel.first().context("a name is one kernel")?.install(cache, false)
+}
+
+/// Has a folder be what a guest boots.
+pub(super) fn boots(folder: &Path, kernel: &Installed, archive: Archive) -> anyhow::Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     replace(&folder.join(ARCHIVE), &archive.finish())?;
     let image = fs::read(&kernel.image).with_context(|| format!("cannot read {}", kernel.image.display()))?;
     replace(&folder.join(IMAGE), &image)

@@ -1,6 +1,7 @@
 //! `cargo xtask vm-test`: the agent on Debian's kernels, with Open vSwitch's kernel datapath, and as a service of systemd's,
 //! in virtual machines.
 mod archive;
+pub(crate) mod cloud_guest;
 mod guest;
 mod initramfs;
 mod kernel;
@@ -25,8 +26,10 @@ use crate::{
     test::need_root,
 };
 
-/// What the end-to-end tests' crate calls the programs of tests that run in the machines.
-const TESTS: &[&str] = &["vm", "systemd"];
+/// Suites of the end-to-end tests that run in the machines.
+const SUITES: &[&str] = &["vm", "tapless", "systemd"];
+/// Those that take an emulated machine minutes besides, and are not run for each change.
+const LONG_SUITES: &[&str] = &["migration"];
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -38,15 +41,19 @@ pub(crate) struct Options {
     refresh: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
+    /// Without those that take long.
+    #[arg(skip)]
+    is_short: bool,
 }
 
 impl Options {
-    /// These kernels, as they were fetched, and all tests.
+    /// These kernels, as they were fetched, and the tests of each change.
     pub(crate) fn only(kernels: &[&str]) -> Self {
         Self {
             kernels: kernels.iter().map(|name| (*name).to_owned()).collect(),
             refresh: false,
             filter: None,
+            is_short: true,
         }
     }
 }
@@ -69,10 +76,11 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
     let program = Program {
         package: dist::package_of(&agent)?.canonicalize()?,
         agent,
+        suites: Vec::new(),
         tests: build_tests()?,
-        filter: options.filter.clone(),
     };
-    program.check()?;
+    let more = if options.is_short { &[] } else { LONG_SUITES };
+    let program = program.with_tests(&[SUITES, more].concat(), options.filter.as_deref())?;
     let cache = cache()?;
 
     // Whatever has to be fetched is, before machines run side by side.
@@ -115,35 +123,45 @@ struct Program {
     agent: PathBuf,
     /// The same, as a package.
     package: PathBuf,
-    tests: Vec<PathBuf>,
-    filter: Option<String>,
+    tests: PathBuf,
+    /// Names of the tests of each suite.
+    suites: Vec<Vec<String>>,
 }
 
 impl Program {
-    /// A machine in which no test runs would pass.
-    fn check(&self) -> anyhow::Result<()> {
-        for tests in &self.tests {
-            let mut list = Command::new(tests);
-            list.args(["--ignored", "--list", "--format=terse"]).args(&self.filter);
-            if output(&mut list)?.lines().any(|line| line.ends_with(": test")) {
-                return Ok(());
+    /// The tests of these suites whose name has the filter in it. A machine in which no test runs would pass.
+    fn with_tests(mut self, suites: &[&str], filter: Option<&str>) -> anyhow::Result<Self> {
+        let list = output(Command::new(&self.tests).args(["--ignored", "--list", "--format=terse"]))?;
+        let all: Vec<_> = list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+        let is_wanted = |name: &&&str| filter.is_none_or(|filter| name.contains(filter));
+        for suite in suites {
+            let prefix = format!("{suite}::");
+            let tests = all.iter().filter(|name| name.starts_with(&prefix)).filter(is_wanted);
+            let tests: Vec<_> = tests.map(|name| (*name).to_owned()).collect();
+            if tests.is_empty() && filter.is_none() {
+                bail!("the suite {suite} has no test for the machines");
             }
+            self.suites.push(tests);
         }
-        bail!("no test for the machines has {:?} in its name", self.filter.as_deref().unwrap_or_default())
+        self.suites.retain(|tests| !tests.is_empty());
+        if self.suites.is_empty() {
+            bail!("no test for the machines has {:?} in its name", filter.unwrap_or_default());
+        }
+        Ok(self)
     }
 
     /// The script that a machine runs; its status is the machine's.
     fn script(&self) -> String {
-        let filter = self.filter.as_deref().map(quoted).unwrap_or_default();
         let agent = quoted(&self.agent.to_string_lossy());
         let package = quoted(&self.package.to_string_lossy());
+        let tests = quoted(&self.tests.to_string_lossy());
         let mut script =
             format!("export METADATA_AGENT_BIN={agent} METADATA_AGENT_PACKAGE={package}\nstatus=0\n");
-        for tests in &self.tests {
-            let tests = quoted(&tests.to_string_lossy());
+        for suite in &self.suites {
+            let names = suite.join(" ");
             // One test at a time: the machine is slow, and one can use the chassis of another.
             script += &format!(
-                "{tests} --ignored --test-threads=1 --show-output --color=never {filter} || status=$?\n"
+                "{tests} --ignored --test-threads=1 --show-output --color=never --exact {names} || status=$?\n"
             );
         }
         script + "exit $status\n"
@@ -165,21 +183,18 @@ fn run_on(name: &str, installed: &kernel::Installed, cache: &Path, program: &Pro
     Outcome { kernel, failure, time: started.elapsed() }
 }
 
-/// Builds the programs of tests that run in the machines.
-fn build_tests() -> anyhow::Result<Vec<PathBuf>> {
+/// Builds the end-to-end tests.
+fn build_tests() -> anyhow::Result<PathBuf> {
     let mut build = cargo();
-    build.args(["test", "--locked", "--package", "metadata-tests", "--no-run"]);
-    build.args(TESTS.iter().flat_map(|name| ["--test", name]));
+    build.args(["test", "--locked", "--package", "metadata-tests", "--no-run", "--test", "e2e"]);
     let messages = output(build.arg("--message-format=json-render-diagnostics"))?;
-    let program = |name: &&str| {
-        // A program that belongs to the package is built with its tests.
-        let (kind, name) = (r#""kind":["test"]"#, format!(r#""name":"{name}""#));
-        let built = messages.lines().find(|line| line.contains(kind) && line.contains(&name));
-        let (_, rest) = built?.split_once(r#""executable":""#)?;
+    // A program that belongs to the package is built with its tests.
+    let built = messages.lines().find(|line| line.contains(r#""kind":["test"]"#));
+    let program = built.and_then(|line| {
+        let (_, rest) = line.split_once(r#""executable":""#)?;
         rest.split('"').next().map(PathBuf::from)
-    };
-    let programs: Option<Vec<_>> = TESTS.iter().map(program).collect();
-    programs.context("cargo does not say where it put the tests")
+    });
+    program.context("cargo does not say where it put the tests")
 }
 
 fn report(outcomes: &[Outcome]) -> anyhow::Result<()> {

@@ -52,6 +52,7 @@ fn port() -> PortFacts {
                 chassis: Some(true),
                 device_id: Some("instance".into()),
                 cidrs: "10.0.0.5/24".into(),
+                macs: Vec::new(),
             }),
         },
         link: Some(7),
