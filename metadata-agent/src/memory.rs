@@ -36,8 +36,11 @@ impl Memory {
 }
 
 fn watch(statm: &File) -> io::Result<()> {
-    let mut least = resident(statm)?;
     let mut look = LOOK.0;
+    // A start is a burst as well: contents of databases come whole, and what describes the kernel's types is read.
+    thread::sleep(look);
+    trim();
+    let mut least = resident(statm)?;
     loop {
         thread::sleep(look);
         let now = resident(statm)?;
