@@ -35,15 +35,12 @@ impl Memory {
     }
 }
 
-/// Gives back what the start took and nothing needs again: the kernel's type information, which programs are loaded with, is
-/// several MB.
-pub fn give_back_what_the_start_took() {
-    trim();
-}
-
 fn watch(statm: &File) -> io::Result<()> {
-    let mut least = resident(statm)?;
     let mut look = LOOK.0;
+    // A start is a burst as well: contents of databases come whole, and what describes the kernel's types is read.
+    thread::sleep(look);
+    trim();
+    let mut least = resident(statm)?;
     loop {
         thread::sleep(look);
         let now = resident(statm)?;

@@ -7,6 +7,7 @@ mod seen;
 mod served;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque, btree_map::Entry},
     sync::Arc,
     time::{Duration, Instant},
@@ -48,7 +49,8 @@ pub struct Reconciler {
     adopted: Option<BTreeMap<PortKey, Adopted>>,
     /// True if agents of other layouts may have left something.
     succeeding: bool,
-    served: BTreeMap<PortKey, Served>,
+    /// Apart from their keys: a map has room for more than it holds.
+    served: BTreeMap<PortKey, Box<Served>>,
     /// The networks' devices, as the map has them.
     networks: BTreeMap<u32, Network>,
     /// Ports for which there was no room.
@@ -120,13 +122,15 @@ impl Reconciler {
 
     /// Applies the difference.
     pub fn apply(&mut self, desired: &Desired) -> Applied {
-        let gone: Vec<PortKey> = self
+        // Before any program is taken off: a question waits for as long as the kernel takes one off.
+        let gone: Vec<(PortKey, bool)> = self
             .served
             .iter()
             .filter(|(key, served)| !served.continues_as(desired.get(key)))
-            .map(|(key, _)| *key)
+            .map(|(key, served)| (*key, self.datapath.is_on(served.device())))
             .collect();
-        let gone: Vec<Ended> = gone.into_iter().filter_map(|key| self.end(key, desired)).collect();
+        let gone: Vec<Ended> =
+            gone.into_iter().filter_map(|(key, hears)| self.end(key, hears, desired)).collect();
         // What comes later comes to taps that nobody else has served.
         let foreign_until = if self.adopted.is_some() { self.datapath.foreign_until() } else { 0 };
         let mut adopted = self.adopted.take().map(|adopted| self.sweep(adopted, desired)).unwrap_or_default();
@@ -222,7 +226,8 @@ impl Reconciler {
             warn!("somebody removed the program of the service device or its pin, putting it back");
             self.datapath.attach_service()?;
         }
-        let attached = self.served.values().filter(|served| served.attached.is_ok()).map(Served::device);
+        let attached =
+            self.served.values().filter(|served| served.attached.is_ok()).map(|served| served.device());
         let probe = self.probe.iter().map(|probe| &probe.device);
         let mut taps: Vec<Device> = attached.chain(probe).cloned().collect();
         taps.dedup();
@@ -326,13 +331,13 @@ impl Reconciler {
     }
 
     /// Ends an assignment. The program stays on a tap that somebody else is to be served on.
-    fn end(&mut self, key: PortKey, desired: &Desired) -> Option<Ended> {
+    ///
+    /// A device that has the program is the one that the guest is behind, and `hears` of the end. Another one may have its
+    /// name and its index by now, and is not to hear of connections that were not its own.
+    fn end(&mut self, key: PortKey, hears: bool, desired: &Desired) -> Option<Ended> {
         let served = self.served.remove(&key)?;
         let device = served.device();
         info!(tap = device.name, ifindex = device.ifindex, port = served.wanted.port, "port gone");
-        // A device that has the program is the one that the guest is behind. Another one may have its name and its index by
-        // now, and is not to hear of connections that were not its own.
-        let hears = self.datapath.is_on(device);
         let shared = self.served.keys().chain(desired.keys()).any(|other| other.ifindex == key.ifindex);
         if !shared {
             self.networks.remove(&key.ifindex);
@@ -450,7 +455,7 @@ impl Reconciler {
                 let first = self.issuer.first(key, served::owner(wanted), adopted.as_ref());
                 let issuer = &self.issuer;
                 let served = Served::new(issuer, wanted, tap, assignment, owner, first, foreign_until);
-                vacant.insert(served).announced |= is_adopted;
+                vacant.insert(Box::new(served)).announced |= is_adopted;
             }
         }
     }
@@ -504,8 +509,12 @@ impl Reconciler {
         let mut applied = Applied::default();
         let mut waiting: Vec<_> =
             self.served.iter_mut().filter(|(_, served)| served.attached.is_err()).collect();
-        // Those that failed before come last, or they would keep the others waiting.
-        waiting.sort_by_key(|(_, served)| served.attached.as_ref().is_err_and(|error| error != NOT_YET));
+        // Those that failed before come last, or they would keep the others waiting. The newest device comes first: of many
+        // that wait it is the one whose guest has just booted, and asks. The kernel counts devices up.
+        waiting.sort_by_key(|(key, served)| {
+            let failed_before = served.attached.as_ref().is_err_and(|error| error != NOT_YET);
+            (failed_before, Reverse(key.ifindex))
+        });
         for (key, served) in waiting {
             if started.elapsed() > ATTACHING {
                 let failed_before = served.attached.as_ref().is_err_and(|error| error != NOT_YET);

@@ -280,6 +280,25 @@ fn many_taps_do_not_keep_the_agent_from_its_other_work() -> Result<()> {
     Ok(())
 }
 
+/// Of many that wait it is the newest one whose guest has just booted.
+#[test]
+fn the_newest_tap_is_attached_first() -> Result<()> {
+    const TAPS: usize = 30;
+    let stage = Stage::start()?;
+    let network = stage.add_network("green")?;
+    let taps = (0..TAPS).map(|_| stage.add_tap(Port::new(&network)?)).collect::<Result<Vec<_>>>()?;
+    stage.write_inventory(&taps.iter().map(|tap| &tap.port).collect::<Vec<_>>())?;
+    let cloud = Cloud::on(stage, &Options { debug: true, ..Options::default() })?;
+    let oldest = &taps.first().context("there are some")?.port.tap;
+    let log = cloud.agent.wait_logged(&["reconcile: attached", oldest])?;
+    let attached = log.lines().filter(|line| line.contains("reconcile: attached"));
+    let order: Vec<_> = attached
+        .filter_map(|line| taps.iter().find(|tap| line.contains(&tap.port.tap)).map(|tap| tap.ifindex))
+        .collect();
+    ensure!(order.len() == TAPS && order.is_sorted_by(|one, next| one > next), "{order:?}\n{log}");
+    Ok(())
+}
+
 /// Opens connections as fast as it can for a moment, from a guest whose limit is low.
 #[test]
 fn new_connections_are_limited_per_port() -> Result<()> {

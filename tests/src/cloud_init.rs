@@ -68,7 +68,7 @@ pub fn crawl(chassis: &impl Chassis, guest: &Guest, suite: &str, source: Datasou
     let output = python.output()?;
     // A boot begins with nothing that another one kept.
     fs::remove_dir_all(&folder)?;
-    println!("{}", String::from_utf8_lossy(&output.stderr));
+    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "{source:?} of {suite}: {}", output.status);
     let found: Found = serde_json::from_slice(&output.stdout)?;
     ensure!(found.found, "{source:?} of {suite} found nothing");

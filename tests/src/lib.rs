@@ -17,6 +17,7 @@
 //! capture   what arrives at a guest's NIC
 //! cloud     a chassis, a Nova and an agent, ready for a test      check     what every test asks of an answer
 //! cloud_init   what Debian's suites have of it, run inside a guest
+//! first_answer   how soon a plugged guest is answered                              spread    figures of several rounds
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
 //! astray    a Nova that breaks framing, and marks each answer with whose it is          random    by a seed
 //! region    thousands of ports in a real Southbound, and the control planes of their hosts, without a kernel
@@ -32,6 +33,7 @@ pub mod command;
 pub mod container;
 #[cfg(test)]
 mod documents;
+pub mod first_answer;
 pub mod guest;
 pub mod http;
 pub mod interpreter;
@@ -50,9 +52,10 @@ pub mod random;
 pub mod region;
 pub mod sandbox;
 pub mod service;
+pub mod spread;
 pub mod stage;
 pub mod station;
-pub(crate) mod tap;
+pub mod tap;
 pub mod traffic;
 pub mod trunk;
 pub mod two_chassis;

@@ -9,6 +9,7 @@ use std::{
     os::fd::AsRawFd as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -22,7 +23,11 @@ use hyper_util::rt::TokioIo;
 use instance::Instance;
 pub use instance::{key_name, public_key, vendor_data};
 use nix::sys::socket::{Shutdown, shutdown};
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, oneshot},
+    time::sleep,
+};
 
 use crate::{netns::Namespace, port::Port};
 
@@ -46,6 +51,13 @@ impl Recorded {
     }
 }
 
+/// A server that takes its time, and answers no more than so many requests at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    pub answer: Duration,
+    pub workers: usize,
+}
+
 /// An answer given in place of Nova's own, to properly signed requests.
 #[derive(Debug, Clone)]
 pub struct Answer {
@@ -59,6 +71,8 @@ struct State {
     instances: HashMap<String, Instance>,
     answers: HashMap<String, Answer>,
     requests: Vec<Recorded>,
+    /// How long an answer takes, and who may work on one.
+    pace: Option<(Duration, Arc<Semaphore>)>,
 }
 
 /// Why a request is not served.
@@ -131,6 +145,11 @@ impl Nova {
         self.state().answers.insert(target.to_owned(), answer);
     }
 
+    /// Answers at that pace from now on, or as fast as it can.
+    pub fn set_pace(&self, pace: Option<Pace>) {
+        self.state().pace = pace.map(|Pace { answer, workers }| (answer, Arc::new(Semaphore::new(workers))));
+    }
+
     /// The requests since this was last called.
     pub fn take_requests(&self) -> Vec<Recorded> {
         std::mem::take(&mut self.state().requests)
@@ -168,7 +187,7 @@ fn serve(
     stopped: oneshot::Receiver<()>,
 ) -> Result<()> {
     listener.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listening = listener.try_clone()?;
     let listener = runtime.block_on(async { TcpListener::from_std(listener) })?;
     runtime.spawn(accept(listener, state));
@@ -196,6 +215,12 @@ async fn handle(
     let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
         return Ok(Refusal::new(StatusCode::BAD_REQUEST, "The body was not complete.").response());
     };
+    let pace = state.lock().unwrap_or_else(PoisonError::into_inner).pace.clone();
+    if let Some((answer, workers)) = &pace {
+        // They are never closed.
+        let _worker = workers.acquire().await;
+        sleep(*answer).await;
+    }
     let target = parts.uri.to_string();
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     state.requests.push(Recorded {

@@ -18,6 +18,7 @@ use nix::{
         prctl,
         signal::{SigSet, Signal, kill},
     },
+    time::{ClockId, clock_gettime},
     unistd::Pid,
 };
 
@@ -116,16 +117,31 @@ pub fn family(process: u32) -> Result<Vec<u32>> {
     Ok(family)
 }
 
+/// The number of descriptors that a process has open.
+pub fn descriptors(process: u32) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{process}/fd"))?.count())
+}
+
 /// The proportional share of memory (PSS) of a process and those that it has started, in bytes.
 pub fn memory(process: u32) -> Result<u64> {
     family(process)?.into_iter().map(memory_of).sum()
 }
 
-fn memory_of(process: u32) -> Result<u64> {
+/// The same of a process alone.
+pub fn memory_of(process: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("the kernel tells no PSS")?;
     let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kilobytes * 1024)
+}
+
+/// Time that all threads of a process, and of those that it has started, have used in user space and the kernel.
+pub fn cpu_time(process: u32) -> Result<Duration> {
+    let of = |process: u32| -> Result<Duration> {
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.cast_signed()))?;
+        Ok(clock_gettime(clock)?.into())
+    };
+    family(process)?.into_iter().map(of).sum()
 }
 
 /// The kernel sends the parent-death signal when the *thread* that forked ends, so one that never ends does it.

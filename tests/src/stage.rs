@@ -16,6 +16,7 @@ use crate::{
     netns::Namespace,
     port::{GATEWAY, Network, Port},
     sandbox::Sandbox,
+    tap::BareTap,
 };
 
 const MTU: u32 = 1500;
@@ -93,6 +94,11 @@ impl Stage {
         let guest = Guest::create(&self.sandbox, port)?;
         self.start_tap(&guest, path)?;
         Ok(guest)
+    }
+
+    /// A port's tap with no machine behind it, which is all that the host has of a machine that says nothing.
+    pub fn add_tap(&self, port: Port) -> Result<BareTap> {
+        BareTap::plug(&self.host, port, self.next_ifindex.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Makes the tap, under its name but with a new ifindex, and configures the guest's end.

@@ -30,7 +30,7 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 
-use crate::{netns::Namespace, vlan};
+use crate::{netns::Namespace, port::Port, vlan};
 
 /// What a virtio NIC and vhost agree on: checksums, and segmentation of TCP over either IP.
 const OFFLOADS: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
@@ -55,6 +55,22 @@ mod ioctl {
 struct End {
     device: File,
     vlan: u16,
+}
+
+/// A port's tap without a machine behind it; it is gone when this is dropped.
+#[derive(Debug)]
+pub struct BareTap {
+    pub port: Port,
+    pub ifindex: u32,
+    _device: File,
+}
+
+impl BareTap {
+    pub(crate) fn plug(host: &Namespace, port: Port, ifindex: u32) -> Result<Self> {
+        let device = create(host, &port.tap, Some(ifindex))?;
+        set_up(host, &port.tap)?;
+        Ok(Self { port, ifindex, _device: device })
+    }
 }
 
 /// Makes `tap` on the host, with that ifindex if it matters, and `eth0` in each guest, and carries frames between them
@@ -96,13 +112,15 @@ pub(crate) fn create(netns: &Namespace, name: &str, ifindex: Option<u32>) -> Res
 
 /// Sets a device up, sooner than by starting a program.
 pub(crate) fn set_up(netns: &Namespace, name: &str) -> Result<()> {
-    let set = || -> io::Result<()> {
-        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-        // SAFETY: the descriptor is open, and the pointer is to a value of the type that this call reads.
-        unsafe { ioctl::set_flags(socket.as_raw_fd(), &request(name, libc::IFF_UP))? };
-        Ok(())
-    };
-    netns.run(set)?.with_context(|| format!("cannot set up {name} in {}", netns.name()))
+    netns.run(|| set_up_here(name))?.with_context(|| format!("cannot set up {name} in {}", netns.name()))
+}
+
+/// The same in the namespace of the calling thread.
+pub fn set_up_here(name: &str) -> io::Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: the descriptor is open, and the pointer is to a value of the type that this call reads.
+    unsafe { ioctl::set_flags(socket.as_raw_fd(), &request(name, libc::IFF_UP))? };
+    Ok(())
 }
 
 fn request(name: &str, flags: libc::c_int) -> libc::ifreq {

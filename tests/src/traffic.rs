@@ -25,10 +25,12 @@ const PATIENCE: Duration = Duration::from_millis(300);
 const ANSWERED: Duration = Duration::from_secs(60);
 
 /// What one guest saw.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub struct Answers {
     pub count: usize,
     pub slowest: Duration,
+    /// How long each took.
+    pub times: Vec<Duration>,
 }
 
 /// Does `work` while each guest makes one request after another, each on a connection of its own. All answers must be
@@ -59,13 +61,15 @@ impl Drop for Stop<'_> {
 }
 
 fn ask(guest: &Guest, going: &AtomicBool) -> Result<Answers> {
-    let mut answers = Answers { count: 0, slowest: Duration::ZERO };
+    let mut answers = Answers::default();
     while going.load(Ordering::Relaxed) {
         let asked = Instant::now();
         let response = guest.get(META_DATA).with_context(|| format!("after {} answers", answers.count))?;
         is_identity_of(&guest.port, &response)
             .with_context(|| format!("after {} answers, waited {:?}", answers.count, asked.elapsed()))?;
-        answers.slowest = answers.slowest.max(asked.elapsed());
+        let time = asked.elapsed();
+        answers.slowest = answers.slowest.max(time);
+        answers.times.push(time);
         answers.count += 1;
         thread::sleep(PAUSE);
     }

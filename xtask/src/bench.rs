@@ -1,5 +1,5 @@
 //! Measurements: the programs that make them, with what they compare with installed and built before.
-use clap::{Args, Subcommand, ValueEnum, builder::PossibleValue};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::{
     build,
@@ -23,6 +23,20 @@ enum What {
     Proxy {
         /// Only this part of it.
         part: Option<ProxyPart>,
+    },
+    /// What many guests on one node cost: start, adoption, memory, plugging, and the kernel's RTNL lock.
+    Taps {
+        /// Options of the measurement; `--help` tells them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// 200 guests that boot within ten seconds, each as cloud-init does, before a Nova that takes its time.
+    Boot,
+    /// Memory, descriptors and latency in time, while taps, databases and Nova come and go; draws the curves.
+    Soak {
+        /// Options of the measurement; `--help` tells them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
     },
     /// What the agents of all hosts cost the Southbound of a region, by how they ask for their ports.
     Southbound {
@@ -73,16 +87,29 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
     match &options.what {
         What::Datapath => {
             setup::for_tests()?;
-            of_agent("bench-datapath", None)
+            of_agent("bench-datapath", &[])
         }
         What::Control => {
             setup::for_tests()?;
-            of_agent("bench-control", None)
+            of_agent("bench-control", &[])
+        }
+        What::Taps { options } => {
+            setup::for_tests()?;
+            of_agent("bench-taps", options)
+        }
+        What::Boot => {
+            setup::for_tests()?;
+            of_agent("bench-boot", &[])
+        }
+        What::Soak { options } => {
+            setup::for_tests()?;
+            of_agent("bench-soak", options)
         }
         What::Proxy { part } => {
             setup::for_proxy_bench(matches!(part, Some(ProxyPart::Profile)))?;
             let part = part.and_then(|part| part.to_possible_value());
-            of_agent("bench-proxy", part.as_ref().map(PossibleValue::get_name))
+            let part: Vec<_> = part.iter().map(|part| part.get_name().to_owned()).collect();
+            of_agent("bench-proxy", &part)
         }
         What::Southbound { options } => {
             southbound("bench-ovsdb", &[&["southbound".to_owned()], options.as_slice()].concat())
@@ -95,11 +122,11 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Runs a program that measures the agent as it would be installed.
-fn of_agent(program: &str, part: Option<&str>) -> anyhow::Result<()> {
+fn of_agent(program: &str, options: &[String]) -> anyhow::Result<()> {
     let agent = build::build(&build::Options { release: true })?;
     let mut command = cargo();
     command.args(["run", "--locked", "--release", "--package", "metadata-tests", "--bin", program, "--"]);
-    command.args(part);
+    command.args(options);
     run(command.env("METADATA_AGENT_BIN", agent))
 }
 

@@ -17,7 +17,7 @@ use crate::{
     directory::{Directory, Signer},
     link::{NovaSettings, PROTOCOL, Setup},
     logging::LogFilter,
-    memory::{self, Memory},
+    memory::Memory,
     metrics::Metrics,
     mounts,
     nova::Dialler,
@@ -123,7 +123,6 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
         numbers: proxy::Metrics::names().into_iter().map(Metrics::name).collect(),
     };
     let supervisor = Supervisor::start(parts, guests.clone(), orders)?;
-    memory::give_back_what_the_start_took();
     // On the thread that may hang.
     control_plane.spawn(watchdog::give_signs_of_life());
     let result = control_plane.block_on(control.run());

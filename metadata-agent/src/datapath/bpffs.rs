@@ -5,13 +5,14 @@
 #![forbid(unsafe_code)]
 use std::{fs, path::Path, path::PathBuf};
 
+use aya::programs::links::FdLink;
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount as mount_fs, umount2},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::Error;
+use super::{Error, LINKS, attach::unpin_all};
 
 /// Mounts a BPF file system at `path` unless it has one; returns where it is.
 pub(super) fn mount(path: &Path) -> Result<PathBuf, Error> {
@@ -30,7 +31,8 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
     let failed = |error: std::io::Error| Error::Bpffs { path: path.into(), error };
     match is_bpffs(path) {
         Ok(true) => {
-            clear(path, None)?;
+            // One after another, here: there is nothing else to do.
+            clear(path, None, drop)?;
             match umount2(path, MntFlags::MNT_DETACH) {
                 // A folder on a BPF file system that is mounted elsewhere.
                 Ok(()) | Err(Errno::EINVAL) => {}
@@ -71,12 +73,14 @@ pub(super) fn folders(root: &Path) -> Result<Vec<PathBuf>, Error> {
     list().map_err(|error| Error::Bpffs { path: root.into(), error })
 }
 
-/// Removes the folders in `root` with all they hold, but for one; returns whether there were any.
-pub(super) fn clear(root: &Path, keep: Option<&Path>) -> Result<bool, Error> {
+/// Removes the folders in `root` with all they hold, but for one, and has the links that were pinned there ended; returns
+/// whether there were any folders.
+pub(super) fn clear(root: &Path, keep: Option<&Path>, end: impl Fn(FdLink)) -> Result<bool, Error> {
     let mut folders = folders(root)?;
     folders.retain(|folder| Some(folder.as_path()) != keep);
     for folder in &folders {
-        fs::remove_dir_all(folder).map_err(|error| Error::Bpffs { path: folder.clone(), error })?;
+        let removed = unpin_all(&folder.join(LINKS), &end).and_then(|()| fs::remove_dir_all(folder));
+        removed.map_err(|error| Error::Bpffs { path: folder.clone(), error })?;
     }
     Ok(!folders.is_empty())
 }

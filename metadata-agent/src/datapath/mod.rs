@@ -328,7 +328,7 @@ impl Datapath {
     /// To be called when this one's programs are in place.
     pub fn remove_other_layouts(&self, served: &BTreeSet<u32>) -> Result<(), Error> {
         let Some(root) = self.maps_dir.parent() else { return Ok(()) };
-        if bpffs::clear(root, Some(&self.maps_dir))? {
+        if bpffs::clear(root, Some(&self.maps_dir), |link| self.attachment.end(link))? {
             attach::remove_filters(|ifindex| served.contains(&ifindex) || ifindex == self.service.ifindex)?;
         }
         Ok(())

@@ -35,6 +35,9 @@ pub(super) fn refused(error: rtnetlink::Error) -> io::Error {
 }
 
 /// The qdisc that has a device's ingress, if there is one, and the filters there.
+///
+/// The kernel dumps the qdiscs of all devices, whichever is asked for (`tc_dump_qdisc`): on a node of a thousand taps that
+/// takes milliseconds, and is for those who need the qdisc.
 pub(super) async fn ingress(
     handle: &Handle,
     ifindex: u32,
@@ -50,8 +53,14 @@ pub(super) async fn ingress(
     if qdisc.is_none() {
         return Ok((None, Vec::new()));
     }
+    Ok((qdisc, filters(handle, ifindex).await?))
+}
+
+/// The filters at a device's ingress, of which there are none without a qdisc.
+pub(super) async fn filters(handle: &Handle, ifindex: u32) -> io::Result<Vec<TcMessage>> {
+    let Ok(index) = i32::try_from(ifindex) else { return Ok(Vec::new()) };
     let filters = handle.traffic_filter(index).get().ingress().execute();
-    Ok((qdisc, filters.try_collect().await.map_err(refused)?))
+    filters.try_collect().await.map_err(refused)
 }
 
 /// Gives a device an `ingress` qdisc.

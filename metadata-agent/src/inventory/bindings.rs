@@ -134,6 +134,7 @@ impl<'a> FromIterator<&'a PortBinding> for Bindings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inventory::ids::Ids;
 
     fn row(name: &str, parent: Option<&str>) -> PortBinding {
         PortBinding {
@@ -163,14 +164,14 @@ mod tests {
         let of = |name: &str, datapath, kind: &str| PortBinding {
             datapath,
             kind: kind.into(),
-            external_ids: [("neutron:device_id".to_owned(), "ovnmeta-red".to_owned())].into(),
+            external_ids: [("neutron:device_id".to_owned(), "ovnmeta-red".to_owned())].into_iter().collect(),
             ..row(name, None)
         };
         let rows = [
             of("pretends", blue, LOCALPORT),
             of("no-metadata-port", red, ""),
             of("metadata", red, LOCALPORT),
-            PortBinding { external_ids: BTreeMap::new(), ..of("another", red, LOCALPORT) },
+            PortBinding { external_ids: Ids::default(), ..of("another", red, LOCALPORT) },
         ];
         let mut bindings: Bindings = rows.iter().collect();
         let found = |bindings: &Bindings, network, datapath| {

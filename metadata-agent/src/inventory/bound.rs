@@ -30,7 +30,7 @@ pub async fn bound_by_others(ovs: Config) -> Result<BTreeMap<String, Bound>, Str
         (client.table::<Interface>(), client.table::<Port>(), client.table::<Bridge>());
     let bound = interfaces.iter().filter_map(|(uuid, row)| {
         let is_guests =
-            ["vm-uuid", "vm-id", "attached-mac"].iter().any(|key| row.external_ids.contains_key(*key));
+            ["vm-uuid", "vm-id", "attached-mac"].iter().any(|key| row.external_ids.contains_key(key));
         let logical_port = row.external_ids.get("iface-id").filter(|_| !is_guests && !is_ours(row))?;
         let alone = |interfaces: &BTreeSet<Uuid>| interfaces.len() == 1 && interfaces.contains(uuid);
         let (port, _) = ports.iter().find(|(_, port)| alone(&port.interfaces))?;

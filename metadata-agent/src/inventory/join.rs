@@ -206,7 +206,7 @@ pub(super) fn id<'a>(row: &'a PortBinding, key: &str) -> Option<&'a str> {
 
 /// The instance as the hypervisor names it.
 pub(super) fn local_instance(interface: &Interface) -> Option<&String> {
-    ["vm-uuid", "vm-id"].iter().find_map(|key| interface.external_ids.get(*key))
+    ["vm-uuid", "vm-id"].iter().find_map(|key| interface.external_ids.get(key))
 }
 
 fn address(cidr: &str) -> Option<IpAddr> {
@@ -215,13 +215,12 @@ fn address(cidr: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
+    use crate::inventory::ids::Ids;
 
     const VM: &str = "0b0c9c6c-9c1c-4f9e-8d7a-1c9c1c9c1c9c";
 
-    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    fn map(pairs: &[(&str, &str)]) -> Ids {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 

@@ -8,6 +8,7 @@ mod bound;
 mod evidence;
 mod external;
 mod fixed;
+mod ids;
 mod join;
 mod links;
 mod liveness;

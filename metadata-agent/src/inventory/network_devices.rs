@@ -14,12 +14,11 @@ use tokio::{task::JoinHandle, time::Instant};
 use tracing::{info, warn};
 
 use super::{
+    ids::NETWORK_KEY,
     one_shot::{connect, transact},
     rows::{Bridge, Interface, Port},
 };
 
-/// Key of `external_ids` by which an Interface is ours; its value is the network.
-pub(super) const NETWORK_KEY: &str = "metadata-agent-network";
 /// What names of devices begin with; the rest is of the network's id, as much as there is room for (IFNAMSIZ).
 const PREFIX: &str = "mdn";
 const DIGITS: usize = 12;

@@ -37,8 +37,8 @@ pub(super) struct Remembered {
 }
 
 /// Identities by the Neutron port that the tap is plugged for, and by VLAN: 0 for that port itself, others for the
-/// subports of its trunk.
-type Taps = BTreeMap<String, BTreeMap<u32, Identity>>;
+/// subports of its trunk. Nearly all taps have one, for which a map of their own would be much.
+type Taps = BTreeMap<String, Vec<(u32, Identity)>>;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct File {
@@ -82,13 +82,13 @@ impl Remembered {
 
     /// The identity that the port of a tap had.
     pub(super) fn port(&self, port: &str) -> Option<&Identity> {
-        self.taps.get(port)?.get(&0)
+        self.taps.get(port)?.iter().find(|(vlan, _)| *vlan == 0).map(|(_, identity)| identity)
     }
 
     /// Those that the subports of its trunk had, by VLAN.
     pub(super) fn subports(&self, parent: &str) -> impl Iterator<Item = (u32, &Identity)> {
         let tap = self.taps.get(parent).into_iter();
-        tap.flat_map(|tap| tap.range(1..)).map(|(vlan, identity)| (*vlan, identity))
+        tap.flatten().filter(|(vlan, _)| *vlan != 0).map(|(vlan, identity)| (*vlan, identity))
     }
 
     /// Remembers these and no others: the port a tap is plugged for, the VLAN, and who that was.
@@ -97,10 +97,7 @@ impl Remembered {
         now: Instant,
         known: impl Iterator<Item = (&'a str, u32, &'a Identity)>,
     ) {
-        let mut taps = Taps::new();
-        for (port, vlan, identity) in known {
-            taps.entry(port.to_owned()).or_default().insert(vlan, identity.clone());
-        }
+        let taps = of(known.map(|(port, vlan, identity)| (port.to_owned(), vlan, identity.clone())));
         if taps != self.taps {
             self.taps = taps;
             self.due.get_or_insert(now + COLLECT);
@@ -131,6 +128,21 @@ impl Remembered {
     }
 }
 
+fn of(known: impl Iterator<Item = (String, u32, Identity)>) -> Taps {
+    let mut taps = Taps::new();
+    for (port, vlan, identity) in known {
+        let tap = taps.entry(port).or_default();
+        // The last one counts, and there is no room for more of them than there are.
+        tap.retain(|(of, _)| *of != vlan);
+        tap.reserve_exact(1);
+        tap.push((vlan, identity));
+    }
+    for tap in taps.values_mut() {
+        tap.sort_by_key(|(vlan, _)| *vlan);
+    }
+    taps
+}
+
 fn entries(taps: &Taps) -> Vec<Entry> {
     let all =
         taps.iter().flat_map(|(port, tap)| tap.iter().map(move |(vlan, identity)| (port, *vlan, identity)));
@@ -146,13 +158,10 @@ fn load(folder: &Path) -> io::Result<Taps> {
     if file.version != VERSION {
         return Err(io::Error::other(format!("its version is {}, this agent reads {VERSION}", file.version)));
     }
-    let mut taps = Taps::new();
-    for Entry { identity, trunk } in file.identities {
-        let Trunk { parent, vlan } =
-            trunk.unwrap_or_else(|| Trunk { parent: identity.port.clone(), vlan: 0 });
-        taps.entry(parent).or_default().insert(vlan, identity);
-    }
-    Ok(taps)
+    Ok(of(file.identities.into_iter().map(|Entry { identity, trunk }| match trunk {
+        Some(Trunk { parent, vlan }) => (parent, vlan, identity),
+        None => (identity.port.clone(), 0, identity),
+    })))
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ovsdb_client::Uuid;
 
+use super::ids::Ids;
+
 ovsdb_client::row! {
     /// The local Open vSwitch itself, a single row (ovs-vswitchd.conf.db(5)).
     pub(super) struct OpenVSwitch in "Open_vSwitch" {
@@ -25,7 +27,7 @@ ovsdb_client::row! {
         /// Rate limit for what the guest sends, in kbit/s; 0 for none.
         ingress_policing_rate: i64 as optional,
         /// `iface-id`, the logical port, and `vm-uuid`, the instance, come from nova and libvirt.
-        external_ids: BTreeMap<String, String>,
+        external_ids: Ids,
     }
 }
 
@@ -66,7 +68,7 @@ ovsdb_client::row! {
         /// What it may send as, in the same form: with Neutron's allowed address pairs.
         port_security: BTreeSet<String> as optional,
         /// Neutron's ids, copied by ovn-northd from the Northbound.
-        external_ids: BTreeMap<String, String>,
+        external_ids: Ids,
     }
 }
 

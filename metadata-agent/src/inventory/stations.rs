@@ -285,14 +285,18 @@ fn own(station: &Station<'_>, who: &Who) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{bindings::LOCALPORT, network_devices::NETWORK_KEY, vif::NoTap};
+    use crate::inventory::{
+        bindings::LOCALPORT,
+        ids::{Ids, NETWORK_KEY},
+        vif::NoTap,
+    };
 
     const VM: &str = "0b0c9c6c-9c1c-4f9e-8d7a-1c9c1c9c1c9c";
     const NET: &str = "0c6a1b2e-5f7d-4c1a-9c55-0d7c1b2e3f4a";
     const DEVICE: &str = "mdn0c6a1b2e5f7d";
     const DATAPATH: Uuid = Uuid::from_u128(7);
 
-    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    fn map(pairs: &[(&str, &str)]) -> Ids {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 

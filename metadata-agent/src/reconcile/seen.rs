@@ -50,7 +50,7 @@ impl Reconciler {
                 dropped: frames.iter().filter(|(counter, _)| counter.is_drop()).map(|(_, count)| count).sum(),
             }
         };
-        self.served.iter().map(line).collect()
+        self.served.iter().map(|(key, served)| line((key, served))).collect()
     }
 
     /// The assignments of the ports that a word means: a tap, or the id of a port or an instance.
@@ -60,12 +60,12 @@ impl Reconciler {
             let is_instance = matches!(&wanted.who, Who::Known(identity) if identity.instance == what);
             wanted.port == what || wanted.device.name == what || is_instance
         };
-        self.served.values().filter(is_meant).map(Served::number).collect()
+        self.served.values().map(AsRef::as_ref).filter(is_meant).map(Served::number).collect()
     }
 
     /// The assignment of the port with that id, if it is served.
     pub fn number_of(&self, port: &str) -> Option<PortNumber> {
-        self.served.values().find(|served| served.wanted.port == port).map(Served::number)
+        self.served.values().find(|served| served.wanted.port == port).map(|served| served.number())
     }
 
     /// The ports that are served and that `wanted` holds of, given its id, its device and who it is: what is in force for

@@ -1,23 +1,21 @@
 //! What the control plane costs: how soon a plugged guest is answered, what a restart of the agent takes from guests,
 //! and what each further network takes from the host.
 //!
-//! On a real OVN and Open vSwitch. What counts as the start of a plug is the moment in which a client of the same
-//! database that the agent reads sees the interface's row complete.
+//! On a real OVN and Open vSwitch.
 #![forbid(unsafe_code)]
 
 use std::{
-    fs,
-    sync::mpsc::{self, Receiver},
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use metadata_ebpf::map::LAYOUT;
 use metadata_tests::{
     agent::Options,
     check::own_identity,
     cloud::Cloud,
+    first_answer::Interfaces,
     guest::Guest,
     ovn::{Lab, Routing},
     port::{METADATA_PORT, Network, Port},
@@ -29,8 +27,6 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use ovsdb_client::{Client, Conditions, Config, Event};
-use tokio::runtime;
 
 const PLUGS: usize = 30;
 const CHANGES: usize = 10;
@@ -41,18 +37,7 @@ const UPGRADES: usize = 5;
 const RESTART: Duration = Duration::from_millis(300);
 /// From how old on the end of a guest-facing process is no crash loop.
 const SETTLED: Duration = Duration::from_millis(10_500);
-/// How long a guest waits before it sends its SYN once more: one that came too early is not answered.
-const ATTEMPT: Duration = Duration::from_millis(4);
 const PATIENCE: Duration = Duration::from_secs(30);
-
-ovsdb_client::row! {
-    /// What the agent needs of an interface to serve it.
-    struct Interface in "Interface" {
-        name: String,
-        ifindex: Option<i64>,
-        external_ids: std::collections::BTreeMap<String, String>,
-    }
-}
 
 fn main() -> Result<()> {
     let mut cloud = Cloud::on(Lab::start()?, &Options::default())?;
@@ -70,24 +55,14 @@ fn main() -> Result<()> {
 /// From the interface's row to the first answer, for guests whose other rows are there, as Neutron has it.
 fn plugs(cloud: &Cloud<Lab>) -> Result<Vec<Guest>> {
     let network = cloud.chassis.add_network("plugged", Routing::Isolated)?;
-    let rows = interfaces(cloud)?;
+    let rows = Interfaces::of(&cloud.chassis.ovs_remote())?;
     let mut guests = Vec::new();
     let mut times = Vec::new();
     for _ in 0..PLUGS {
         let guest = boot(cloud, &network)?;
-        let (seen, answered) = thread::scope(|scope| -> Result<(Instant, Instant)> {
-            let asking = scope.spawn(|| first_answer(&guest));
-            cloud.chassis.plug(&guest)?;
-            let seen = loop {
-                let (port, seen) = rows.recv_timeout(PATIENCE).context("the row never came")?;
-                if port == guest.port.id {
-                    break seen;
-                }
-            };
-            Ok((seen, asking.join().ok().context("the guest's thread panicked")??))
-        })?;
+        let time = rows.until_answered(&guest, || cloud.chassis.plug(&guest))?;
         own_identity(&guest)?;
-        times.push(answered.saturating_duration_since(seen));
+        times.push(time);
         guests.push(guest);
     }
     times.sort();
@@ -99,31 +74,6 @@ fn plugs(cloud: &Cloud<Lab>) -> Result<Vec<Guest>> {
     Ok(guests)
 }
 
-/// Tells which interface's row is complete, and since when.
-fn interfaces(cloud: &Cloud<Lab>) -> Result<Receiver<(String, Instant)>> {
-    let remote = cloud.chassis.ovs_remote().parse()?;
-    let (sender, receiver) = mpsc::channel();
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::spawn(move || {
-        runtime.block_on(async {
-            let config = Config::new(remote, "Open_vSwitch");
-            let mut client = Client::builder(config).monitor::<Interface>(Conditions::All).connect();
-            loop {
-                let Event::Batch(batch) = client.recv().await else { continue };
-                let now = Instant::now();
-                for row in batch.of::<Interface>().iter().filter_map(|change| change.new.as_ref()) {
-                    let Some(port) = row.external_ids.get("iface-id") else { continue };
-                    if row.ifindex.is_some_and(|index| index > 0) && sender.send((port.clone(), now)).is_err()
-                    {
-                        return;
-                    }
-                }
-            }
-        });
-    });
-    Ok(receiver)
-}
-
 /// A guest with its rows and its tap, not plugged yet.
 fn boot(cloud: &Cloud<Lab>, network: &Network) -> Result<Guest> {
     let port = Port::new(network)?;
@@ -132,23 +82,6 @@ fn boot(cloud: &Cloud<Lab>, network: &Network) -> Result<Guest> {
     let guest = cloud.chassis.boot(port)?;
     guest.configure(Some((METADATA_PORT, "fa:16:3e:aa:bb:cc")))?;
     Ok(guest)
-}
-
-/// Tries to connect until somebody answers; when the first request was answered.
-fn first_answer(guest: &Guest) -> Result<Instant> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match guest.connect_with(None, ATTEMPT) {
-            Ok(mut connection) => {
-                connection.stream().set_read_timeout(Some(PATIENCE))?;
-                let response = connection.request("GET", "/", &[], b"")?;
-                ensure!(response.status == 200, "{response:?}");
-                return Ok(Instant::now());
-            }
-            Err(error) if Instant::now() > until => return Err(error.into()),
-            Err(_) => {}
-        }
-    }
 }
 
 /// A way for an agent to come after another.

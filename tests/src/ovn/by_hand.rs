@@ -2,7 +2,11 @@
 //!
 //! Nothing but the databases runs: no northd that would take such rows away, no switch, no ovn-controller.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::Command,
+    sync::atomic::{AtomicI64, Ordering},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -13,14 +17,17 @@ use crate::{
     command::{Words as _, require, run},
     guest::Guest,
     netns::Namespace,
-    ovn::southbound::SCHEMA,
-    port::{Network, Port, uuid},
+    ovn::{northbound::neutron_ids, southbound::SCHEMA},
+    port::{Network, PREFIX_LENGTH, Port, uuid},
     process::Daemon,
     sandbox::Sandbox,
     stage::{Path, Stage},
+    tap::BareTap,
 };
 
 const SB_SOCKET: &str = "sb.sock";
+/// Ports in one transaction, which is one argument of a command, of 128 kB at most (MAX_ARG_STRLEN).
+const AT_A_TIME: usize = 64;
 const PROGRAMS: [&str; 4] = ["ovs-vsctl", "ovsdb-client", "ovsdb-server", "ovsdb-tool"];
 
 /// The Southbound's schema.
@@ -42,6 +49,8 @@ pub struct ByHand {
     own: String,
     other: String,
     schema: Schema,
+    /// The next network's row has this number.
+    next_key: AtomicI64,
 }
 
 /// A chassis as rows name it.
@@ -87,6 +96,7 @@ impl ByHand {
             own: String::new(),
             other: String::new(),
             schema,
+            next_key: AtomicI64::new(1),
         };
         let global = json!({"op": "insert", "table": "SB_Global", "row": {"nb_cfg": 0}});
         let rows = [
@@ -121,27 +131,48 @@ impl ByHand {
         self.stage.ifindex(guest)
     }
 
+    /// A port's tap with no machine behind it, of which no database says anything yet.
+    pub fn add_tap(&self, port: Port) -> Result<BareTap> {
+        self.stage.add_tap(port)
+    }
+
     /// Writes the port's row in the Southbound, which names a chassis in some columns.
     pub fn write_port(&self, port: &Port, columns: &[(&str, Named)]) -> Result<()> {
-        let Port { id, mac, address, instance, project, network, .. } = port;
-        let key = i64::from(u16::from_str_radix(&id[..4], 16)? >> 1) + 1;
+        self.write_ports(&[port], columns)
+    }
+
+    /// The same for many ports, in few transactions, each port with a network's row of its own.
+    pub fn write_ports(&self, ports: &[&Port], columns: &[(&str, Named)]) -> Result<()> {
+        for ports in ports.chunks(AT_A_TIME) {
+            let rows = ports.iter().map(|port| self.port_rows(port, columns)).collect::<Vec<_>>();
+            self.transact(&rows.concat())?;
+        }
+        Ok(())
+    }
+
+    /// Operations that insert a port's row, and one for its network.
+    fn port_rows(&self, port: &Port, columns: &[(&str, Named)]) -> [Value; 2] {
+        let Port { id, mac, address, instance, project, network, security_group, .. } = port;
+        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
+        let cidrs = format!("{address}/{PREFIX_LENGTH}");
+        let ids = neutron_ids((network, project), instance, "compute:nova", &cidrs, security_group);
+        let addresses = format!("{mac} {address}");
+        let named = format!("datapath{key}");
         let mut row = json!({
-            "logical_port": id, "datapath": ["named-uuid", "datapath"], "tunnel_key": key,
-            "mac": format!("{mac} {address}"),
-            "external_ids": map(&[
-                ("neutron:device_id", instance), ("neutron:project_id", project),
-                ("neutron:network_name", &format!("neutron-{network}")),
-                ("neutron:cidrs", &format!("{address}/24")), ("neutron:device_owner", "compute:nova"),
-            ]),
+            "logical_port": id, "datapath": ["named-uuid", named], "tunnel_key": 1,
+            "mac": addresses, "port_security": addresses,
+            "external_ids": map(&ids.each_ref().map(|(key, value)| (*key, value.as_str()))),
         });
         for (column, chassis) in columns {
             row[column] = self.reference(*chassis);
         }
-        let ids = map(&[("name", &format!("neutron-{network}")), ("logical-switch", &uuid()?)]);
-        let datapath = json!({"op": "insert", "table": "Datapath_Binding", "uuid-name": "datapath",
+        if self.schema == Schema::Ovn2003 {
+            row.as_object_mut().map(|row| row.remove("port_security"));
+        }
+        let ids = map(&[("name", &format!("neutron-{network}")), ("logical-switch", id)]);
+        let datapath = json!({"op": "insert", "table": "Datapath_Binding", "uuid-name": named,
             "row": {"tunnel_key": key, "external_ids": ids}});
-        self.transact(&[datapath, json!({"op": "insert", "table": "Port_Binding", "row": row})])?;
-        Ok(())
+        [datapath, json!({"op": "insert", "table": "Port_Binding", "row": row})]
     }
 
     /// Changes columns of the port's row that name a chassis, or none.
@@ -160,20 +191,45 @@ impl ByHand {
     /// Adds the tap to the integration bridge with the external_ids that os-vif writes, and the index that ovs-vswitchd
     /// does.
     pub fn plug(&self, guest: &Guest) -> Result<()> {
-        let Port { id, tap, mac, instance, .. } = &guest.port;
-        let ifindex = self.ifindex(guest)?;
-        run(client("ovs-vsctl", self.sandbox(), OVS_SOCKET)
-            .words(format!("--no-wait add-port br-int {tap} -- set Interface {tap} ifindex={ifindex}"))
-            .arg(format!(
-            "external_ids={{iface-id=\"{id}\",iface-status=active,attached-mac=\"{mac}\",vm-uuid=\"{instance}\"}}"
-        )))?;
+        self.plug_ports(&[(&guest.port, self.ifindex(guest)?)])
+    }
+
+    /// The same for many, in one transaction.
+    pub fn plug_ports(&self, ports: &[(&Port, u32)]) -> Result<()> {
+        let mut vsctl = self.vsctl();
+        for (port, ifindex) in ports {
+            let tap = &port.tap;
+            vsctl.words(format!("-- add-port br-int {tap} -- set Interface {tap} ifindex={ifindex}"));
+            vsctl.arg(port.external_ids());
+        }
+        run(&mut vsctl)?;
         Ok(())
     }
 
     pub fn unplug(&self, guest: &Guest) -> Result<()> {
-        run(client("ovs-vsctl", self.sandbox(), OVS_SOCKET)
-            .words(format!("--no-wait del-port br-int {}", guest.port.tap)))?;
+        self.unplug_ports(&[&guest.port])
+    }
+
+    /// The same for many, in one transaction.
+    pub fn unplug_ports(&self, ports: &[&Port]) -> Result<()> {
+        let mut vsctl = self.vsctl();
+        for port in ports {
+            vsctl.words(format!("-- del-port br-int {}", port.tap));
+        }
+        run(&mut vsctl)?;
         Ok(())
+    }
+
+    /// Where the database of the local Open vSwitch is.
+    pub fn ovs_remote(&self) -> String {
+        unix(self.sandbox(), OVS_SOCKET)
+    }
+
+    /// `ovs-vsctl`, which waits for no ovs-vswitchd.
+    fn vsctl(&self) -> Command {
+        let mut vsctl = client("ovs-vsctl", self.sandbox(), OVS_SOCKET);
+        vsctl.arg("--no-wait");
+        vsctl
     }
 
     fn reference(&self, chassis: Named) -> Value {
@@ -206,7 +262,7 @@ impl Chassis for ByHand {
 
     fn agent_options(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("ovs", format!("ovsdb_connection = {}", unix(self.sandbox(), OVS_SOCKET))),
+            ("ovs", format!("ovsdb_connection = {}", self.ovs_remote())),
             ("ovn", format!("ovn_sb_connection = {}", unix(self.sandbox(), SB_SOCKET))),
         ]
     }

@@ -160,24 +160,34 @@ fn port_external_ids(
     cidrs: &str,
     security_group: &str,
 ) -> String {
-    map(
-        "external_ids",
-        &[
-            ("neutron:port_name", ""),
-            ("neutron:device_id", device_id),
-            ("neutron:device_owner", device_owner),
-            ("neutron:project_id", project),
-            ("neutron:cidrs", cidrs),
-            ("neutron:network_name", &format!("neutron-{network}")),
-            ("neutron:security_group_ids", security_group),
-            ("neutron:subnet_pool_addr_scope4", ""),
-            ("neutron:subnet_pool_addr_scope6", ""),
-            ("neutron:revision_number", "3"),
-            ("neutron:vnic_type", "normal"),
-            ("neutron:port_capabilities", ""),
-            ("neutron:mtu", ""),
-        ],
-    )
+    let ids = neutron_ids((network, project), device_id, device_owner, cidrs, security_group);
+    let ids: Vec<_> = ids.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    map("external_ids", &ids)
+}
+
+/// What Neutron says of a port, which northd copies into the Southbound.
+pub(super) fn neutron_ids(
+    (network, project): (&str, &str),
+    device_id: &str,
+    device_owner: &str,
+    cidrs: &str,
+    security_group: &str,
+) -> [(&'static str, String); 13] {
+    [
+        ("neutron:port_name", String::new()),
+        ("neutron:device_id", device_id.to_owned()),
+        ("neutron:device_owner", device_owner.to_owned()),
+        ("neutron:project_id", project.to_owned()),
+        ("neutron:cidrs", cidrs.to_owned()),
+        ("neutron:network_name", format!("neutron-{network}")),
+        ("neutron:security_group_ids", security_group.to_owned()),
+        ("neutron:subnet_pool_addr_scope4", String::new()),
+        ("neutron:subnet_pool_addr_scope6", String::new()),
+        ("neutron:revision_number", "3".to_owned()),
+        ("neutron:vnic_type", "normal".to_owned()),
+        ("neutron:port_capabilities", String::new()),
+        ("neutron:mtu", String::new()),
+    ]
 }
 
 pub(super) fn port_group(security_group: &str) -> String {

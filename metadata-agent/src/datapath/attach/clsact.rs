@@ -18,7 +18,7 @@ use tracing::info;
 use super::{check_name, explain};
 use crate::datapath::{
     Device, Error,
-    netlink::{add_ingress, block_on, ingress, netlink},
+    netlink::{add_ingress, block_on, filters, ingress, netlink},
 };
 
 /// Before everybody else's, if nobody has it.
@@ -53,9 +53,7 @@ impl Ingress {
         for filter in filters {
             // Priority and protocol share a word (`tcm_info`).
             let priority = (filter.header.info >> 16) as u16;
-            let is_ours = kind(filter) == Some(BPF)
-                && (filter.header.handle.major, filter.header.handle.minor) == (0, MINOR);
-            if is_ours {
+            if is_ours(filter) {
                 found.ours.insert(priority)
             } else {
                 found.others.insert(priority)
@@ -82,7 +80,11 @@ impl Filters {
     /// Puts the program on a device's ingress, in place of the one that is there from before.
     pub(super) fn attach(&mut self, program: &mut SchedClassifier, device: &Device) -> Result<(), Error> {
         check_name(device)?;
-        let found = Ingress::look(device.ifindex).map_err(|error| explain(device, &error))?;
+        let found = if self.add_qdisc(device)? {
+            Ingress::default()
+        } else {
+            Ingress::look(device.ifindex).map_err(|error| explain(device, &error))?
+        };
         match found.qdisc.as_deref() {
             Some(INGRESS) => {
                 self.with_ingress.insert(device.ifindex);
@@ -90,7 +92,7 @@ impl Filters {
             Some(_) => {
                 self.with_ingress.remove(&device.ifindex);
             }
-            None => self.add_qdisc(device)?,
+            None => {}
         }
         let priority = found.priority();
         if priority != FIRST_PRIORITY && !found.ours.contains(&priority) {
@@ -117,17 +119,17 @@ impl Filters {
         check_name(device)
     }
 
-    fn add_qdisc(&self, device: &Device) -> Result<(), Error> {
+    /// Gives a device a qdisc at its ingress, or says that it has one already.
+    fn add_qdisc(&self, device: &Device) -> Result<bool, Error> {
         if self.with_ingress.contains(&device.ifindex) {
             return match block_on(async { add_ingress(&netlink()?, device.ifindex).await }) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(explain(device, &error)),
-                _ => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+                added => added.map(|()| true).map_err(|error| explain(device, &error)),
             };
         }
         match qdisc_add_clsact(&device.name) {
-            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-            Err(error) => Err(explain(device, &error)),
-            Ok(()) => Ok(()),
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            added => added.map(|()| true).map_err(|error| explain(device, &error)),
         }
     }
 
@@ -140,7 +142,7 @@ impl Filters {
 
 /// Tells whether a device has our filter.
 pub(super) fn is_on(device: &Device) -> bool {
-    Ingress::look(device.ifindex).is_ok_and(|found| !found.ours.is_empty())
+    priorities(device.ifindex).is_ok_and(|ours| !ours.is_empty())
 }
 
 /// Those of the devices that lack our filter. One that cannot be asked is not among them.
@@ -149,8 +151,8 @@ pub(super) fn lacking(devices: &[Device]) -> io::Result<Vec<u32>> {
         let handle = netlink()?;
         let mut lacking = Vec::new();
         for device in devices {
-            if let Ok((qdisc, filters)) = ingress(&handle, device.ifindex).await
-                && Ingress::of(qdisc, &filters).ours.is_empty()
+            if let Ok(filters) = filters(&handle, device.ifindex).await
+                && !filters.iter().any(is_ours)
             {
                 lacking.push(device.ifindex);
             }
@@ -164,16 +166,25 @@ pub(super) fn detach(ifindex: u32) -> Result<(), Error> {
     let Ok(name) = if_indextoname(ifindex) else { return Ok(()) };
     let name = name.to_string_lossy().into_owned();
     let device = Device::tap(ifindex, name);
-    let found = match Ingress::look(ifindex) {
+    let ours = match priorities(ifindex) {
         // It went away meanwhile.
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
-        found => found.map_err(|error| explain(&device, &error))?,
+        ours => ours.map_err(|error| explain(&device, &error))?,
     };
-    for priority in found.ours {
+    for priority in ours {
         // Dropping the link detaches it; a filter that is not there is no fault.
         drop(link(&device.name, priority));
     }
     Ok(())
+}
+
+/// Priorities of our filters on a device.
+fn priorities(ifindex: u32) -> io::Result<BTreeSet<u16>> {
+    block_on(async { Ok(Ingress::of(None, &filters(&netlink()?, ifindex).await?).ours) })
+}
+
+fn is_ours(filter: &TcMessage) -> bool {
+    kind(filter) == Some(BPF) && (filter.header.handle.major, filter.header.handle.minor) == (0, MINOR)
 }
 
 fn link(device: &str, priority: u16) -> io::Result<SchedClassifierLink> {

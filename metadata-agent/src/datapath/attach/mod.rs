@@ -1,16 +1,18 @@
 //! Putting the programs on devices: by TCX links where the kernel has them, else as filters of a clsact qdisc.
 #![forbid(unsafe_code)]
 mod clsact;
+mod ending;
 mod tcx;
 
 use std::{error::Error as StdError, io, path::PathBuf};
 
-use aya::programs::SchedClassifier;
+use aya::programs::{SchedClassifier, links::FdLink};
 use nix::net::if_::{Interface, if_indextoname, if_nameindex};
 use tracing::info;
 
 use super::{Device, Error};
 use crate::{config::AttachMode, error_chain::chain};
+pub(super) use ending::unpin_all;
 
 /// Attachment of programs to devices, by TCX links or by filters.
 #[derive(Debug)]
@@ -80,15 +82,21 @@ impl Attachment {
             }
             Kind::Clsact => {
                 self.filters.attach(program, device)?;
-                self.links.detach(name)
+                self.links.detach(name).map(drop)
             }
         }
     }
 
     /// Takes it off a device, which may be gone already.
     pub(super) fn detach(&mut self, ifindex: u32) -> Result<(), Error> {
-        self.links.detach(&ifindex.to_string())?;
-        self.filters.detach(ifindex)
+        let was_held = self.links.detach(&ifindex.to_string())?;
+        // Where a link is held its attachment has removed a filter. To ask for one would wait until the link has ended.
+        if was_held { Ok(()) } else { self.filters.detach(ifindex) }
+    }
+
+    /// Ends the link of another agent in its turn.
+    pub(super) fn end(&self, link: FdLink) {
+        self.links.end(link);
     }
 
     /// Those of the devices that have lost the program, or its pin. The kernel is asked, and not what was done.

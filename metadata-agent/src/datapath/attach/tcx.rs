@@ -12,7 +12,7 @@ use aya::programs::{
 };
 use tracing::debug;
 
-use super::{check_name, explain};
+use super::{check_name, ending::Endings, explain};
 use crate::datapath::{Device, Error};
 
 /// The pinned links of one agent.
@@ -21,11 +21,18 @@ pub(in crate::datapath) struct Links {
     folder: PathBuf,
     /// By the names of their pins.
     held: HashMap<String, FdLink>,
+    /// Those that are to go.
+    endings: Endings,
 }
 
 impl Links {
     pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder, held: HashMap::new() }
+        Self { folder, held: HashMap::new(), endings: Endings::start() }
+    }
+
+    /// Ends the link of another agent in its turn.
+    pub(super) fn end(&self, link: FdLink) {
+        self.endings.end(link);
     }
 
     /// Names of the pins.
@@ -93,13 +100,19 @@ impl Links {
         attached_to(device, ours)
     }
 
-    /// Removes the pin; the kernel removes the link a moment later.
-    pub(super) fn detach(&mut self, name: &str) -> Result<(), Error> {
-        self.held.remove(name);
+    /// Removes the pin; the link ends in its turn. Tells whether it was held.
+    pub(super) fn detach(&mut self, name: &str) -> Result<bool, Error> {
         let path = self.folder.join(name);
-        match fs::remove_file(&path) {
+        let held = self.held.remove(name);
+        let was_held = held.is_some();
+        let link = held.or_else(|| Some(PinnedLink::from_pin(&path).ok()?.into()));
+        let removed = fs::remove_file(&path);
+        if let Some(link) = link {
+            self.endings.end(link);
+        }
+        match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::Pin { path, error }),
-            _ => Ok(()),
+            _ => Ok(was_held),
         }
     }
 

@@ -16,7 +16,6 @@ mod tokens;
 mod upstream;
 
 use std::{
-    fmt,
     net::{Ipv4Addr, SocketAddrV4},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -33,14 +32,11 @@ use metadata_tests::{
     netns::Namespace,
     nova,
     port::Network,
-    process::{Daemon, family, memory},
+    process::{Daemon, cpu_time, memory},
+    spread::Spread,
     stage::{Path, Stage},
 };
-use nix::{
-    sys::resource::{Resource, getrlimit, setrlimit},
-    time::{ClockId, clock_gettime},
-    unistd::Pid,
-};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parked::Noise;
 
 const ROUNDS: usize = 7;
@@ -383,25 +379,9 @@ fn added(rounds: &[Round], other: usize) -> String {
     over(rounds, |round| (round[3].p50 - round[0].p50) / (round[other].p50 - round[0].p50)).to_string()
 }
 
-/// Median and quartiles of a figure over the rounds.
-struct Spread {
-    middle: f64,
-    quartiles: [f64; 2],
-}
-
-impl fmt::Display for Spread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [low, high] = self.quartiles;
-        write!(f, "{:.2} ({low:.2}–{high:.2})", self.middle)
-    }
-}
-
 /// The spread of a figure over the rounds.
 fn over(rounds: &[Round], figure: impl Fn(&Round) -> f64) -> Spread {
-    let mut values: Vec<_> = rounds.iter().map(figure).collect();
-    values.sort_by(f64::total_cmp);
-    let at = |quarters: usize| values[(values.len() - 1) * quarters / 4];
-    Spread { middle: at(2), quartiles: [at(1), at(3)] }
+    Spread::of(rounds.iter().map(figure))
 }
 
 fn name_of(load: Load) -> String {
@@ -411,15 +391,6 @@ fn name_of(load: Load) -> String {
         Mode::Unpooled => format!("{connections}, kept alive, new to Nova"),
         Mode::Close => format!("{connections}, new for each request"),
     }
-}
-
-/// Time that all threads of a process, and of those that it has started, have used in user space and the kernel.
-fn cpu_time(process: u32) -> Result<Duration> {
-    let of = |process: u32| -> Result<Duration> {
-        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.cast_signed()))?;
-        Ok(clock_gettime(clock)?.into())
-    };
-    family(process)?.into_iter().map(of).sum()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
