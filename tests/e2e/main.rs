@@ -45,3 +45,4 @@ mod unserved;
 mod upkeep;
 mod vm;
 mod watch;
+mod without_ipv6;

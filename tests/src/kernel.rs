@@ -1,12 +1,17 @@
 //! The kernel that runs the tests.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Result, bail};
 
 /// Whether it has TCX links, by its version.
 pub fn has_tcx() -> Result<bool> {
     Ok(version()? >= (6, 6))
+}
+
+/// True if it has IPv6, as it has not with `ipv6.disable=1`.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }
 
 fn version() -> Result<(u32, u32)> {

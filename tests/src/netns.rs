@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::{
     command::{Words as _, run},
+    kernel,
     sandbox::Sandbox,
     wait::until,
 };
@@ -36,8 +37,10 @@ impl Namespace {
         run(Command::new("ip").words("netns add").arg(&name))?;
         let namespace = Self { name, owned: true };
         namespace.ip("link set lo up")?;
-        for scope in ["all", "default"] {
-            namespace.sysctl(&format!("net.ipv6.conf.{scope}.disable_ipv6"), "1")?;
+        if kernel::has_ipv6() {
+            for scope in ["all", "default"] {
+                namespace.sysctl(&format!("net.ipv6.conf.{scope}.disable_ipv6"), "1")?;
+            }
         }
         Ok(namespace)
     }

@@ -21,9 +21,15 @@ const LIMIT: Duration = Duration::from_secs(1500);
 const STATUS: &str = "vm-test: ended with ";
 const CONSOLE_LINES: usize = 40;
 
-/// Runs the machine to its end, shows what its tests print behind the kernel's name; an error unless they pass.
-pub(super) fn run(name: &str, kernel: &Installed, initramfs: &Initramfs) -> anyhow::Result<()> {
-    let mut machine = Machine::start(kernel, initramfs)?;
+/// Runs the machine, with more arguments for its kernel, to its end, shows what its tests print behind the kernel's name; an error
+/// unless they pass.
+pub(super) fn run(
+    name: &str,
+    kernel: &Installed,
+    initramfs: &Initramfs,
+    arguments: &str,
+) -> anyhow::Result<()> {
+    let mut machine = Machine::start(kernel, initramfs, arguments)?;
     match machine.status(name) {
         Ok(0) => Ok(()),
         Ok(status) => bail!("the tests in the machine ended with {status}"),
@@ -39,7 +45,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(kernel: &Installed, initramfs: &Initramfs) -> anyhow::Result<Self> {
+    fn start(kernel: &Installed, initramfs: &Initramfs, arguments: &str) -> anyhow::Result<Self> {
         let console = kernel.folder.join("console.log");
         // qemu would keep what another run wrote.
         File::create(&console).with_context(|| format!("cannot write {}", console.display()))?;
@@ -52,7 +58,8 @@ impl Machine {
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initramfs.file);
         // A kernel that complains of itself has failed, whatever the tests say.
-        qemu.args(["-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic random.trust_cpu=on"]);
+        let append = format!("console=ttyS0 loglevel=5 panic=-1 oops=panic random.trust_cpu=on{arguments}");
+        qemu.arg("-append").arg(append);
         qemu.args(["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]);
         qemu.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
         let mut qemu = qemu

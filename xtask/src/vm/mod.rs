@@ -41,18 +41,27 @@ pub(crate) struct Options {
     refresh: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
+    /// On kernels without IPv6 (`ipv6.disable=1`): only what there is to see on these.
+    #[arg(long)]
+    without_ipv6: bool,
     /// Without those that take long.
     #[arg(skip)]
     is_short: bool,
 }
 
 impl Options {
+    /// That kernel, as it was fetched, without IPv6.
+    pub(crate) fn without_ipv6(kernel: &str) -> Self {
+        Self { without_ipv6: true, ..Self::only(&[kernel]) }
+    }
+
     /// These kernels, as they were fetched, and the tests of each change.
     pub(crate) fn only(kernels: &[&str]) -> Self {
         Self {
             kernels: kernels.iter().map(|name| (*name).to_owned()).collect(),
             refresh: false,
             filter: None,
+            without_ipv6: false,
             is_short: true,
         }
     }
@@ -79,8 +88,13 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
         suites: Vec::new(),
         tests: build_tests()?,
     };
-    let more = if options.is_short { &[] } else { LONG_SUITES };
-    let program = program.with_tests(&[SUITES, more].concat(), options.filter.as_deref())?;
+    let suites = match options {
+        Options { without_ipv6: true, .. } => vec!["without_ipv6"],
+        Options { is_short: true, .. } => SUITES.to_vec(),
+        _ => [SUITES, LONG_SUITES].concat(),
+    };
+    let program = program.with_tests(&suites, options.filter.as_deref())?;
+    let arguments = if options.without_ipv6 { " ipv6.disable=1" } else { "" };
     let cache = cache()?;
 
     // Whatever has to be fetched is, before machines run side by side.
@@ -93,9 +107,9 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
     let at_a_time = thread::available_parallelism().map_or(1, NonZero::get);
     let mut outcomes = Vec::new();
     for some in installed.chunks(at_a_time) {
-        let (cache, program) = (&cache, &program);
+        let (cache, program, arguments) = (&cache, &program, arguments);
         thread::scope(|scope| {
-            let on = |(name, kernel)| scope.spawn(move || run_on(name, kernel, cache, program));
+            let on = |(name, kernel)| scope.spawn(move || run_on(name, kernel, cache, program, arguments));
             let running: Vec<_> = some.iter().map(|(name, kernel)| on((name, kernel))).collect();
             for thread in running {
                 outcomes.push(thread.join().map_err(|_| anyhow!("a machine's thread panicked"))?);
@@ -168,12 +182,18 @@ impl Program {
     }
 }
 
-fn run_on(name: &str, installed: &kernel::Installed, cache: &Path, program: &Program) -> Outcome {
+fn run_on(
+    name: &str,
+    installed: &kernel::Installed,
+    cache: &Path,
+    program: &Program,
+    arguments: &str,
+) -> Outcome {
     let started = Instant::now();
     say(&format!("kernel {name}"));
     let run = || {
         let initramfs = initramfs::Initramfs::write(installed, cache, &program.script())?;
-        machine::run(name, installed, &initramfs)
+        machine::run(name, installed, &initramfs, arguments)
     };
     let failure = run().err().map(|error| format!("{error:#}"));
     let kernel = format!("{name} ({})", installed.release);
