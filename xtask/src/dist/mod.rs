@@ -137,6 +137,9 @@ impl Release {
         let version = env!("CARGO_PKG_VERSION");
         let (time, commit) =
             (git(&["log", "-1", "--format=%ct"])?, git(&["log", "-1", "--format=%h", "--abbrev=10"])?);
+        if git(&["tag", "--points-at", "HEAD"])?.lines().any(|tag| tag == format!("v{version}")) {
+            return Ok(Self { version: version.to_owned(), time });
+        }
         let day = git(&["log", "-1", "--format=%cd", "--date=format:%Y%m%d%H%M%S"])?;
         // A commit after a release sorts behind it, and before the next one.
         Ok(Self { version: format!("{version}+{day}.{commit}"), time })
