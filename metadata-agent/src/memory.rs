@@ -37,10 +37,11 @@ impl Memory {
 
 fn watch(statm: &File) -> io::Result<()> {
     let mut look = LOOK.0;
+    // Guests may begin a burst before the start is over.
+    let mut least = resident(statm)?;
     // A start is a burst as well: contents of databases come whole, and what describes the kernel's types is read.
     thread::sleep(look);
     trim();
-    let mut least = resident(statm)?;
     loop {
         thread::sleep(look);
         let now = resident(statm)?;
