@@ -18,7 +18,11 @@ enum What {
     /// What the datapath costs bystanders, guests, and the neighbours of a guest that floods it.
     Datapath,
     /// How soon guests are answered, what a restart takes from them, and memory by networks, on a real OVN.
-    Control,
+    Control {
+        /// Memory only.
+        #[arg(long)]
+        memory: bool,
+    },
     /// What the proxy costs next to a bare relay and haproxy, to one guest and to all of them.
     Proxy {
         /// Only this part of it.
@@ -89,9 +93,10 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
             setup::for_tests()?;
             of_agent("bench-datapath", &[])
         }
-        What::Control => {
+        What::Control { memory } => {
             setup::for_tests()?;
-            of_agent("bench-control", &[])
+            let only = memory.then(|| "--memory".to_owned());
+            of_agent("bench-control", only.as_slice())
         }
         What::Taps { options } => {
             setup::for_tests()?;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use clap::Parser;
 use metadata_ebpf::map::LAYOUT;
 use metadata_tests::{
     agent::Options,
@@ -41,16 +42,26 @@ const RESTART: Duration = Duration::from_millis(300);
 const SETTLED: Duration = Duration::from_millis(10_500);
 const PATIENCE: Duration = Duration::from_secs(30);
 
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Memory only, after guests were plugged.
+    #[arg(long)]
+    memory: bool,
+}
+
 fn main() -> Result<()> {
+    let Arguments { memory: memory_only } = Arguments::parse();
     let mut cloud = Cloud::on(Lab::start()?, &Options::default())?;
     cloud.quiet = true;
     println!("| what | measured | goal |\n| --- | --- | --- |");
     let guests = plugs(&cloud)?;
-    changes(&mut cloud, &guests[..2], Change::Restart)?;
-    changes(&mut cloud, &guests[..2], Change::Takeover)?;
-    changes(&mut cloud, &guests[..2], Change::Kill)?;
-    other_layouts(&mut cloud, &guests[0])?;
-    kills_of_the_guest_facing_process(&cloud, &guests[0])?;
+    if !memory_only {
+        changes(&mut cloud, &guests[..2], Change::Restart)?;
+        changes(&mut cloud, &guests[..2], Change::Takeover)?;
+        changes(&mut cloud, &guests[..2], Change::Kill)?;
+        other_layouts(&mut cloud, &guests[0])?;
+        kills_of_the_guest_facing_process(&cloud, &guests[0])?;
+    }
     memory(&mut cloud, guests)
 }
 
