@@ -25,7 +25,7 @@ pub struct Control {
     /// Lease of the agent, on the kernel's monotonic clock in nanoseconds. Renewed while the agent runs; when it is over,
     /// frames pass as if there were no program.
     pub alive_until: u64,
-    /// Which frames that are ours are recorded, see [`is_recorded`]; 0 for none.
+    /// Selection of our frames that are recorded, see [`is_recorded`]; 0 for none.
     pub logging: u32,
     /// Not zero while the agent leaves for good: what is under way goes on, and new connections pass.
     pub leaving: u32,
@@ -80,7 +80,7 @@ pub struct FrameRecord {
     pub head: [u8; RECORDED_HEAD],
 }
 
-/// What one processor has recorded.
+/// State of one processor's recording.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Recorded {
@@ -156,9 +156,9 @@ pub struct Port {
     pub meter: u32,
     /// Keeps what follows aligned.
     pub reserved: u32,
-    /// How many connections the tap may open.
+    /// Rate of the connections that the tap may open.
     pub connections: Limit,
-    /// How many ARP, neighbour discovery and echo requests of the tap are answered.
+    /// Rate of the ARP, neighbour discovery and echo requests of the tap that are answered.
     pub answers: Limit,
     /// Until then, on the kernel's monotonic clock in nanoseconds, segments of connections that are not ours pass: they
     /// may belong to who served this tap before. 0 where nobody did.

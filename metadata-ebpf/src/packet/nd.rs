@@ -32,7 +32,7 @@ const TARGET_LINK_LAYER: [u8; 2] = [2, 1];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
-/// What an ICMPv6 packet of a guest wants of an address.
+/// Demand of a guest's ICMPv6 packet for an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Nd {
     /// Nothing; it may still be an echo request.
