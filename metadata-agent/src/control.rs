@@ -40,7 +40,7 @@ use frames::{FrameLog, Logged};
 use succession::Succession;
 pub use succession::{Farewell, detach};
 
-/// How long after a failure things are tried again.
+/// Delay after a failure until the next attempt.
 const RETRY: Duration = Duration::from_secs(1);
 /// Period of the look after the datapath, and of a connection from inside.
 const LOOK_AFTER: Duration = Duration::from_secs(2);
@@ -59,7 +59,7 @@ pub struct Control {
     service: ServiceDevice,
     /// The agent's own guest, from when guests are served.
     probe: Option<Probe>,
-    /// Over which family it asks next.
+    /// Family over which it asks next.
     family: Family,
     admin: Admin,
     log: LogFilter,
@@ -72,7 +72,7 @@ pub struct Control {
     unserved: Unserved,
     seen_unserved: Unserved,
     told_unserved: Unserved,
-    /// What something was missing of when that was last logged.
+    /// Parts that lacked something when that was last logged.
     told_pending: Vec<&'static str>,
     guests: Arc<dyn DataPlane>,
     /// Cancelled when guests can be served: the first time everything was applied.
@@ -436,7 +436,7 @@ impl Control {
         self.health.problems().into_iter().chain(others).collect()
     }
 
-    /// What is missing, for every guest to be served.
+    /// Problems in the way of serving every guest.
     fn pending(&self) -> Vec<Problem> {
         self.source.pending().into_iter().chain(self.problems()).collect()
     }

@@ -57,7 +57,7 @@ pub struct Reconciler {
     refused: BTreeMap<PortKey, DesiredPort>,
     /// Assignments that have ended, and when.
     ended: VecDeque<(Instant, Assignment)>,
-    /// Where among the taps the next look begins.
+    /// Index among the taps at which the next look begins.
     looked_at: usize,
     /// Kept for the agent's own guest.
     reserved: Option<Assignment>,
@@ -187,7 +187,7 @@ impl Reconciler {
     /// [`Self::apply`]. Also what is to be done now and then: the sign of life to the programs, pins, sources that were
     /// refused, assignments whose end is over.
     ///
-    /// Whatever was done to pins and devices, the programs hear that the agent lives, and indexes come back.
+    /// The programs hear that the agent lives, and indexes come back, whatever was done to pins and devices.
     pub fn look_after(&mut self, now: Instant) -> Result<(), Error> {
         let renewed = self.datapath.renew();
         self.release_ended(now);
@@ -290,7 +290,7 @@ impl Reconciler {
         self.datapath.attach(device)
     }
 
-    /// Which port is served behind a key now.
+    /// Id of the port that is served behind a key now.
     pub fn served(&self, key: PortKey) -> Option<&str> {
         self.served.get(&key).map(|served| served.wanted.port.as_str())
     }

@@ -68,9 +68,9 @@ pub enum Error {
     /// The BPF file system cannot be mounted or used.
     #[error("cannot use a BPF file system at {path}: {error}", path = .path.display())]
     Bpffs {
-        /// Where.
+        /// The mount point.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
     /// The programs or maps were refused.
@@ -81,7 +81,7 @@ pub enum Error {
     Map {
         /// Name of the map.
         map: &'static str,
-        /// Why.
+        /// The error.
         error: MapError,
     },
     /// The memory that guest-facing process and programs share cannot be had.
@@ -94,7 +94,7 @@ pub enum Error {
         device: String,
         /// Its interface index.
         ifindex: u32,
-        /// Why, and what to do.
+        /// The reason, and what to do.
         reason: String,
         /// True if the reason may be a kernel without that kind of attachment.
         unsupported: bool,
@@ -122,7 +122,7 @@ pub enum Error {
     Network {
         /// Its interface index.
         ifindex: u32,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
     /// A pin cannot be written or removed.
@@ -130,7 +130,7 @@ pub enum Error {
     Pin {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
     /// The service namespace or device cannot be made.
@@ -140,7 +140,7 @@ pub enum Error {
         netns: String,
         /// The operation.
         what: &'static str,
-        /// Why it failed.
+        /// The error.
         error: io::Error,
     },
     /// The agent's own guest cannot be made.
@@ -148,7 +148,7 @@ pub enum Error {
     Probe {
         /// The operation.
         what: &'static str,
-        /// Why it failed.
+        /// The error.
         error: io::Error,
     },
     /// All indexes are in use.
@@ -163,7 +163,7 @@ pub struct Device {
     pub ifindex: u32,
     /// Name at the time of the last netlink message.
     pub name: String,
-    /// Whose frames come in.
+    /// Kind of the device, by whose frames come in.
     pub kind: DeviceKind,
 }
 
@@ -225,7 +225,7 @@ pub struct Datapath {
     attachment: attach::Attachment,
     service: Device,
     lease: Duration,
-    /// Until when segments of connections that are not ours pass on taps that were there before us.
+    /// Time until which segments of connections that are not ours pass on taps that were there before us.
     foreign_until: u64,
     maps_dir: PathBuf,
 }
@@ -237,10 +237,10 @@ impl std::fmt::Debug for Datapath {
 }
 
 impl Datapath {
-    /// Which maps an agent with this `run_dir` and this layout finds: none if it will make new ones.
+    /// Id of the maps that an agent with this `run_dir` and this layout finds: none if it will make new ones.
     ///
-    /// What a synthetic address means is in the map `SOURCES`, and its number in the kernel stands for that: it is given
-    /// to no other map for as long as the machine is up (`bpf_map_alloc_id` counts on).
+    /// The meaning of a synthetic address is in the map `SOURCES`, and the map's number in the kernel stands for that:
+    /// it is given to no other map for as long as the machine is up (`bpf_map_alloc_id` counts on).
     pub fn former_maps(run_dir: &Path) -> Result<Option<MapsId>, Error> {
         let folder = bpffs::mount(&run_dir.join("bpf"))?.join(layout());
         if !folder.join("SOURCES").exists() {
@@ -386,8 +386,8 @@ impl Datapath {
         self.tables.exhausted(assignment)
     }
 
-    /// Until when, on the programs' clock, segments of connections that are not ours pass on a tap that was here before
-    /// the agent; 0 where another agent of this kind had it.
+    /// Time, on the programs' clock, until which segments of connections that are not ours pass on a tap that was here
+    /// before the agent; 0 where another agent of this kind had it.
     pub fn foreign_until(&self) -> u64 {
         self.foreign_until
     }

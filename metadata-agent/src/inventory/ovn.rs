@@ -83,9 +83,9 @@ struct Database {
     synced: bool,
     /// The latest state of the conditions that is in force.
     in_force: Option<Generation>,
-    /// Why there is no connection.
+    /// Reason for which there is no connection.
     down: Option<String>,
-    /// Since when there is one, or none.
+    /// Time since which there is one, or none.
     since: Instant,
     /// Messages logged about each remote since there was one.
     told: BTreeSet<String>,
@@ -227,7 +227,7 @@ impl Ovn {
             .map(|database| DatabaseSeen { down: database.down.clone(), since: database.since.elapsed() })
     }
 
-    /// What they say of each port that is plugged here or has a row here.
+    /// Evidence for each port that is plugged here or has a row here.
     pub fn evidence(&self) -> Vec<Evidence> {
         let interfaces = self.ovs.client.table::<Interface>().iter().map(|(_, row)| row.as_ref());
         let rows = self.southbound.client.table::<PortBinding>().iter().map(|(_, row)| row.as_ref());
