@@ -78,7 +78,8 @@ pub fn classify_by(frame: &[u8; TARGET_LEN], ours: impl Fn(Ipv6Addr) -> bool) ->
     if valid { Nd::Solicitation } else { Nd::Invalid(Counter::NdInvalid) }
 }
 
-/// To which MAC address the answer to duplicate address detection goes, which is for all nodes (RFC 4861, section 7.2.4).
+/// Destination MAC address of the answer to duplicate address detection, which is for all nodes (RFC 4861, section
+/// 7.2.4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Detection {
     /// That of the group.
