@@ -71,14 +71,14 @@ const PROGRAMS: [&str; 9] = [
     "udhcpc",
 ];
 
-/// Whether a network has a router.
+/// Routing of a network: with a router or without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Routing {
     Routed,
     Isolated,
 }
 
-/// Which of Open vSwitch's datapaths forwards.
+/// Datapath of Open vSwitch that forwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Datapath {
     /// In ovs-vswitchd, on any kernel.
@@ -280,7 +280,7 @@ impl Lab {
         self.host.ifindex(&guest.port.tap)
     }
 
-    /// Where the database of the local Open vSwitch is.
+    /// Remote of the local Open vSwitch's database.
     pub fn ovs_remote(&self) -> String {
         format!("unix:{}", self.sandbox.path(daemons::OVS_SOCKET).display())
     }
