@@ -10,8 +10,8 @@
 //! as in production. Name, ifindex and MAC of a tap are the same on both sides, so that the rows in Open_vSwitch
 //! are right for the host too.
 //!
-//! Where the kernel has a datapath, there is nothing in between: `Datapath::Kernel`, with everything in the host
-//! namespace and guests on taps as a hypervisor makes them.
+//! Nothing is in between where the kernel has a datapath: `Datapath::Kernel`, with everything in the host namespace and
+//! guests on taps as a hypervisor makes them.
 //!
 //! Open vSwitch makes the devices of networks in its own namespace: what is about those is in one namespace with it
 //! (`Lab::start_whole`). There the userspace datapath gets what a tap's guest sends besides the program.

@@ -6,7 +6,7 @@
 //! agent     the agent of a host, all of it that has no kernel      meter    what servers and agents cost
 //! ```
 //!
-//! What is written here is what Neutron, ovn-northd and ovn-controller write.
+//! Rows are written here as Neutron, ovn-northd and ovn-controller write them.
 
 pub mod agent;
 pub mod bystander;

@@ -1,6 +1,6 @@
 //! The agent of a host, all of it that has no kernel: its sources, what they are asked for, and what follows from them.
 //!
-//! What is served in the kernel is what should be, at once; devices are there as soon as they are told.
+//! The kernel's state is what should be, at once; devices are there as soon as they are told.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
