@@ -8,7 +8,7 @@ const LONGEST_LINE: usize = 1024;
 /// All trailer lines.
 const MOST_TRAILERS: usize = 32;
 
-/// Where in a chunked body the next byte stands.
+/// Position of the next byte in a chunked body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Position {
     Size,

@@ -13,8 +13,8 @@ pub struct HeadEnd {
 }
 
 impl HeadEnd {
-    /// How many bytes of `received` the head has, its empty line and any that stand before it included. `received`
-    /// begins with what was given the last time.
+    /// Length of the head in `received`, its empty line and any that stand before it included. `received` begins with
+    /// what was given the last time.
     pub fn find(&mut self, received: &[u8]) -> Result<Option<usize>, Malformed> {
         while let Some(at) = received[self.seen..].iter().position(|byte| *byte == b'\n') {
             let end = self.seen + at;
@@ -95,7 +95,7 @@ impl<'b> Fields<'b> {
         }
     }
 
-    /// Whether chunks follow.
+    /// True if chunks follow.
     pub(super) fn is_chunked(self) -> Result<bool, Malformed> {
         match self.only("transfer-encoding", Malformed::TransferEncoding)? {
             None => Ok(false),

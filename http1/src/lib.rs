@@ -12,7 +12,7 @@ pub use fields::{Fields, HeadEnd};
 pub use request::{Request, Version};
 pub use response::{Response, write_connection, write_field};
 
-/// How the end of a body is told.
+/// Framing of a body: the way in which its end is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// So many bytes.
@@ -46,7 +46,7 @@ impl Framing {
     }
 }
 
-/// Why a message is refused; the text is for whoever sent it.
+/// Reason for which a message is refused; the text is for whoever sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error("a line that does not end in CR LF")]
@@ -83,7 +83,7 @@ pub enum Malformed {
     Truncated,
 }
 
-/// What may stand in a method or a field's name (RFC 9110, section 5.6.2).
+/// True if `bytes` may be a method or a field's name (RFC 9110, section 5.6.2).
 fn is_token(bytes: &[u8]) -> bool {
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     !bytes.is_empty() && bytes.iter().all(allowed)

@@ -16,7 +16,7 @@ pub enum Version {
     Http11,
 }
 
-/// What a client asks, as it stands on the wire.
+/// Request of a client, as it stands on the wire.
 #[derive(Debug, Clone)]
 pub struct Request<'b> {
     pub method: &'b [u8],

@@ -20,14 +20,14 @@ const OF_THE_CONNECTION: [&str; 9] = [
     "upgrade",
 ];
 
-/// What a server answers, before its body.
+/// Response of a server, before its body.
 #[derive(Debug)]
 pub struct Response {
     head: Bytes,
     /// True if the head names fields of the connection.
     names_fields: bool,
     pub status: u16,
-    /// How the server tells the body's end.
+    /// Framing of the body, as the server tells it.
     pub body: Framing,
     /// The length of the body that a GET would have got: in answers without one.
     announced: Option<u64>,
@@ -159,7 +159,7 @@ mod tests {
         Response::parse(Bytes::from_static(head.as_bytes()), method.as_bytes())
     }
 
-    /// What a client gets of `head`, by an HTTP/1.1 GET unless said otherwise.
+    /// The head that a client gets of `head`, by an HTTP/1.1 GET unless said otherwise.
     fn passed(head: &'static str, request: &str) -> String {
         let request = Request::parse(request.as_bytes(), &[]).unwrap();
         let mut out = Vec::new();

@@ -12,7 +12,7 @@ use fuzz::{Random, fuzz};
 use oracles::{Answer, assert_target};
 use python::Python;
 
-/// What clients send, and what attackers do.
+/// Requests of clients and of attackers.
 const REQUESTS: &[&str] = &[
     "GET /a/b/ HTTP/1.1\r\nHost: 192.0.2.1\r\nUser-Agent: Some-Client/23\r\n\r\n",
     "HEAD /a HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: victim\r\n\r\n",
@@ -38,7 +38,7 @@ const RESPONSES: &[&str] = &[
     "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
 ];
 
-/// What means something where it is read.
+/// Words that mean something where they are read.
 const WORDS: &[&str] = &[
     "\r\n",
     "\n",
@@ -126,8 +126,8 @@ fn compare_response(python: &mut Python, bytes: &[u8]) -> u64 {
     agreed
 }
 
-/// Whether Python's client is known to read an answer in another way: it takes a length that is told twice for none, reads
-/// chunks also where there can be no body, and none where the word has space behind it.
+/// True if Python's client is known to read an answer in another way: it takes a length that is told twice for none,
+/// reads chunks also where there can be no body, and none where the word has space behind it.
 fn is_read_otherwise(bytes: &[u8], answer: &Answer, is_head: bool) -> bool {
     let values = |wanted: &'static [u8]| {
         let fields = answer.fields.iter().filter(move |(name, _)| name.eq_ignore_ascii_case(wanted));

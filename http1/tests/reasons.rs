@@ -1,4 +1,4 @@
-//! What the README says of others, held against them.
+//! Claims of the README about other crates, held against them.
 #![allow(clippy::unwrap_used, reason = "it is part of tests")]
 use std::convert::Infallible;
 

@@ -56,7 +56,7 @@ const MOST_CONNECTIONS: usize = 32;
 /// A question of an operator's to the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
-    /// What is missing.
+    /// The problems in the way of serving guests.
     Ready,
     /// The ports.
     Ports,
@@ -64,7 +64,7 @@ pub enum Question {
     Counters,
     /// All numbers.
     Metrics,
-    /// Why guests get their answers or not.
+    /// The reason for which guests get their answers or not.
     Explain {
         /// A tap, or the id of a port or an instance, or an address; nothing for all that is wrong.
         what: Option<String>,
@@ -89,9 +89,9 @@ pub enum Question {
 /// Frames that are to be logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FramesWanted {
-    /// Of what a tap, or the id of a port or an instance means; of all without.
+    /// A tap, or the id of a port or an instance, whose frames are logged; `None` for those of all.
     pub of: Option<String>,
-    /// For how long.
+    /// Seconds for which frames are logged.
     pub seconds: u64,
 }
 
@@ -245,7 +245,7 @@ impl Access {
     }
 }
 
-/// Who answers.
+/// Parts of the agent that answer.
 #[derive(Debug, Clone)]
 struct Asked {
     control: mpsc::Sender<Exchange>,

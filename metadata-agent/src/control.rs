@@ -1,46 +1,45 @@
 //! The control plane: one thread that takes events, derives what should be served, and applies it.
 #![forbid(unsafe_code)]
+mod answers;
 mod evidence;
 mod frames;
 mod source;
 mod succession;
 mod top;
+mod upkeep;
 mod watched;
 
 use std::{sync::Arc, time::Duration};
 
-use http::StatusCode;
 use sd_notify::NotifyState;
-use serde_json::json;
 use source::PortSource;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
-    admin::{Admin, Answer, FramesWanted, Question},
+    admin::{Admin, Question},
     config::Config,
     datapath::{self, Family, Probe, ServiceDevice},
-    directory::{Directory, PROBE_ANSWER},
+    directory::Directory,
     health::{DataPlane, Health, Problem, Reachability},
     inventory::{Links, Unserved},
     logging::LogFilter,
-    metrics::{Metrics, Overview},
+    metrics::Metrics,
     nova::Dialler,
     reconcile::Reconciler,
     takeover::{Offering, Predecessor},
     watchers::Watchers,
 };
 pub use evidence::Subject;
-use frames::{FrameLog, Logged};
+use frames::FrameLog;
 use succession::Succession;
 pub use succession::{Farewell, detach};
 
-/// How long after a failure things are tried again.
+/// Delay after a failure until the next attempt.
 const RETRY: Duration = Duration::from_secs(1);
 /// Period of the look after the datapath, and of a connection from inside.
 const LOOK_AFTER: Duration = Duration::from_secs(2);
@@ -59,7 +58,7 @@ pub struct Control {
     service: ServiceDevice,
     /// The agent's own guest, from when guests are served.
     probe: Option<Probe>,
-    /// Over which family it asks next.
+    /// Family over which it asks next.
     family: Family,
     admin: Admin,
     log: LogFilter,
@@ -72,7 +71,7 @@ pub struct Control {
     unserved: Unserved,
     seen_unserved: Unserved,
     told_unserved: Unserved,
-    /// What something was missing of when that was last logged.
+    /// Parts that lacked something when that was last logged.
     told_pending: Vec<&'static str>,
     guests: Arc<dyn DataPlane>,
     /// Cancelled when guests can be served: the first time everything was applied.
@@ -197,7 +196,7 @@ impl Control {
                 () = self.source.changed() => {}
                 () = sleep_until(at), if retry.is_some() => retry = None,
                 _ = look_after.tick() => self.look_after(),
-                probed = answer(&mut self.probe) => self.probed(probed),
+                probed = upkeep::next_answer(&mut self.probe) => self.probed(probed),
                 (question, answer) = self.admin.question() => {
                     if question == Question::Metrics {
                         self.answer_metrics(answer);
@@ -283,56 +282,6 @@ impl Control {
         }
     }
 
-    /// Without its own guest the agent serves all others, and does not notice when they do not reach it.
-    fn start_probe(&mut self) {
-        // Asked before, or a full node would make a device every few seconds in vain.
-        let started = self.reconciler.check_room().and_then(|()| Probe::start(PROBE_ANSWER));
-        let started = started.and_then(|probe| self.reconciler.serve_probe(&probe.device).map(|()| probe));
-        match started {
-            Ok(probe) => {
-                self.probe = Some(probe);
-                self.health.watched(None);
-            }
-            Err(error) => {
-                if let Some(error) = self.health.watched(Some(error.to_string())) {
-                    error!(error, "whether guests reach the service is not watched, trying again");
-                }
-            }
-        }
-    }
-
-    /// Periodic upkeep of the datapath, and the news of what is not served.
-    fn look_after(&mut self) {
-        // A name that cannot be given back costs the guests nothing: the rest is looked after all the same.
-        let looked_after = self.reconciler.look_after(std::time::Instant::now());
-        let problem = looked_after.and(self.service.keep_name()).err().map(|error| error.to_string());
-        if let Some(error) = self.health.looked_after(problem) {
-            error!(error, "the datapath cannot be looked after");
-        }
-        if self.probe.is_none() && self.serving.is_cancelled() {
-            self.start_probe();
-        }
-        if let Some(probe) = &mut self.probe {
-            probe.ask(self.family);
-        }
-        if self.nova.is_due(std::time::Instant::now()) {
-            let nova = self.nova.clone();
-            tokio::spawn(async move {
-                // It is kept there.
-                let _ = nova.check().await;
-            });
-        }
-        // It was given to a successor that did not come.
-        if !self.admin.is_open() && self.admin.reopen().is_ok() {
-            info!("the operator's interface is open again");
-        }
-        self.tell_unserved();
-        self.watchers.prune();
-        if let Err(error) = self.record_frames() {
-            warn!(%error, "the programs cannot be told which frames to record");
-        }
-    }
-
     /// Begins or ends to tell those who watch.
     fn follow_watchers(&mut self) {
         watched::follow(&self.watchers, &*self.guests);
@@ -345,36 +294,6 @@ impl Control {
     fn record_frames(&mut self) -> Result<(), datapath::Error> {
         let wanted = self.frames.wanted(std::time::Instant::now(), |port| self.reconciler.number_of(port));
         self.reconciler.datapath_mut().set_recorded(wanted)
-    }
-
-    /// Logs the frames of some ports or of all for a time, or none any more.
-    fn log_datapath(&mut self, wanted: Option<FramesWanted>) -> Answer {
-        let logged = match &wanted {
-            None => None,
-            Some(FramesWanted { of, seconds }) => {
-                let ports = of.as_deref().map(|of| self.reconciler.find(of));
-                if let (Some(of), Some(ports)) = (of, &ports)
-                    && ports.is_empty()
-                {
-                    let text = format!(
-                        "no port that is served is meant by {of:?}: `metadata-agent explain {of}` may say why\n"
-                    );
-                    return Answer::error(StatusCode::NOT_FOUND, text);
-                }
-                Some(Logged { ports, until: frames::end(std::time::Instant::now(), *seconds) })
-            }
-        };
-        self.frames.set(logged);
-        match self.record_frames() {
-            Ok(()) => Answer::ok(match wanted {
-                None => "frames are not logged\n".to_owned(),
-                Some(FramesWanted { of, seconds }) => {
-                    let of = of.map_or_else(|| "all ports and of none".to_owned(), |of| format!("{of:?}"));
-                    format!("frames of {of} are logged for {seconds} s\n")
-                }
-            }),
-            Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        }
     }
 
     /// Says once of each port that is plugged why it is not served.
@@ -397,139 +316,15 @@ impl Control {
         self.seen_unserved.clone_from(&self.unserved);
     }
 
-    /// Takes the outcome of one connection from inside. After a failure everything on its way is repaired.
-    fn probed(&mut self, result: Result<(), String>) {
-        let problem = result.clone().err();
-        let is_first = self.health.probed(self.family, result);
-        let Some(problem) = problem else {
-            let other = if self.service.has_ipv6() { Family::V6 } else { Family::V4 };
-            self.family = if self.family == Family::V4 { other } else { Family::V4 };
-            return;
-        };
-        // What repairing does not help against is said once, and stays in `show ready`.
-        if is_first {
-            warn!(problem, "guests do not reach the service: repairing its device");
-        }
-        let failed = self.repair().err().map(|error| error.to_string());
-        if let Some(error) = self.health.repaired(failed) {
-            error!(error, "the way to the service cannot be repaired");
-        }
-        if is_first && let Some(probe) = &mut self.probe {
-            probe.ask(self.family);
-        }
-    }
-
-    fn repair(&mut self) -> Result<(), datapath::Error> {
-        let repaired = self.service.repair();
-        // What is amiss may as well be with who asks.
-        if let Some(error) = self.probe.as_ref().and_then(|probe| probe.repair().err()) {
-            warn!(%error, "making the agent's own guest anew");
-            self.probe = None;
-            self.start_probe();
-        }
-        repaired.and(self.reconciler.look_after(std::time::Instant::now()))
-    }
-
     /// Troubles of all guests, databases apart.
     fn problems(&self) -> Vec<Problem> {
         let others = self.guests.problem().into_iter().chain(self.nova.problem());
         self.health.problems().into_iter().chain(others).collect()
     }
 
-    /// What is missing, for every guest to be served.
+    /// Problems in the way of serving every guest.
     fn pending(&self) -> Vec<Problem> {
         self.source.pending().into_iter().chain(self.problems()).collect()
-    }
-
-    /// The ports that are served and those that are not.
-    fn describe_ports(&self) -> serde_json::Value {
-        let unserved = self.unserved.iter().map(|(port, unserved)| {
-            let tap = &unserved.interface;
-            json!({ "port": port, "tap": tap, "state": "unserved", "reason": unserved.reason })
-        });
-        self.reconciler.describe().into_iter().chain(unserved).collect()
-    }
-
-    /// The numbers of this process.
-    fn own_metrics(&self) -> Answer {
-        let overview = Overview {
-            ready: self.pending().is_empty(),
-            unserved: self.unserved.len() + self.reconciler.unattached(),
-            restarts: self.guests.restarts(),
-            databases: self.source.databases(),
-        };
-        match self.metrics.text(&self.reconciler, overview) {
-            Ok(text) => Answer::metrics(text),
-            Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        }
-    }
-
-    /// Answers with the numbers of both processes, without waiting for the other one.
-    fn answer_metrics(&self, answer: oneshot::Sender<Answer>) {
-        let (own, guests) = (self.own_metrics(), self.guests.clone());
-        tokio::spawn(async move {
-            let text = match own.status {
-                StatusCode::OK => Metrics::join(&own.text, &guests.numbers().await),
-                _ => own.text,
-            };
-            // Whoever asked may be gone.
-            let _ = answer.send(Answer { text, ..own });
-        });
-    }
-
-    fn answer(&mut self, question: Question) -> Answer {
-        match question {
-            Question::Ready => {
-                let pending = self.pending();
-                if pending.is_empty() {
-                    let notes = self
-                        .guests
-                        .notes()
-                        .into_iter()
-                        .chain(self.health.note())
-                        .map(|note| format!("note: {note}\n"));
-                    Answer::ok(format!("ready\n{}", notes.collect::<String>()))
-                } else {
-                    Answer::error(StatusCode::SERVICE_UNAVAILABLE, Problem::texts(&pending, "\n") + "\n")
-                }
-            }
-            Question::Ports => Answer::json(&self.describe_ports()),
-            Question::Counters => match self.reconciler.datapath().counters() {
-                Ok(counters) => {
-                    let object: serde_json::Map<_, _> = counters
-                        .into_iter()
-                        .map(|(counter, value)| (counter.name().to_owned(), json!(value)))
-                        .collect();
-                    Answer::json(&object.into())
-                }
-                Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            },
-            Question::Metrics => self.own_metrics(),
-            // It is answered when the other process has said its part.
-            Question::Explain { .. } | Question::Watch { .. } | Question::Top => {
-                Answer::error(StatusCode::SERVICE_UNAVAILABLE, "not now\n")
-            }
-            Question::Leave => match self.reconciler.datapath_mut().leave() {
-                Ok(()) => Answer::ok("leaving: new connections pass\n"),
-                Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            },
-            Question::LogLevel(filter) => match self.log.set(&filter) {
-                Ok(()) => {
-                    self.guests.set_log(&filter);
-                    Answer::ok(format!("logging {filter}\n"))
-                }
-                Err(error) => Answer::error(StatusCode::BAD_REQUEST, format!("{filter:?}: {error}\n")),
-            },
-            Question::LogDatapath(wanted) => self.log_datapath(wanted),
-        }
-    }
-}
-
-/// The next answer of the probe, if there is one.
-async fn answer(probe: &mut Option<Probe>) -> Result<(), String> {
-    match probe {
-        Some(probe) => probe.answer().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -1,8 +1,8 @@
 //! Readiness: the troubles of a node that make it not ready, for operators and for Neutron alike; one rule, in one place.
 //!
-//! What is wrong with one port is said for that port, and the node stays ready: nobody else is better off with an agent
-//! that is taken for dead. What concerns every guest makes the node not ready, and most guests count as all: the
-//! databases, the way from a tap to a worker, Nova, and programs that most taps lack.
+//! Trouble of one port is said for that port, and the node stays ready: nobody else is better off with an agent that is
+//! taken for dead. What concerns every guest makes the node not ready, and most guests count as all: the databases, the
+//! way from a tap to a worker, Nova, and programs that most taps lack.
 #![forbid(unsafe_code)]
 use std::{
     fmt,
@@ -34,7 +34,7 @@ const BROKEN: u32 = 2;
 /// Something that is missing, and concerns all guests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Of what it is a problem. This lasts, while what is said of it may be another thing with each attempt.
+    /// Subject of the problem, which lasts, while its text may be another one with each attempt.
     pub subject: &'static str,
     /// Message to the operator.
     pub text: String,
@@ -70,9 +70,9 @@ pub struct Health {
     /// Failures in a row, and the last of them, over IPv4 and IPv6.
     paths: [(u32, String); 2],
     datapath: Option<String>,
-    /// Why the way to the service cannot be repaired, while it needs that.
+    /// Reason for which the way to the service cannot be repaired, while it needs that.
     unrepaired: Option<String>,
-    /// Why there is nobody who asks for the service.
+    /// Reason for which nobody asks for the service.
     unwatched: Option<String>,
 }
 
@@ -215,7 +215,7 @@ impl Reachability {
         }
     }
 
-    /// Why Nova cannot be reached, if so.
+    /// Problem that Nova cannot be reached, if so.
     pub fn problem(&self) -> Option<Problem> {
         self.state.borrow().problem.clone().map(|problem| Problem::of("Nova", problem))
     }

@@ -20,7 +20,7 @@ const MOST: usize = 1 << 20;
 /// Timeout of the last lines when the agent ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Where lines go in.
+/// Writer of lines, which puts them into the next batch.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LogWriter(Arc<Shared>);
 

@@ -7,9 +7,9 @@ use nix::libc;
 /// Memory that the kernel keeps for a connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Kept {
-    /// For what was received, and nobody has read.
+    /// Memory of bytes that were received, and that nobody has read.
     pub(crate) unread: u32,
-    /// For what was sent; 0 if all of it is acknowledged.
+    /// Memory of bytes that were sent; 0 if all of them are acknowledged.
     pub(crate) unacknowledged: u32,
 }
 

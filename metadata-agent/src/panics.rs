@@ -16,9 +16,9 @@ thread_local! {
 
 /// The output of a future, or nothing if it panicked.
 ///
-/// What it shares with others stays in use, so locks have to be taken whether they are poisoned or not, and what it holds
-/// has to be given back by being dropped. It stays where it is pinned: a future that takes another one by value has room
-/// for it twice.
+/// State that the future shares with others stays in use, so locks have to be taken whether they are poisoned or not,
+/// and what the future holds has to be given back by being dropped. It stays where it is pinned: a future that takes
+/// another one by value has room for it twice.
 pub(crate) async fn bounded<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     poll_fn(|context| {
         IS_BOUNDED.set(true);

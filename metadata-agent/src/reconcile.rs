@@ -3,8 +3,10 @@
 //! The order is what makes it safe: a port's identity is in the maps and the directory before the program is on its
 //! tap; what leads to a port is gone before its index can be used again.
 #![forbid(unsafe_code)]
+mod ending;
 mod seen;
 mod served;
+mod upkeep;
 
 use std::{
     cmp::Reverse,
@@ -18,13 +20,13 @@ use serde_json::Value;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    boot_clock,
     datapath::{Adopted, Assignment, Datapath, Device, Error, Indexes, announce},
     directory::{Directory, Port, Signer},
     health::Applied,
     inventory::{Desired, DesiredPort},
     tokens::Tokens,
 };
+use ending::Ended;
 pub use seen::PortLine;
 pub use served::Limits;
 use served::{Issuer, NOT_YET, Served, limited_as, network, owner};
@@ -32,12 +34,6 @@ use served::{Issuer, NOT_YET, Served, limited_as, network, owner};
 /// Time slice of attaching, for which the control plane does no other work: a TCX link waits for the kernel's RCU grace period,
 /// which is some ten milliseconds for each tap and cannot be had in parallel (the kernel holds its RTNL lock meanwhile).
 const ATTACHING: Duration = Duration::from_millis(100);
-
-/// Time for which resets still find their way out of an assignment that has ended.
-const ENDING: Duration = Duration::from_secs(1);
-
-/// Batch size of asking the kernel about taps: each is a moment in which the control plane does nothing else.
-const AT_A_TIME: usize = 512;
 
 /// The one owner of the datapath and the directory's only writer.
 #[derive(Debug)]
@@ -57,7 +53,7 @@ pub struct Reconciler {
     refused: BTreeMap<PortKey, DesiredPort>,
     /// Assignments that have ended, and when.
     ended: VecDeque<(Instant, Assignment)>,
-    /// Where among the taps the next look begins.
+    /// Index among the taps at which the next look begins.
     looked_at: usize,
     /// Kept for the agent's own guest.
     reserved: Option<Assignment>,
@@ -65,14 +61,6 @@ pub struct Reconciler {
     probe: Option<ProbePort>,
     directory: Arc<Directory>,
     issuer: Issuer,
-}
-
-/// An assignment that ends.
-#[derive(Debug)]
-struct Ended {
-    assignment: Assignment,
-    /// True if its guest is still there, to hear the resets of its connections.
-    hears: bool,
 }
 
 /// The port of the agent's own guest.
@@ -183,34 +171,6 @@ impl Reconciler {
         }
     }
 
-    /// Asks the kernel whether each tap still has the program, and notes those that have not for the next
-    /// [`Self::apply`]. Also what is to be done now and then: the sign of life to the programs, pins, sources that were
-    /// refused, assignments whose end is over.
-    ///
-    /// Whatever was done to pins and devices, the programs hear that the agent lives, and indexes come back.
-    pub fn look_after(&mut self, now: Instant) -> Result<(), Error> {
-        let renewed = self.datapath.renew();
-        self.release_ended(now);
-        self.renew_token_keys();
-        let programs = self.keep_programs();
-        let told = self.tell_exhausted();
-        renewed.and(programs).and(told)
-    }
-
-    fn renew_token_keys(&mut self) {
-        let renewed = self.issuer.tokens.as_mut().map(|tokens| tokens.renew_key(boot_clock::now()));
-        match renewed {
-            Some(Ok(true)) => {
-                for served in self.served.values_mut() {
-                    served.resolve(&self.issuer);
-                }
-                self.publish();
-            }
-            Some(Err(error)) => error!(%error, "the key for session tokens stays as it is"),
-            _ => {}
-        }
-    }
-
     fn note_served(&mut self) {
         let served = self.served.iter().filter_map(|(key, served)| Some((*key, served.owner, served.first?)));
         if let Some(tokens) = &mut self.issuer.tokens
@@ -218,52 +178,6 @@ impl Reconciler {
         {
             warn!(%error, "cannot note when ports were served first: after a restart they need tokens at once");
         }
-    }
-
-    fn keep_programs(&mut self) -> Result<(), Error> {
-        self.datapath.keep_pinned()?;
-        if self.datapath.service_lacks_program()? {
-            warn!("somebody removed the program of the service device or its pin, putting it back");
-            self.datapath.attach_service()?;
-        }
-        let attached =
-            self.served.values().filter(|served| served.attached.is_ok()).map(|served| served.device());
-        let probe = self.probe.iter().map(|probe| &probe.device);
-        let mut taps: Vec<Device> = attached.chain(probe).cloned().collect();
-        taps.dedup();
-        // All others wait while some are looked at.
-        let count = taps.len().max(1);
-        taps.rotate_left(self.looked_at % count);
-        taps.truncate(AT_A_TIME);
-        self.looked_at = (self.looked_at + AT_A_TIME) % count;
-        let lacking: BTreeSet<u32> = self.datapath.lacking(&taps)?.into_iter().collect();
-        if let Some(first) = taps.iter().find(|tap| lacking.contains(&tap.ifindex)) {
-            let taps = lacking.len();
-            warn!(taps, first = first.name, "somebody removed the program or its pin, putting it back");
-        }
-        for served in self.served.values_mut().filter(|served| lacking.contains(&served.device().ifindex)) {
-            served.attached = Err("somebody removed the program".to_owned());
-        }
-        match self.probe.as_ref().filter(|probe| lacking.contains(&probe.device.ifindex)) {
-            Some(probe) => self.datapath.attach(&probe.device),
-            None => Ok(()),
-        }
-    }
-
-    /// Says once for each port that it had too many sources.
-    fn tell_exhausted(&mut self) -> Result<(), Error> {
-        for served in self.served.values_mut().filter(|served| !served.told_exhausted) {
-            if self.datapath.exhausted(served.assignment)? > 0 {
-                served.told_exhausted = true;
-                warn!(
-                    tap = served.device().name,
-                    port = served.wanted.port,
-                    "more sources at once than the port has places for: connections of some of them have to wait; its own \
-                     addresses are not concerned"
-                );
-            }
-        }
-        Ok(())
     }
 
     /// An error unless there is room for the agent's own guest.
@@ -290,7 +204,7 @@ impl Reconciler {
         self.datapath.attach(device)
     }
 
-    /// Which port is served behind a key now.
+    /// Id of the port that is served behind a key now.
     pub fn served(&self, key: PortKey) -> Option<&str> {
         self.served.get(&key).map(|served| served.wanted.port.as_str())
     }
@@ -328,83 +242,6 @@ impl Reconciler {
     /// Switches of the programs.
     pub fn datapath_mut(&mut self) -> &mut Datapath {
         &mut self.datapath
-    }
-
-    /// Ends an assignment. The program stays on a tap that somebody else is to be served on.
-    ///
-    /// A device that has the program is the one that the guest is behind, and `hears` of the end. Another one may have its
-    /// name and its index by now, and is not to hear of connections that were not its own.
-    fn end(&mut self, key: PortKey, hears: bool, desired: &Desired) -> Option<Ended> {
-        let served = self.served.remove(&key)?;
-        let device = served.device();
-        info!(tap = device.name, ifindex = device.ifindex, port = served.wanted.port, "port gone");
-        let shared = self.served.keys().chain(desired.keys()).any(|other| other.ifindex == key.ifindex);
-        if !shared {
-            self.networks.remove(&key.ifindex);
-            if let Err(error) = self.datapath.detach(key.ifindex) {
-                error!(%error, tap = device.name, "cannot detach");
-            }
-        }
-        if let Err(error) = self.datapath.end(key, served.assignment) {
-            error!(%error, tap = device.name, "cannot end a port's assignment");
-        }
-        Some(Ended { assignment: served.assignment, hears })
-    }
-
-    fn release(&mut self, assignment: Assignment) {
-        if let Err(error) = self.datapath.release(assignment) {
-            error!(%error, index = assignment.index, "cannot release a port's entry");
-        }
-        self.indexes.give_back(assignment);
-    }
-
-    fn release_ended(&mut self, now: Instant) {
-        while let Some((_, assignment)) =
-            self.ended.pop_front_if(|(since, _)| now.saturating_duration_since(*since) >= ENDING)
-        {
-            self.release(assignment);
-        }
-    }
-
-    /// Removes what a former agent left for ports that are gone, or that belong to somebody else by now: their entries,
-    /// and the links of their devices. Returns the assignments of those that are still there.
-    fn sweep(
-        &mut self,
-        adopted: BTreeMap<PortKey, Adopted>,
-        desired: &Desired,
-    ) -> BTreeMap<PortKey, Adopted> {
-        let goes_on = |key: &PortKey, adopted: &Adopted| {
-            desired.get(key).is_some_and(|wanted| served::succeeds(adopted.owner, owner(wanted)))
-        };
-        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            adopted.into_iter().partition(|(key, adopted)| goes_on(key, adopted));
-        for (key, Adopted { assignment, .. }) in gone {
-            debug!(ifindex = key.ifindex, "releasing a former agent's port");
-            let shared = desired.keys().any(|other| other.ifindex == key.ifindex);
-            if !shared && let Err(error) = self.datapath.detach(key.ifindex) {
-                error!(%error, ifindex = key.ifindex, "cannot detach");
-            }
-            let ended = self.datapath.end(key, assignment).and_then(|()| self.datapath.release(assignment));
-            if let Err(error) = ended {
-                error!(%error, ifindex = key.ifindex, "cannot release a port's entries");
-            }
-            self.indexes.give_back(assignment);
-        }
-        let is_network = |ifindex| desired.keys().any(|key| key.ifindex == ifindex && key.is_station());
-        if let Err(error) = self.datapath.keep_networks(is_network) {
-            error!(%error, "cannot forget the networks of a former agent");
-        }
-        let pinned = self.datapath.attached().unwrap_or_else(|error| {
-            error!(%error, "cannot list the pinned links");
-            Vec::new()
-        });
-        for ifindex in pinned {
-            let wanted = desired.keys().any(|key| key.ifindex == ifindex);
-            if !wanted && let Err(error) = self.datapath.detach(ifindex) {
-                error!(%error, ifindex, "cannot remove a stale link");
-            }
-        }
-        kept
     }
 
     /// Gives a port its assignment, or updates what is known about one that has it. An assignment of a former agent is

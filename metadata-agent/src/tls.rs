@@ -35,7 +35,7 @@ impl Tls {
         *self.lock() = Loaded { client, at: Instant::now() };
     }
 
-    /// Since when the certificates that are in use are.
+    /// Time since which the present certificates are in use.
     pub(crate) fn loaded(&self) -> Instant {
         self.lock().at
     }

@@ -22,7 +22,7 @@ pub struct Watchers(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     all: Mutex<Vec<Watcher>>,
-    /// What they watch together: nothing without anybody.
+    /// Ports that they watch together: nothing without anybody.
     watched: watch::Sender<Watched>,
 }
 
@@ -86,7 +86,7 @@ impl Watchers {
         self.0.watched.subscribe()
     }
 
-    /// What is watched now.
+    /// Ports that are watched now.
     pub fn watched(&self) -> Watched {
         self.0.watched.borrow().clone()
     }

@@ -39,7 +39,7 @@ const SOURCE_BITS: u32 = 4;
 const INDEX_BITS: u32 = 12;
 const GENERATION_SHIFT: u32 = SOURCE_BITS + INDEX_BITS;
 
-/// Which port, which assignment of it, which source behind it: the low 24 bits of a synthetic address.
+/// Tag of a port, of one assignment of it, and of one source behind it: the low 24 bits of a synthetic address.
 ///
 /// Layout, most significant first: generation (8), port index (12), source (4). The generation is in the address so
 /// that a connection of a port that went away can neither be answered to, nor be taken for, the port that follows it
@@ -105,7 +105,7 @@ impl Tag {
         (self.0 >> SOURCE_BITS) & (MAX_PORTS - 1)
     }
 
-    /// Which of the port's sources.
+    /// Number of the source among the port's.
     #[inline(always)]
     pub const fn source(self) -> usize {
         (self.0 & (SOURCES_PER_PORT as u32 - 1)) as usize

@@ -11,7 +11,7 @@ const _: () = assert!(CAPACITY.is_power_of_two());
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $variant:ident => $name:literal,)+) => {
-        /// Why a frame was redirected, answered or dropped. Frames that are not ours are not counted.
+        /// Reason for which a frame was redirected, answered or dropped. Frames that are not ours are not counted.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[repr(u32)]
         pub enum Counter {
@@ -34,7 +34,7 @@ macro_rules! counters {
                 self.help().trim_start().starts_with("Dropped: ")
             }
 
-            /// What the counter counts, in a sentence.
+            /// Meaning of the counter, in a sentence.
             pub const fn help(self) -> &'static str {
                 match self {
                     $(Self::$variant => concat!($($doc,)+),)+

@@ -1,4 +1,4 @@
-//! What happens to a frame that a guest sends.
+//! Path of a frame that a guest sends.
 #![forbid(unsafe_code)]
 use metadata_ebpf::{
     address::{SERVICE_MAC, Tag},
@@ -306,7 +306,7 @@ fn tag(skb: Skb<'_>, asker: Asker, segment: Segment) -> core::result::Result<Tag
     Ok(tag(sources::find_or_learn(port.index, state, open, source, port.owns(source.address))?))
 }
 
-/// Whether the connection of a segment may be another agent's: one that served the tap before, or one that does already
+/// True if the connection of a segment may be another agent's: one that served the tap before, or one that does already
 /// while this one leaves.
 #[inline(always)]
 fn may_be_foreign(port: &Port, source: Source) -> bool {

@@ -1,4 +1,4 @@
-//! What happens to a frame that the switch delivers to a network's metadata port, by which ports without a tap ask.
+//! Path of a frame that the switch delivers to a network's metadata port, by which ports without a tap ask.
 //!
 //! The port is the one that has the frame's source MAC address, and the source address has to be one of that port's own.
 //! Whatever passes here is dropped in the end.

@@ -1,4 +1,4 @@
-//! What the datapath programs and the agent share: addresses, map layouts, counters, and the packet logic itself.
+//! Common ground of the datapath programs and the agent: addresses, map layouts, counters, and the packet logic itself.
 //!
 //! Everything here is plain `no_std` Rust without a pointer in it, so it runs under `cargo test` on the host and under
 //! the verifier in the kernel alike.

@@ -1,4 +1,4 @@
-//! What one port may ask for: one time stamp for each kind of request, advanced under the port's lock.
+//! Rate limits of one port: one time stamp for each kind of request, advanced under the port's lock.
 #![forbid(unsafe_code)]
 use metadata_ebpf::{counter::Counter, map::Limit};
 

@@ -44,7 +44,7 @@ mod program {
         to_guest,
     };
 
-    /// What a program decided about a frame: the action, what to count, and for which port.
+    /// Outcome of a program for a frame: the action, what to count, and for which port.
     ///
     /// Words that always have a value, not an enum: the compiler packs an enum's fields into one register, the
     /// unused ones as they happen to be, and the verifier rejects reading what was never written.

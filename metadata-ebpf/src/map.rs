@@ -1,8 +1,18 @@
 //! The layouts of the maps: written by one side, read by the other, so sizes are checked at compile time.
 #![forbid(unsafe_code)]
+mod limit;
+mod mac;
+mod record;
+
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{address::SOURCES_PER_PORT, counter};
+
+pub use limit::Limit;
+pub use mac::{InvalidMac, Mac};
+pub use record::{
+    FrameRecord, RECORD_ALL, RECORD_DROPPED, RECORD_LIMIT, RECORD_PORT, RECORDED_HEAD, Recorded, is_recorded,
+};
 
 /// Version of these layouts. Pinned maps of another version cannot be adopted; it names the pin directory.
 pub const LAYOUT: u32 = 5;
@@ -25,7 +35,7 @@ pub struct Control {
     /// Lease of the agent, on the kernel's monotonic clock in nanoseconds. Renewed while the agent runs; when it is over,
     /// frames pass as if there were no program.
     pub alive_until: u64,
-    /// Which frames that are ours are recorded, see [`is_recorded`]; 0 for none.
+    /// Selection of our frames that are recorded, see [`is_recorded`]; 0 for none.
     pub logging: u32,
     /// Not zero while the agent leaves for good: what is under way goes on, and new connections pass.
     pub leaving: u32,
@@ -33,61 +43,6 @@ pub struct Control {
     pub ipv6: u32,
     /// Interface index of the agent's own guest, whose frames are not counted.
     pub probe: u32,
-}
-
-/// In [`Control::logging`]: all frames that are ours are recorded.
-pub const RECORD_ALL: u32 = 1 << 16;
-/// In [`Control::logging`]: those that are dropped are recorded.
-pub const RECORD_DROPPED: u32 = 1 << 17;
-/// In [`Control::logging`]: index of the only port whose frames are recorded, plus 1; 0 for frames of all ports and of none.
-pub const RECORD_PORT: u32 = 0xffff;
-
-/// True if a frame is recorded.
-#[inline(always)]
-pub const fn is_recorded(logging: u32, port: u32, is_dropped: bool) -> bool {
-    let of = logging & RECORD_PORT;
-    let is_of_port = of == 0 || of == port.wrapping_add(1);
-    is_of_port && (logging & RECORD_ALL != 0 || (is_dropped && logging & RECORD_DROPPED != 0))
-}
-
-/// Bytes of a frame that are recorded: its headers.
-pub const RECORDED_HEAD: usize = 80;
-
-/// Most records of one processor, for each second: what somebody can read, and no load to whoever reads it.
-pub const RECORD_LIMIT: Limit = Limit::new(200, 200);
-
-/// A record of a frame.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
-pub struct FrameRecord {
-    /// Time, in nanoseconds of the kernel's monotonic clock.
-    pub at: u64,
-    /// Frames that were left out before it, on the same processor: there were too many.
-    pub left_out: u64,
-    /// Interface index of the guest's device; of the service device for what the service sends and nobody gets.
-    pub ifindex: u32,
-    /// Index of the port, `u32::MAX` if it is not known.
-    pub port: u32,
-    /// Its outcome, by the number of the counter.
-    pub counter: u32,
-    /// VLAN id, 0 for none, as the frame has left the program.
-    pub vlan: u32,
-    /// Length of the frame.
-    pub len: u32,
-    /// The program's action.
-    pub action: i32,
-    /// The first bytes of the frame as it has left the program, zeros where there are no more.
-    pub head: [u8; RECORDED_HEAD],
-}
-
-/// What one processor has recorded.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
-pub struct Recorded {
-    /// State of [`RECORD_LIMIT`].
-    pub state: u64,
-    /// Frames that were left out since the last record.
-    pub left_out: u64,
 }
 
 /// Value of `OPEN`, one for each port index: memory that the programs and the process which guests talk to have in common.
@@ -156,9 +111,9 @@ pub struct Port {
     pub meter: u32,
     /// Keeps what follows aligned.
     pub reserved: u32,
-    /// How many connections the tap may open.
+    /// Rate of the connections that the tap may open.
     pub connections: Limit,
-    /// How many ARP, neighbour discovery and echo requests of the tap are answered.
+    /// Rate of the ARP, neighbour discovery and echo requests of the tap that are answered.
     pub answers: Limit,
     /// Until then, on the kernel's monotonic clock in nanoseconds, segments of connections that are not ours pass: they
     /// may belong to who served this tap before. 0 where nobody did.
@@ -179,16 +134,6 @@ pub struct Owner {
     pub port: [u64; 2],
     /// Of instance and project.
     pub identity: [u64; 2],
-}
-
-/// A rate with a burst, as the generic cell rate algorithm takes it (ITU-T I.371, annex A): its state is one time stamp.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
-pub struct Limit {
-    /// Nanoseconds between two events at the allowed rate; 0 for no limit.
-    pub interval: u64,
-    /// Nanoseconds by which events may run ahead of that rate.
-    pub tolerance: u64,
 }
 
 /// Value of `SOURCES`, one for each port index: where replies go, and the sources learned behind the port.
@@ -247,11 +192,6 @@ pub struct Source {
     pub via: Mac,
 }
 
-/// A MAC address in one 64-bit word, so that it is read and written whole: the six bytes, then two zero bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-#[repr(transparent)]
-pub struct Mac(u64);
-
 const _: () = assert!(size_of::<PortKey>() == 16);
 const _: () = assert!(size_of::<Network>() == 8 + NETWORK_ADDRESSES * 16);
 const _: () =
@@ -307,24 +247,6 @@ fn contains<const N: usize>(list: &[[u32; 4]; N], address: [u32; 4]) -> bool {
     found
 }
 
-impl Limit {
-    /// `rate` events a second, and `burst` at once; no limit for a rate of 0.
-    pub const fn new(rate: u32, burst: u32) -> Self {
-        let interval = match 1_000_000_000_u64.checked_div(rate as u64) {
-            Some(interval) => interval,
-            None => 0,
-        };
-        Self { interval, tolerance: interval * burst.saturating_sub(1) as u64 }
-    }
-
-    /// The state after one more event at `now`, or `None` if that is one too many. Times are in nanoseconds.
-    #[inline(always)]
-    pub const fn after(self, state: u64, now: u64) -> Option<u64> {
-        let ahead = state.saturating_sub(now);
-        if ahead > self.tolerance { None } else { Some(now + ahead + self.interval) }
-    }
-}
-
 impl Port {
     /// An assignment without limits, of nobody in particular.
     pub const fn new(index: u32, generation: u8) -> Self {
@@ -354,55 +276,9 @@ pub const LINK_LOCAL: u32 = 0xfe80_0000_u32.to_be();
 /// The bits that are.
 pub const LINK_LOCAL_MASK: u32 = 0xffc0_0000_u32.to_be();
 
-impl Mac {
-    /// No station's.
-    pub const NONE: Self = Self(0);
-
-    /// From the bytes as they stand in a frame.
-    #[inline(always)]
-    pub const fn new(bytes: [u8; 6]) -> Self {
-        let [a, b, c, d, e, f] = bytes;
-        Self(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]))
-    }
-
-    /// The bytes as they stand in a frame.
-    #[inline(always)]
-    pub const fn bytes(self) -> [u8; 6] {
-        let [a, b, c, d, e, f, _, _] = self.0.to_ne_bytes();
-        [a, b, c, d, e, f]
-    }
-}
-
-impl core::fmt::Display for Mac {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let [a, b, c, d, e, g] = self.bytes();
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-/// The text is no MAC address.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct InvalidMac;
-
-impl core::str::FromStr for Mac {
-    type Err = InvalidMac;
-
-    /// Six numbers of two hexadecimal digits, with colons.
-    fn from_str(text: &str) -> Result<Self, InvalidMac> {
-        let mut bytes = [0; 6];
-        let mut words = text.split(':');
-        for byte in &mut bytes {
-            let word =
-                words.next().filter(|word| word.len() == 2 && !word.starts_with('+')).ok_or(InvalidMac)?;
-            *byte = u8::from_str_radix(word, 16).map_err(|_| InvalidMac)?;
-        }
-        if words.next().is_some() { Err(InvalidMac) } else { Ok(Self::new(bytes)) }
-    }
-}
-
 impl Source {
     /// A free entry.
-    pub const FREE: Self = Self { last_seen: 0, address: [0; 4], mac: Mac(0), via: Mac(0) };
+    pub const FREE: Self = Self { last_seen: 0, address: [0; 4], mac: Mac::NONE, via: Mac::NONE };
 
     /// The address as the kernel program compares it.
     #[inline(always)]
@@ -504,35 +380,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_recorded_is_what_is_wanted() {
-        let (all, dropped) = (RECORD_ALL, RECORD_DROPPED);
-        assert!(!is_recorded(0, 7, true) && !is_recorded(8, 7, true), "nothing is wanted");
-        assert!(is_recorded(all, 7, false) && is_recorded(all, u32::MAX, true));
-        assert!(is_recorded(dropped, 7, true) && !is_recorded(dropped, 7, false));
-        assert!(is_recorded(all | 8, 7, false) && !is_recorded(all | 8, 8, true));
-        assert!(!is_recorded(dropped | 8, u32::MAX, true), "nobody is not that port");
-    }
-
-    #[test]
-    fn mac_round_trip() {
-        let bytes = [0xfa, 0x16, 0x3e, 1, 2, 3];
-        assert_eq!(Mac::new(bytes).bytes(), bytes);
-        assert_eq!("FA:16:3e:01:02:03".parse(), Ok(Mac::new(bytes)));
-        assert_eq!(Mac::new(bytes).to_string(), "fa:16:3e:01:02:03");
-        for text in [
-            "",
-            "unknown",
-            "router",
-            "fa:16:3e:01:02",
-            "fa:16:3e:01:02:03:04",
-            "fa:16:3e:1:2:3",
-            "+a:16:3e:01:02:03",
-        ] {
-            assert_eq!(text.parse::<Mac>(), Err(InvalidMac), "{text}");
-        }
-    }
-
-    #[test]
     fn mapped_address_round_trip() {
         let address = Ipv4Addr::new(192, 168, 1, 10);
         let source = Source { address: Source::mapped(address), ..Source::FREE };
@@ -541,22 +388,5 @@ mod tests {
         let address: Ipv6Addr = "fe80::1234:5678:9abc:def0".parse().unwrap();
         let source = Source { address: Source::words(address), ..Source::FREE };
         assert_eq!((source.v4(), source.ip()), (None, IpAddr::V6(address)));
-    }
-
-    #[test]
-    fn a_limit_lets_the_burst_and_then_the_rate_through() {
-        let limit = Limit::new(100, 5);
-        let mut state = 0;
-        let mut passed = |now| match limit.after(state, now) {
-            Some(next) => {
-                state = next;
-                true
-            }
-            None => false,
-        };
-        let start = 1_000_000_000;
-        assert_eq!((0..10).filter(|_| passed(start)).count(), 5);
-        assert_eq!((0..1000).filter(|ms| passed(start + ms * 1_000_000)).count(), 99);
-        assert!(Limit::new(0, 0).after(u64::MAX / 2, 1).is_none() && Limit::new(0, 0).interval == 0);
     }
 }

@@ -160,7 +160,7 @@ pub(crate) fn new_record() -> Option<RingBufEntry<FrameRecord>> {
     RECORDS.reserve::<FrameRecord>(0)
 }
 
-/// What the agent says about itself.
+/// Control: the agent's word about itself.
 #[inline(always)]
 pub(crate) fn control() -> Option<&'static Control> {
     CONTROL.get(0)

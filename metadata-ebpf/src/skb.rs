@@ -29,7 +29,7 @@ const PACKET_HOST: u32 = 0;
 /// EtherType of an 802.1Q tag.
 const ETHERTYPE_VLAN: u16 = 0x8100;
 
-/// What the kernel knows of a frame, and what becomes of it.
+/// Socket buffer: the kernel's knowledge of a frame, and what becomes of it.
 #[derive(Clone, Copy)]
 pub(crate) struct Skb<'a> {
     ctx: &'a TcContext,
@@ -95,8 +95,8 @@ impl<'a> Skb<'a> {
         unsafe { (*self.raw()).vlan_present != 0 }
     }
 
-    /// Whether the service has this connection, or one in the making. Only asked of segments that may be another agent's;
-    /// where the service namespace cannot be named, each is ours.
+    /// True if the service has this connection, or one in the making. Only asked of segments that may be another
+    /// agent's; where the service namespace cannot be named, each is ours.
     #[inline(always)]
     pub(crate) fn is_connected(self, tag: Ipv4Addr, port: u16) -> bool {
         let namespace = maps::service_namespace();
@@ -204,15 +204,16 @@ impl Packet<'_> {
         Some(unsafe { &mut *head })
     }
 
-    /// Where the first `N` bytes are, as far as they are accessible as it is: in the linear part, as headers of most frames
-    /// are.
+    /// Pointer to the first `N` bytes, if they are accessible as the frame is: in the linear part, as headers of most
+    /// frames are.
     #[inline(always)]
     fn accessible<const N: usize>(&self) -> Option<*mut [u8; N]> {
         let data = self.data();
         (data + N <= self.data_end()).then_some(data as *mut [u8; N])
     }
 
-    /// Out of line: guests' frames have their headers in the linear part, so this is for the odd one.
+    /// Has the kernel make the first `N` bytes linear, for the odd frame: guests' frames have their headers in the
+    /// linear part.
     #[inline(always)]
     fn pull<const N: usize>(&mut self) -> Option<()> {
         // SAFETY: any length is allowed; the helper fails when the frame is shorter.

@@ -56,7 +56,7 @@ pub(crate) fn find_or_learn(
     Ok(place.number)
 }
 
-/// Where a source is, and how it got there: counted when the lock is released, since counting takes a helper.
+/// Place of a source, and how it got there: counted when the lock is released, since counting takes a helper.
 struct Place {
     number: u32,
     how: u32,

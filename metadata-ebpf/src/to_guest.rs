@@ -1,4 +1,4 @@
-//! What happens to a frame that the service sends.
+//! Path of a frame that the service sends.
 #![forbid(unsafe_code)]
 use metadata_ebpf::{
     address::Tag,

@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt to connect.
+//! Delays between attempts to connect.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Which tables to replicate, decided before the first connection.
+//! Builder of a client: the tables to replicate, decided before the first connection.
 
 use std::sync::Arc;
 

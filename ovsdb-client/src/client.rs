@@ -1,4 +1,4 @@
-//! What users hold: a [`Client`] with typed tables and a stream of events, and [`Handle`]s for requests.
+//! Interface for users: a [`Client`] with typed tables and a stream of events, and [`Handle`]s for requests.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -226,7 +226,7 @@ impl Client {
         self.passed >= Some(mark)
     }
 
-    /// What was counted since the client was made.
+    /// Counts since the client was made.
     pub fn counters(&self) -> Counters {
         self.handle.counters()
     }
@@ -348,7 +348,7 @@ impl Handle {
         Self { database: database.into(), commands, tally }
     }
 
-    /// What was counted since the client was made.
+    /// Counts since the client was made.
     pub fn counters(&self) -> Counters {
         self.tally.counters()
     }

@@ -8,7 +8,7 @@ use crate::message;
 use crate::schema::{AtomicType, ColumnType, TableSchema};
 use crate::value::{Atom, Value};
 
-/// How a clause compares a column with a value.
+/// Comparison of a column with a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Function {
@@ -52,7 +52,7 @@ pub struct Clause {
     pub column: String,
     /// The comparison.
     pub function: Function,
-    /// What the column is compared with.
+    /// The value that the column is compared with.
     pub value: Value,
 }
 
@@ -112,7 +112,7 @@ impl Clause {
     }
 }
 
-/// Which rows of a table to replicate. Cheap to clone.
+/// Rows of a table that are replicated. Cheap to clone.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Conditions {
     /// Every row.

@@ -1,11 +1,12 @@
-//! What a client has to know before it connects.
+//! Settings of a client, known before it connects.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::remote::Remotes;
 
-/// How to reach a database, and how patiently. The defaults are those of Open vSwitch's clients and of Neutron.
+/// Address of a database, timeouts and limits of memory. The defaults are those of Open vSwitch's clients and of
+/// Neutron.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
@@ -37,11 +38,11 @@ pub struct Config {
     /// The longest message to accept, in bytes (1 GiB). A complete dump is a single message. As much may wait for a
     /// consumer of events while an answer is waited for.
     ///
-    /// Whatever a server sends, no more of its text is kept than a message that arrives and one that is read, of this
-    /// length each, those that wait for an answer, of this length together, and [`Self::backlog_limit`]. The rows that it
-    /// sends are not limited.
+    /// Bound on memory: no more of a server's text is kept, whatever it sends, than a message that arrives and one that
+    /// is read, of this length each, those that wait for an answer, of this length together, and
+    /// [`Self::backlog_limit`]. The rows that it sends are not limited.
     pub message_limit: usize,
-    /// How many bytes of updates may wait for the consumer of events (64 MiB). Beyond them the socket is not read. A
+    /// Bytes of updates that may wait for the consumer of events (64 MiB). Beyond them the socket is not read. A
     /// message that is longer waits alone.
     pub backlog_limit: usize,
     /// Keys and certificates for `ssl:` remotes.

@@ -41,10 +41,10 @@ const READ_SIZE: usize = 64 * 1024;
 /// consumer is behind nothing is read, its question neither, so that it has to hear from us unasked.
 const KEEPALIVE: Duration = Duration::from_secs(3);
 
-/// How long to look for the reason after a failed write.
+/// Time to look for the reason after a failed write.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// What users ask of the task.
+/// Requests of users to the task.
 #[derive(Debug)]
 pub(crate) enum Command {
     Request { method: String, params: serde_json::Value, reply: Reply },
@@ -68,7 +68,7 @@ impl Reply {
         }
     }
 
-    /// Who asked may have stopped waiting.
+    /// Fails the request with `error`; the caller may have stopped waiting.
     fn fail(self, error: Error) {
         match self {
             Self::Plain(sender) => drop(sender.send(Err(error))),
@@ -83,7 +83,7 @@ impl Command {
     }
 }
 
-/// What the owner of the replica wants, of which only the latest state counts.
+/// State that the owner of the replica wants, of which only the latest counts.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     pub(crate) generation: u64,
@@ -106,7 +106,7 @@ pub(crate) struct Driver {
     wanted: watch::Receiver<Wanted>,
     resyncs: u64,
     reconnections: u64,
-    /// Why the connection has to be given up in favour of another one.
+    /// Reason to give the connection up in favour of another one.
     restart: Option<DisconnectReason>,
     /// The servers changed, and have not been tried in their new order.
     are_remotes_new: bool,
@@ -434,7 +434,7 @@ async fn sleep_until(instant: Option<Instant>) {
     }
 }
 
-/// Why a server no longer takes what is written: a TLS alert may still be waiting to be read.
+/// Reason for which a server no longer takes what is written: a TLS alert may still be waiting to be read.
 async fn last_words(reader: &mut (impl AsyncReadExt + Unpin)) -> Option<io::Error> {
     let mut sink = tokio::io::sink();
     tokio::time::timeout(LAST_WORDS, tokio::io::copy(reader, &mut sink)).await.ok()?.err()

@@ -43,7 +43,7 @@ impl Count {
     }
 }
 
-/// Where a client counts.
+/// Counters of a client, shared by its parts.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) messages_sent: Count,

@@ -1,9 +1,9 @@
-//! What a request to a server can fail with.
+//! Errors of requests to a server.
 
 use crate::message::Unsendable;
 use crate::remote::RemoteError;
 
-/// Why a request failed.
+/// Reason for which a request failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -65,7 +65,7 @@ pub enum Error {
         table: &'static str,
         /// The column.
         column: String,
-        /// What does not fit.
+        /// The mismatch of clause and column.
         problem: String,
     },
     /// The table is not among those monitored.
@@ -94,7 +94,7 @@ pub enum Retry {
 }
 
 impl Error {
-    /// What may be done about it.
+    /// The retry that the error calls for.
     pub fn retry(&self) -> Retry {
         match self {
             Self::NotConnected => Retry::WhenSynced,

@@ -1,4 +1,4 @@
-//! What a client tells its program.
+//! Events that a client tells its program.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::remote::Remote;
 use crate::replica::Batch;
 use crate::session::Awaited;
 
-/// What happened.
+/// Event of a client.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
@@ -17,7 +17,7 @@ pub enum Event {
     Waiting {
         /// The server.
         remote: Remote,
-        /// What is being waited for.
+        /// The message being waited for.
         awaited: Awaited,
     },
     /// A server was found that serves the database: requests can be made.
@@ -31,7 +31,7 @@ pub enum Event {
         remote: Remote,
         /// The reason, for operators to read.
         reason: DisconnectReason,
-        /// When the next attempt is made.
+        /// Delay before the next attempt.
         retry: Duration,
     },
     /// Rows changed, and the tables hold the new ones.
@@ -60,7 +60,7 @@ pub enum Event {
         table: &'static str,
         /// The clause's column.
         column: String,
-        /// What does not fit.
+        /// The mismatch of clause and column.
         problem: String,
     },
     /// The task that keeps the connection is gone, as with the runtime that it was made on. The tables stay as they are,

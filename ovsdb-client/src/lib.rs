@@ -134,7 +134,7 @@ pub use transport::ConnectError;
 pub use uuid::Uuid;
 pub use value::{Atom, Value};
 
-/// What the macros need; not part of the interface.
+/// Items that the macros need; not part of the interface.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::row::{read_column, skip};

@@ -40,7 +40,7 @@ impl Payload {
         Self { message, range }
     }
 
-    /// Where `part`, a slice of the payload's text, is in the message.
+    /// Range in the message of `part`, a slice of the payload's text.
     pub(crate) fn subrange_of(&self, part: &RawValue) -> Range<usize> {
         Self::range_of(&self.message, part)
     }
@@ -66,7 +66,7 @@ impl Payload {
     }
 }
 
-/// What Open vSwitch's reader of JSON refuses, and hangs up for.
+/// Text that Open vSwitch's reader of JSON refuses, and hangs up for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unsendable {

@@ -14,7 +14,7 @@ use crate::value::Value;
 /// Columns and their values.
 pub type Columns = BTreeMap<String, Value>;
 
-/// How a `mutate` changes a column (RFC 7047, section 5.1).
+/// Mutator: the change that a `mutate` makes to a column (RFC 7047, section 5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mutator {
@@ -74,9 +74,9 @@ pub enum Operation {
     Select {
         /// The table.
         table: String,
-        /// Which rows.
+        /// The clauses that the rows meet.
         condition: Vec<Clause>,
-        /// Which columns; `None` for all of them.
+        /// The columns; `None` for all of them.
         columns: Option<Vec<String>>,
     },
     /// Adds a row.
@@ -92,7 +92,7 @@ pub enum Operation {
     Update {
         /// The table.
         table: String,
-        /// Which rows.
+        /// The clauses that the rows meet.
         condition: Vec<Clause>,
         /// The columns to set.
         row: Columns,
@@ -101,7 +101,7 @@ pub enum Operation {
     Mutate {
         /// The table.
         table: String,
-        /// Which rows.
+        /// The clauses that the rows meet.
         condition: Vec<Clause>,
         /// The changes.
         mutations: Vec<Mutation>,
@@ -110,20 +110,20 @@ pub enum Operation {
     Delete {
         /// The table.
         table: String,
-        /// Which rows.
+        /// The clauses that the rows meet.
         condition: Vec<Clause>,
     },
     /// Waits until rows are, or are not, as given; the transaction fails if they do not become so in time.
     Wait {
-        /// How long to wait in milliseconds; 0 fails at once, `None` waits without end.
+        /// Timeout in milliseconds; 0 fails at once, `None` waits without end.
         timeout: Option<u64>,
         /// The table.
         table: String,
-        /// Which rows.
+        /// The clauses that the rows meet.
         condition: Vec<Clause>,
-        /// Which columns to compare.
+        /// The columns to compare.
         columns: Vec<String>,
-        /// Whether to wait until the rows equal `rows`, or until they do not.
+        /// True to wait until the rows equal `rows`, false until they do not.
         until_equal: bool,
         /// The rows to compare with.
         rows: Vec<Columns>,
@@ -233,7 +233,7 @@ fn columns(row: &Columns) -> serde_json::Value {
     row.iter().map(|(column, value)| (column.clone(), value.json())).collect()
 }
 
-/// What an operation gave.
+/// Result of one operation.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct OperationResult {

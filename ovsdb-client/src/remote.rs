@@ -1,4 +1,4 @@
-//! Where servers are: the syntax of remotes that Open vSwitch uses (ovsdb(7), "Active OVSDB Connections").
+//! Remotes: the addresses of servers, in the syntax of Open vSwitch (ovsdb(7), "Active OVSDB Connections").
 
 use std::fmt;
 use std::path::PathBuf;

@@ -24,7 +24,7 @@ use reader::TableReader;
 #[derive(Debug)]
 pub struct Table<R> {
     rows: Rows<R>,
-    /// What was read of an update that is not complete, in its order; deleted rows are `None`.
+    /// Rows read of an update that is not complete, in its order; deleted rows are `None`.
     staged: Vec<(Uuid, Option<Arc<R>>)>,
     /// A row that the update changes, and that is not here.
     unknown: Option<Uuid>,
@@ -75,7 +75,7 @@ impl<R: 'static> Table<R> {
     }
 }
 
-/// What happened to one row: an insert has no old row, a delete no new one.
+/// Change of one row: an insert has no old row, a delete no new one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change<R> {
     /// The row's identity.
@@ -94,7 +94,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// What changed in the table of `R`.
+    /// Changes in the table of `R`.
     pub fn of<R: Row>(&self) -> &[Change<R>] {
         self.tables
             .iter()
@@ -134,7 +134,7 @@ impl<R: Row> AnyChanges for Vec<Change<R>> {
     }
 }
 
-/// How a server words the contents and changes of tables.
+/// Encoding in which a server words the contents and changes of tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dialect {
@@ -149,7 +149,7 @@ pub enum Dialect {
 /// The columns of each table, in the order of the tables, that the server has and whose changes it sends as differences.
 pub(crate) type Composites = Vec<HashSet<&'static str>>;
 
-/// Why an update could not be applied. The replica has to be filled anew.
+/// Reason for which an update could not be applied. The replica has to be filled anew.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApplyError {
     /// A change of a row that the replica does not have.
@@ -165,7 +165,7 @@ pub(crate) enum ApplyError {
     Unreadable {
         /// The table.
         table: &'static str,
-        /// What was wrong.
+        /// The error of the parser.
         source: serde_json::Error,
     },
     /// An update that is not a set of tables.

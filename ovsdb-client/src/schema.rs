@@ -1,4 +1,4 @@
-//! What a server says about its databases: the parts of `get_schema` (RFC 7047, section 3.2) that a client acts on.
+//! Schema of a database: the parts of `get_schema` (RFC 7047, section 3.2) that a client acts on.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,7 +39,7 @@ impl TableSchema {
 /// One column.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ColumnSchema {
-    /// What the column holds.
+    /// The type of the column's values.
     #[serde(rename = "type")]
     pub kind: ColumnType,
 }

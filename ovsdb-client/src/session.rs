@@ -41,7 +41,7 @@ const MAX_DEFERRED: usize = 1024;
 const SERVER_MONITOR: &str = "server";
 const DATA_MONITOR: &str = "data";
 
-/// What a session is about.
+/// Settings of a session.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionConfig {
     /// The database's name.
@@ -53,17 +53,17 @@ pub(crate) struct SessionConfig {
     pub(crate) probe_interval: Duration,
     /// Time that each step of a new connection may take, up to the first contents, if there are other servers.
     pub(crate) greeting_timeout: Duration,
-    /// How many bytes of updates are kept that come before the answer to the monitor request.
+    /// Limit in bytes of the updates that are kept although they come before the answer to the monitor request.
     pub(crate) deferred_limit: usize,
-    /// How many servers there are, each of which is tried in turn.
+    /// Number of servers, each of which is tried in turn.
     pub(crate) servers: usize,
     /// True if to refuse servers of a cluster that are not its leader.
     pub(crate) leader_only: bool,
-    /// Whether, and how, clients take turns in asking for contents.
+    /// Turns in which clients ask for contents; `None` where they take none.
     pub(crate) turns: Option<TurnConfig>,
 }
 
-/// What a part of a session needs to do its work: the settings, when the server was last heard of, and the way out.
+/// Context for a part of a session: the settings, when the server was last heard of, and the way out.
 #[derive(Debug)]
 struct Context<'a> {
     config: &'a SessionConfig,
@@ -240,7 +240,7 @@ impl Session {
         self.greeting.excuse(deaf);
     }
 
-    /// When [`Self::handle_timeout`] wants to be called.
+    /// Time at which [`Self::handle_timeout`] wants to be called.
     pub(crate) fn timeout(&self) -> Option<Instant> {
         let silence = self.silence.due(self.config.probe_interval);
         let (greeting, turn) =

@@ -1,11 +1,11 @@
-//! Where one JSON message ends and the next begins in a stream of bytes.
+//! Splitter of a stream of bytes into JSON messages.
 //!
 //! OVSDB puts JSON texts on a stream back to back, without a length or a separator (RFC 7047, section 4). Each byte is
 //! looked at once, however the stream is cut into reads; the messages are parsed by others.
 
 use std::collections::VecDeque;
 
-/// Why a stream of bytes cannot be a stream of JSON-RPC messages.
+/// Reason for which a stream of bytes cannot be one of JSON-RPC messages.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SplitError {
@@ -73,7 +73,7 @@ impl Splitter {
         Ok(())
     }
 
-    /// Whether the last bytes began a message, or went on with one, that is not complete.
+    /// True if the last bytes began a message, or went on with one, that is not complete.
     pub fn is_within_message(&self) -> bool {
         self.depth > 0
     }

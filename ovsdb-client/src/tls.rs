@@ -12,7 +12,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::config::TlsConfig;
 
-/// Why TLS could not be set up.
+/// Reason for which TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -27,7 +27,7 @@ pub enum TlsError {
     Refused {
         /// The client's certificate.
         certificate: PathBuf,
-        /// What the server said.
+        /// The server's alert.
         alert: String,
     },
     /// The connection broke right after the handshake.
@@ -38,7 +38,7 @@ pub enum TlsError {
     BrokenOff {
         /// The client's certificate.
         certificate: PathBuf,
-        /// How it broke.
+        /// The error with which the connection broke.
         error: io::Error,
     },
     /// The handshake failed otherwise.
@@ -47,13 +47,13 @@ pub enum TlsError {
 }
 
 impl TlsConfig {
-    /// Whether the files can be used as they are now.
+    /// Fails if the files cannot be used as they are now.
     pub fn check(&self) -> Result<(), TlsError> {
         Connector::load(self).map(drop)
     }
 }
 
-/// What is needed for one connection.
+/// Connector for one connection, with the files as they were read.
 pub(crate) struct Connector {
     config: Arc<ClientConfig>,
     files: TlsConfig,

@@ -12,7 +12,7 @@ use crate::config::TlsConfig;
 use crate::remote::{Endpoint, Remote};
 use crate::tls::{self, TlsError};
 
-/// How long one address of a host has to itself (RFC 8305, section 5).
+/// Delay before the next address of a host is tried as well (happy eyeballs: RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// A connection to a server, whatever it is made of.
@@ -20,7 +20,7 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// Why no connection was made.
+/// Reason for which no connection was made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -35,7 +35,7 @@ pub enum ConnectError {
     Resolve {
         /// The name.
         host: String,
-        /// What the resolver said.
+        /// The resolver's error.
         error: io::Error,
     },
     /// An `ssl:` remote, but no keys.

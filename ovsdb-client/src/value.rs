@@ -30,7 +30,7 @@ pub enum Atom {
     NamedUuid(String),
 }
 
-/// What a column holds.
+/// Value of a column.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// Exactly one value; a set with one element looks the same on the wire.

@@ -83,7 +83,7 @@ impl Writer {
         Self { handle, written, stop, writes, connection }
     }
 
-    /// How many transactions succeeded.
+    /// Number of transactions that succeeded.
     fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }

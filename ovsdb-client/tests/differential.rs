@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-/// How long to go on, in seconds, is in `DIFFERENTIAL_SECONDS`: each round is as good as any other.
+/// Duration of the test, from `DIFFERENTIAL_SECONDS` (5): each round is as good as any other.
 fn duration() -> Duration {
     let seconds = std::env::var("DIFFERENTIAL_SECONDS").map_or(5, |seconds| seconds.parse().unwrap());
     Duration::from_secs(seconds)
@@ -129,7 +129,7 @@ fn above(minimum: i64) -> Conditions {
     Conditions::any_of([Clause::new("price", Function::Greater, minimum as f64 / 4.0)])
 }
 
-/// What is written, and what came of it.
+/// Writer of transactions, and their results.
 struct Writer {
     handle: Handle,
     runner: TestRunner,

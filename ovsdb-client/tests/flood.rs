@@ -14,11 +14,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 const LIMIT: usize = 4 << 20;
 const MESSAGE: usize = 1 << 20;
-/// What sockets and one read hold beyond what the client keeps.
+/// Bytes that sockets and one read hold beyond what the client keeps.
 const SOCKETS: usize = 16 << 20;
 const MUCH: usize = 200 << 20;
 
-/// What a hostile server does with the monitor request.
+/// Reaction of a hostile server to the monitor request.
 #[derive(Clone, Copy, PartialEq)]
 enum Then {
     /// Sends updates without an answer.

@@ -1,4 +1,4 @@
-//! What a program does wrong, and what it hears of it: the connection goes on.
+//! Misuse by a program, and the errors that it hears: the connection goes on.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed test is what they are for")]
 
 mod common;

@@ -25,7 +25,7 @@ fn connect(config: Config) -> Client {
     Client::builder(config).monitor::<Item>(Conditions::All).connect()
 }
 
-/// Why the first attempt fails.
+/// Reason for which the first attempt fails.
 async fn reason(config: Config) -> String {
     match next(&mut connect(config)).await {
         Event::Disconnected { reason, .. } => reason.to_string(),

@@ -73,7 +73,7 @@ async fn nothing_is_added_twice_or_lost() {
     assert_eq!(row(&third, "shared").unwrap().1, 2 * ADDITIONS);
 }
 
-/// What a transaction did is in the tables at its mark, on each server of a cluster, and on one that is none.
+/// Rows written by a transaction are in the tables at its mark, on each server of a cluster, and on one that is none.
 #[tokio::test]
 async fn marks_are_behind_what_was_done() {
     let (cluster, alone) = (Cluster::start(SCHEMA, 3), Server::start(SCHEMA));

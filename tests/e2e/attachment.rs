@@ -1,4 +1,4 @@
-//! How the programs stay on their devices, and what one port may ask for.
+//! Attachment of the programs, which stays on its devices, and limits of one port.
 
 use std::{
     collections::BTreeMap,
@@ -149,7 +149,7 @@ fn a_restarted_agent_replaces_its_filters() -> Result<()> {
     own_identity(&red)
 }
 
-/// Where there is no TCX, an agent that shall use nothing else says so, instead of a test that cannot run there.
+/// An agent that shall use nothing but TCX says so where there is none, instead of a test that cannot run there.
 fn has_tcx() -> Result<bool> {
     if kernel::has_tcx()? {
         return Ok(true);

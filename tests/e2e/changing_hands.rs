@@ -24,7 +24,7 @@ const LEFT: i32 = 79;
 /// A binding changes hands in Open vSwitch and OVN; guests' TCP repeats a SYN after a second.
 const REBOUND: Duration = Duration::from_secs(10);
 
-/// What `migrate` prints.
+/// Output of `migrate`.
 fn migrate(cloud: &Cloud<Lab>, arguments: &str, stop: &str, start: &str) -> Result<String> {
     let mut command = netns::command_in(&cloud.chassis.host().path(), "sh")?;
     let line = cloud.agent.command_line("migrate");
@@ -101,7 +101,7 @@ impl Scene {
         Ok([traces(red)?, traces(grey)?])
     }
 
-    /// Whether the other agent has all of both networks.
+    /// Fails unless the other agent has all of both networks.
     fn is_untouched(&self) -> Result<()> {
         let traces = self.traces()?;
         ensure!(traces.iter().all(|traces| traces.len() == 4), "{traces:?}");
@@ -123,7 +123,7 @@ impl Scene {
         migrate(&self.cloud, arguments, &stop, &start)
     }
 
-    /// What it says when it fails.
+    /// Words of `migrate` when it fails.
     fn refused(&self, arguments: &str) -> Result<String> {
         Ok(format!("{:#}", self.migrate(arguments).err().context("it did not fail")?))
     }

@@ -27,9 +27,9 @@ const TAPS: usize = 32;
 const FIRST_IFINDEX: u32 = 5000;
 /// All tenants connect from here, so that nothing but the tap tells their connections apart.
 const SOURCE_PORT: u16 = 40_000;
-/// How often a tenant connects at most.
+/// Most attempts of a tenant to connect.
 const ATTEMPTS: u16 = 3;
-/// How long it goes on; another time by METADATA_TEST_CHURN, in seconds.
+/// Seconds for which it goes on; another number by METADATA_TEST_CHURN.
 const TIME: u64 = 30;
 
 #[test]

@@ -162,7 +162,7 @@ fn crawl_at_once(
     })
 }
 
-/// What is downloaded is what the user gave, to the last byte.
+/// Downloads are what the user gave, to the last byte.
 #[test]
 fn downloads_are_exact() -> Result<()> {
     let (cloud, guests) = cloud_with_guests()?;

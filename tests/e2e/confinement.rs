@@ -38,7 +38,7 @@ const NOBODY: u32 = 65534;
 const ATTEMPT: &str = "METADATA_TEST_SYSTEM_CALL";
 const ROOT: &str = "METADATA_TEST_ROOT";
 
-/// What becomes of a system call of a confined process.
+/// Verdict on a system call of a confined process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     /// It fails, and the process goes on.

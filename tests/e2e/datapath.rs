@@ -1,4 +1,4 @@
-//! What the programs count, what they let pass, and that their checksums are right.
+//! Counters of the programs, the frames that they let pass, and checksums that are right.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -96,8 +96,8 @@ fn other_traffic_passes() -> Result<()> {
     own_identity(&one)
 }
 
-/// Who finishes checksums and who cuts segments, the sender or a device, on the way there and on the way back, at the
-/// least MTU of IPv6, and at those of a tunnel over an Ethernet and over jumbo frames.
+/// Checksums and segments are finished and cut by the sender or by a device, on the way there and on the way back, at
+/// the least MTU of IPv6, and at those of a tunnel over an Ethernet and over jumbo frames.
 #[test]
 fn checksums_verify_with_and_without_offloads() -> Result<()> {
     require(&["ethtool"])?;
@@ -228,7 +228,7 @@ fn sources_behind_a_port_are_limited_and_its_own_addresses_are_not() -> Result<(
     Ok(())
 }
 
-/// What is addressed to the service and cannot be answered is dropped for a reason, and disturbs nothing.
+/// Packets to the service that cannot be answered are dropped for a reason, and disturb nothing.
 #[test]
 fn odd_packets_are_dropped_and_counted() -> Result<()> {
     let cloud = Cloud::with_inventory()?;

@@ -1,4 +1,4 @@
-//! What an operator breaks, `explain` names: the stage, by its exit status, and the words that lead to the remedy.
+//! Faults by an operator, which `explain` names: the stage, by its exit status, and the words that lead to the remedy.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 

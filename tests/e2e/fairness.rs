@@ -83,7 +83,7 @@ fn stall(guest: &Guest, count: usize, sent: usize) -> Result<Vec<Connection<TcpS
     (0..count).map(|_| begin()).collect()
 }
 
-/// How many were not closed by the other side.
+/// Number of connections that were not closed by the other side.
 fn open(connections: &[Connection<TcpStream>]) -> Result<usize> {
     let mut open = 0;
     for connection in connections {
@@ -209,7 +209,7 @@ fn a_stalled_body_takes_no_place() -> Result<()> {
     Ok(())
 }
 
-/// What is read of bodies that are not complete has a bound for all guests together, in which each has its share.
+/// Bytes of bodies that are not complete have a bound for all guests together, in which each has its share.
 #[test]
 fn stalled_bodies_have_so_many_bytes() -> Result<()> {
     let (cloud, [other, greedy @ ..]) = cloud::<4>(&["unfinished_bytes = 1048576"])?;

@@ -1,4 +1,4 @@
-//! What a frame to somebody else pays: few instructions, and nothing of it changes.
+//! Cost of the programs to a frame for somebody else: few instructions, and nothing of it changes.
 
 use anyhow::Result;
 use metadata_tests::{

@@ -56,7 +56,7 @@ impl Incumbent {
         Ok(Self { machine })
     }
 
-    /// Whether the other end of a connection is this.
+    /// Fails unless an echo server has the other end of the connection.
     fn has(stream: &mut TcpStream) -> Result<()> {
         stream.write_all(b"are you there?")?;
         let mut echo = [0; 14];

@@ -13,7 +13,7 @@ use metadata_tests::{
 };
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-/// What an attacker hopes that Nova takes for a request of its own.
+/// Request that an attacker hopes Nova takes for one of its own.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: x\r\nX-Instance-ID: victim\r\n\r\n";
 
 fn recorded() -> Result<(Cloud<Stage>, Guest, Upstream)> {
@@ -123,7 +123,7 @@ fn what_is_refused_leaves_no_trace() -> Result<()> {
     Ok(())
 }
 
-/// What is around requests and bodies has bounds of its own, or a guest could keep the agent busy with nothing.
+/// Bytes around requests and bodies have bounds of their own, or a guest could keep the agent busy with nothing.
 #[test]
 fn nothing_is_read_without_end() -> Result<()> {
     let (_cloud, guest, upstream) = recorded()?;
@@ -152,7 +152,7 @@ fn nothing_is_read_without_end() -> Result<()> {
     Ok(())
 }
 
-/// Who ends its side early is told so; who ends it after its request gets its answer.
+/// Guests that end their side early are told so; those that end it after their request get its answer.
 #[test]
 fn a_guest_may_end_its_side() -> Result<()> {
     let (_cloud, guest, upstream) = recorded()?;
@@ -172,7 +172,7 @@ fn a_guest_may_end_its_side() -> Result<()> {
     Ok(())
 }
 
-/// What a guest still sends after its last request costs it nothing of the answer.
+/// Bytes that a guest still sends after its last request cost it nothing of the answer.
 #[test]
 fn an_answer_is_not_overtaken_by_a_reset() -> Result<()> {
     let (_cloud, guest, upstream) = recorded()?;

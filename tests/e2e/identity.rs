@@ -1,4 +1,4 @@
-//! Who a guest is follows from its tap, and from nothing that it sends.
+//! Identity of a guest, which follows from its tap, and from nothing that it sends.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},

@@ -13,7 +13,7 @@ use metadata_tests::{
     wait::until,
 };
 
-/// How long duplicate address detection takes.
+/// Timeout of duplicate address detection.
 const DETECTION: Duration = Duration::from_secs(60);
 const SERVICE_MAC: &str = "02:00:a9:fe:a9:fe";
 

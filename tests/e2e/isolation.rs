@@ -35,7 +35,7 @@ use metadata_tests::{
 
 /// Taps that are in use at a time.
 const TAPS: usize = 6;
-/// How long it goes on; another time by METADATA_TEST_ISOLATION, in seconds.
+/// Seconds for which it goes on; another number by METADATA_TEST_ISOLATION.
 const TIME: u64 = 10;
 
 /// A guest with what it received, and who it has been.
@@ -48,7 +48,7 @@ struct Tenant {
     threads: Vec<thread::JoinHandle<Result<()>>>,
 }
 
-/// What all guests received together.
+/// Marks and answers that all guests received together.
 #[derive(Debug, Default)]
 struct Received {
     marks: AtomicU64,

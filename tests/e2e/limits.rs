@@ -1,4 +1,4 @@
-//! What a guest may take: connections, requests, time and bytes; and what it is told beyond that.
+//! Limits of a guest: connections, requests, time and bytes; and what it is told beyond them.
 
 use std::{
     net::TcpStream,
@@ -406,7 +406,7 @@ fn version_files_and_settings_are_told_at_the_start() -> Result<()> {
     Ok(())
 }
 
-/// What the log says of a request, and what it must not say.
+/// The log's line of a request, and what it must not say.
 #[test]
 fn requests_are_logged_without_their_secrets() -> Result<()> {
     let (cloud, [guest, _]) = cloud(&[])?;
@@ -445,7 +445,8 @@ fn requests_are_logged_without_their_secrets() -> Result<()> {
     Ok(())
 }
 
-/// Who goes away before the answer, and whose port does: no answer is counted, and the log says which it was.
+/// Requests without an answer, as their guest goes away or its port does: no answer is counted, and the log says which
+/// it was.
 #[test]
 fn requests_that_end_without_an_answer_are_told_of() -> Result<()> {
     let (mut cloud, [leaves, unplugged]) = cloud(&[])?;

@@ -20,7 +20,7 @@ use serde_json::Value;
 const SOON: Duration = Duration::from_secs(30);
 /// Long enough for a SYN and its first retransmission.
 const NO_ANSWER: Duration = Duration::from_millis(1500);
-/// Whose is whose.
+/// Key in `external_ids` of the network whose device an Interface is.
 const KEY: &str = "metadata-agent-network";
 
 /// Interfaces of the local Open vSwitch by name, each with its row's id and its `external_ids`.
@@ -169,7 +169,7 @@ fn a_restart_without_the_southbound_keeps_the_device() -> Result<()> {
     Ok(())
 }
 
-/// What an operator may do to a switch, and what becomes of the device without the agent's doing.
+/// Accidents of a switch by an operator's hand, and the device afterwards without the agent's doing.
 #[test]
 fn whatever_is_done_to_the_switch_is_survived() -> Result<()> {
     let mut cloud = Cloud::with_network_devices()?;
@@ -248,7 +248,7 @@ fn a_name_that_is_taken_is_not_taken_away() -> Result<()> {
     until("the guest is answered", SOON, || own_identity(&guest))
 }
 
-/// What Neutron and OVN may do to a port, its network and its chassis while a machine is behind the device.
+/// Changes by Neutron and OVN of a port, its network and its chassis while a machine is behind the device.
 #[test]
 fn whatever_is_done_to_the_rows_is_followed() -> Result<()> {
     let mut cloud = Cloud::with_network_devices()?;

@@ -52,7 +52,7 @@ fn nobody_listens(cloud: &Cloud<Stage>, address: SocketAddrV4) -> Result<()> {
     })
 }
 
-/// Whether a line is in the log, which is written a little later, and not twice.
+/// Fails unless a line is in the log, which is written a little later, and not twice.
 fn told_once(cloud: &Cloud<Stage>, text: &str) -> Result<()> {
     let count = || -> Result<usize> { Ok(cloud.agent.log()?.matches(text).count()) };
     until(&format!("the log says {text:?}"), SOON, || {
@@ -97,7 +97,7 @@ fn an_answer_in_parts_waits_for_no_delayed_acknowledgement() -> Result<()> {
     Ok(())
 }
 
-/// What is not safe to repeat is sent once, whatever becomes of it.
+/// Requests that are not safe to repeat are sent once, whatever becomes of them.
 #[test]
 fn a_post_is_sent_at_most_once() -> Result<()> {
     let hosts = "nova_metadata_host = 127.0.0.1:8801,127.0.0.1:8802".to_owned();

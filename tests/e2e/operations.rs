@@ -1,5 +1,5 @@
-//! What Nova does to a machine between its boot and its end, as it does it to Open vSwitch and Neutron to OVN: who is answered
-//! then, as whom, and by which chassis.
+//! Operations of Nova on a machine between its boot and its end, as it does them to Open vSwitch and Neutron to OVN:
+//! who is answered then, as whom, and by which chassis.
 
 use std::{
     net::SocketAddrV4,
@@ -31,7 +31,8 @@ const SOON: Duration = Duration::from_secs(30);
 const NO_ANSWER: Duration = Duration::from_secs(2);
 /// Sooner than a client's patience ends, and later than any machine is busy.
 const AT_ONCE: Duration = Duration::from_secs(10);
-/// What the metadata port's address resolves to, for a machine that does not ask: it is the tap's frames that are served.
+/// MAC address for the metadata port's address, for a machine that does not ask: it is the tap's frames that are
+/// served.
 const NEXT_HOP: &str = "fa:16:3e:aa:bb:cc";
 const SOURCE_PORT: u16 = 40_000;
 

@@ -21,7 +21,7 @@ use proptest::{
 };
 
 const KEY: PortKey = PortKey::tap(IFINDEX, 0);
-/// How many frames each program gets; more by METADATA_TEST_FRAMES.
+/// Number of frames that each program gets; more by METADATA_TEST_FRAMES.
 const FRAMES: u32 = 100_000;
 const LIMIT: Limit = Limit { interval: 1, tolerance: 0 };
 

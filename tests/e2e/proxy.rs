@@ -1,4 +1,4 @@
-//! What a guest sends reaches Nova, and what Nova answers reaches the guest, byte for byte.
+//! Requests reach Nova, and its answers the guest, byte for byte.
 
 use std::{thread, time::Duration};
 
@@ -66,7 +66,7 @@ fn a_large_answer_takes_no_memory() -> Result<()> {
     Ok(())
 }
 
-/// What a burst takes goes back to the system some seconds after it.
+/// Memory that a burst takes goes back to the system some seconds after it.
 #[test]
 fn a_burst_of_bodies_leaves_no_memory() -> Result<()> {
     const BODIES: u64 = 1024;
@@ -288,7 +288,7 @@ fn only_what_may_be_repeated_is_repeated() -> Result<()> {
     Ok(())
 }
 
-/// Whatever Nova does, the guest gets all of an answer, or sees that it did not.
+/// The guest gets all of an answer, or sees that it did not, whatever Nova does.
 #[test]
 fn answers_are_whole_or_visibly_not() -> Result<()> {
     let (mut cloud, guest) = cloud_with_guest()?;

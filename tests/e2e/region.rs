@@ -9,7 +9,7 @@ use metadata_tests::region::{
 };
 use tokio::runtime;
 
-/// What is counted is counted in all of this process.
+/// Lock of the tests, one at a time: their counts are of all of this process.
 static ALONE: Mutex<()> = Mutex::new(());
 
 const SCALE: Scale = Scale {
@@ -62,7 +62,7 @@ fn all_rows_are_as_well_had_without_conditions() -> Result<()> {
     })
 }
 
-/// What is asserted is noticed: a row that changed without the model's knowledge, and a port that is plugged nowhere.
+/// Wrong rows are noticed: one that changed without the model's knowledge, and a port that is plugged nowhere.
 #[test]
 fn a_wrong_row_is_noticed() -> Result<()> {
     let _alone = ALONE.lock();

@@ -157,7 +157,7 @@ fn an_agent_of_another_layout_is_succeeded() -> Result<()> {
     Ok(())
 }
 
-/// How many programs a device has on its ingress, by either kind of attachment.
+/// Number of programs that a device has on its ingress, by either kind of attachment.
 fn programs(host: &Namespace, device: &str) -> Result<usize> {
     // A kernel without TCX refuses the question.
     let links = host.run(|| SchedClassifier::query_tcx(device, TcAttachType::Ingress))?;
@@ -204,7 +204,7 @@ fn the_southbound_is_restarted() -> Result<()> {
     Ok(())
 }
 
-/// What was known is remembered, so the Southbound is not needed for guests that were there before.
+/// Identities that were known are remembered, so the Southbound is not needed for guests that were there before.
 #[test]
 fn the_agent_is_restarted_while_the_southbound_is_away() -> Result<()> {
     let mut cloud = Cloud::with_ovn()?;
@@ -219,8 +219,8 @@ fn the_agent_is_restarted_while_the_southbound_is_away() -> Result<()> {
     guests.iter().try_for_each(own_identity)
 }
 
-/// What is remembered is of use only while the hypervisor says the same: neither a port that moved to another
-/// instance nor a tap that got another port is answered as the old one.
+/// Identities that are remembered are of use only while the hypervisor says the same: neither a port that moved to
+/// another instance nor a tap that got another port is answered as the old one.
 #[test]
 fn what_is_remembered_is_not_given_to_others() -> Result<()> {
     let mut cloud = Cloud::on(Lab::start()?, &Options { hold: 2, ..Options::default() })?;

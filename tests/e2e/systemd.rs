@@ -45,7 +45,7 @@ const CAPABILITIES: [(&str, u32); 12] = [
     ("CAP_PERFMON", 38),
     ("CAP_BPF", 39),
 ];
-/// What `EX_CONFIG` of sysexits.h is.
+/// `EX_CONFIG` of sysexits.h.
 const EX_CONFIG: &str = "78";
 const ENDED_WELL: &str = "metadata-agent.service: Deactivated successfully.";
 /// Parts of lines of /proc/mounts.
@@ -62,7 +62,7 @@ struct Host {
     stage: Stage,
 }
 
-/// What a test left in order, for the next one. The last is not dropped, and ends with its machine.
+/// Host that a test left in order, for the next one. The last is not dropped, and ends with its machine.
 static SPARE: Mutex<Option<Host>> = Mutex::new(None);
 
 /// Runs the test while the service is active. After a failure there is no machine for the others.
@@ -161,7 +161,7 @@ fn a_started_unit_serves() -> Result<()> {
     })
 }
 
-/// What it mounts is the machine's, else nothing of it would be there for the next process, nor for a person.
+/// Mounts of the agent are the machine's, else nothing of them would be there for the next process, nor for a person.
 #[test]
 #[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
 fn what_it_mounts_is_seen_by_all() -> Result<()> {
@@ -479,8 +479,8 @@ fn nothing_is_left_of_a_removed_package() -> Result<()> {
     })
 }
 
-/// What must be the same after a restart: the run directory with its pins, the namespace and the service device. The
-/// agent's own guest is another one each time, and so is what is on its device.
+/// Inodes that must be the same after a restart: the run directory with its pins, the namespace and the service device.
+/// The agent's own guest is another one each time, and so is what is on its device.
 fn left_behind() -> Result<BTreeMap<PathBuf, u64>> {
     let mut found = BTreeMap::new();
     let mut devices = BTreeSet::new();

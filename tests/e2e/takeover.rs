@@ -267,7 +267,7 @@ impl Drop for Stray {
     }
 }
 
-/// Whatever is wrong with a successor is found before the running agent is disturbed.
+/// Errors of a successor are found before the running agent is disturbed.
 #[test]
 fn a_successor_that_cannot_start_leaves_the_running_agent_to_serve() -> Result<()> {
     let mut cloud = Cloud::with_inventory()?;
@@ -323,7 +323,7 @@ impl Pretender {
         Ok(())
     }
 
-    /// What it is told, with how many descriptors.
+    /// Receives a message, with the number of its descriptors.
     fn hear(&self) -> Result<(String, usize)> {
         use std::os::fd::AsRawFd as _;
         self.0.set_read_timeout(Some(SOON))?;

@@ -38,7 +38,7 @@ fn metadata_mac(cloud: &Cloud<Lab>, network: &Network) -> Result<String> {
     Ok(addresses.split_whitespace().next().context("no metadata port")?.to_owned())
 }
 
-/// What the guest's kernel knows of a neighbour.
+/// Entry of a neighbour in the guest's kernel.
 fn neighbour(guest: &Guest, address: &str) -> Result<String> {
     guest.netns.ip(format!("neigh show {address} dev eth0"))
 }

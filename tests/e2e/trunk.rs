@@ -44,7 +44,7 @@ fn trunk(cloud: &Cloud<Lab>, uplink: Uplink) -> Result<Trunk> {
     Ok(trunk)
 }
 
-/// What the guest gets is its instance's, and Nova is told the address of the subport: parent and subports have
+/// Answers to the guest are its instance's, and Nova is told the address of the subport: parent and subports have
 /// nothing else to be told apart by.
 fn asks_as_itself(cloud: &Cloud<Lab>, guest: &Guest) -> Result<()> {
     cloud.nova.take_requests();

@@ -57,7 +57,7 @@ fn behind(parent: &Port, port: &Port) -> Port {
     Port { tap, instance, project, ..port.clone() }
 }
 
-/// What is asked on a VLAN is that port's, and Nova hears its address.
+/// Requests on a VLAN are that port's, and Nova hears its address.
 fn asks_as(port: &Port, guest: &Guest, nova: &Nova) -> Result<()> {
     nova.take_requests();
     is_identity_of(port, &guest.get(META_DATA)?)?;

@@ -81,7 +81,7 @@ fn every_port_that_is_not_served_is_named() -> Result<()> {
     own_identity(&guest)
 }
 
-/// What a switch's own port receives is what the switch delivers: anybody's.
+/// Frames to a switch's own port are what the switch delivers: anybody's.
 #[test]
 fn a_port_of_the_switch_gets_no_program() -> Result<()> {
     let cloud = Cloud::with_ovn()?;

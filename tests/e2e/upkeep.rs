@@ -24,7 +24,7 @@ const HEALED: Duration = Duration::from_secs(30);
 /// Time that one attempt of a guest may take: it tries again, as boot clients do.
 const ATTEMPT: Duration = Duration::from_secs(1);
 
-/// What is done to the datapath.
+/// Accident of the datapath.
 type Accident = fn(&Cloud<Stage>, &Guest) -> Result<()>;
 
 fn service(cloud: &Cloud<Stage>) -> Namespace {
@@ -114,7 +114,7 @@ fn accidents_are_repaired() -> Result<()> {
     Ok(())
 }
 
-/// What cannot be repaired is said, and the node is not ready for as long as it lasts.
+/// Trouble that cannot be repaired is said, and the node is not ready for as long as it lasts.
 #[test]
 fn a_broken_path_that_cannot_be_repaired_is_said() -> Result<()> {
     let mut cloud = Cloud::with_inventory()?;
@@ -177,7 +177,7 @@ fn a_name_that_cannot_be_given_back_costs_guests_nothing() -> Result<()> {
     Ok(())
 }
 
-/// What is done to the agent's own guest.
+/// Accidents of the agent's own guest.
 const ACCIDENTS_OF_THE_PROBE: [(&str, &[&str]); 3] = [
     ("its device is down", &["link set metadata-probe down"]),
     ("its device is deleted", &["link del metadata-probe"]),
@@ -253,7 +253,7 @@ fn an_operator_asks_with_the_run_directory_alone() -> Result<()> {
     Ok(())
 }
 
-/// Who asks an agent that hangs hears so.
+/// Callers of an agent that hangs hear so.
 #[test]
 fn an_agent_that_hangs_is_not_waited_for_without_end() -> Result<()> {
     let cloud = Cloud::with_inventory()?;

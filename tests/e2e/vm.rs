@@ -1,4 +1,4 @@
-//! What only another kernel, and only Open vSwitch's kernel datapath, can show: runs in `cargo xtask vm-test`'s VMs.
+//! Tests that need another kernel, or Open vSwitch's kernel datapath: they run in `cargo xtask vm-test`'s VMs.
 //!
 //! Guests sit on taps as a hypervisor makes them, so the datapath meets unfinished checksums and segments of 64 KiB.
 
@@ -30,7 +30,7 @@ use metadata_tests::{
 };
 
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
-/// What the agent's filters are called.
+/// Handle of the agent's filters.
 const HANDLE: &str = "handle 0xa9fe";
 /// Long enough for a SYN and its first retransmission.
 const GAP: Duration = Duration::from_millis(1500);
@@ -38,7 +38,7 @@ const GAP: Duration = Duration::from_millis(1500);
 const BODY: usize = 64 << 10;
 /// A body of that size in segments of a guest's MTU.
 const SEGMENTS: u64 = (BODY / 1400) as u64;
-/// How soon what somebody removed must be back: at once, on processors that are emulated.
+/// Time after which a thing that somebody removed must be back: at once, on processors that are emulated.
 const HEALED: Duration = Duration::from_secs(10);
 
 /// A chassis of the kernel's datapath, with two guests that have one address in two networks.
@@ -337,7 +337,7 @@ enum Attachment {
     Clsact,
 }
 
-/// How the program got to the guest's tap, as the kernel says it, not the agent.
+/// Attachment of the program on the guest's tap, as the kernel says it, not the agent.
 fn attachment(cloud: &Cloud<Lab>, guest: &Guest) -> Result<Option<Attachment>> {
     let Port { tap, .. } = &guest.port;
     if run(&mut tc(cloud, guest, "filter show", "ingress")?)?.contains(HANDLE) {

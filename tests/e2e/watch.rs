@@ -1,4 +1,4 @@
-//! Who watches sees requests and dropped frames as they happen, and holds up nobody.
+//! Watching: an operator sees requests and dropped frames as they happen, and holds up nobody.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},

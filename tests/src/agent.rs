@@ -31,13 +31,14 @@ use crate::{
     wait::until,
 };
 
-/// How the agent is to attach its programs, where a test does not say: the tests pass with each way there is.
+/// Variable with the way in which the agent is to attach its programs, where a test does not say: the tests pass with
+/// each way there is.
 const ATTACH: &str = "METADATA_TEST_ATTACH";
 const START: Duration = Duration::from_secs(90);
 const REACTION: Duration = Duration::from_secs(30);
 const SETTLED: Duration = Duration::from_millis(100);
 
-/// What a test may want otherwise.
+/// Options of a test's agent.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Seconds for which a request of an unknown instance is held.
@@ -75,7 +76,7 @@ pub struct PortStatus {
     #[serde(default)]
     pub frames: BTreeMap<String, u64>,
     pub state: String,
-    /// Why it is not served, if it is not.
+    /// Reason for which it is not served, if it is not.
     pub reason: String,
 }
 
@@ -87,7 +88,7 @@ pub struct Agent {
     run_dir: PathBuf,
     state: PathBuf,
     log: PathBuf,
-    /// How to enter the chassis once more, for each start and for the clean-up.
+    /// Path by which to enter the chassis once more, for each start and for the clean-up.
     host: PathBuf,
 }
 
@@ -225,7 +226,7 @@ impl Agent {
         })
     }
 
-    /// Where its pins are.
+    /// Run directory, with its pins.
     pub fn run_dir(&self) -> &Path {
         &self.run_dir
     }
@@ -380,7 +381,7 @@ impl Agent {
         Ok(Connection::new(stream).request(method, target, &[("Connection", "close")], b"")?)
     }
 
-    /// What the command says about the agent of this run directory, with its status.
+    /// Output of a command about the agent of this run directory, with its status.
     pub fn tells(&self, arguments: &[&str]) -> Result<(i32, String)> {
         let output = Command::new(program::of_agent()?)
             .args(arguments)
@@ -391,12 +392,12 @@ impl Agent {
         Ok((output.status.code().context("it was killed")?, text))
     }
 
-    /// How a person would ask this agent something.
+    /// Command line of a person who asks this agent something.
     pub fn command_line(&self, subcommand: &str) -> String {
         format!("{} {subcommand} --config-file {}", self.binary.display(), self.config.display())
     }
 
-    /// What is in a deployment's files, with Neutron's names.
+    /// Contents of a deployment's files, with Neutron's names.
     fn configuration(&self, chassis: &impl Chassis, options: &Options) -> String {
         let mut lines = vec![
             ("DEFAULT", format!("nova_metadata_host = {}", nova::ADDRESS.ip())),

@@ -1,4 +1,4 @@
-//! What arrives at a guest's NIC, byte by byte, and whether its checksums verify.
+//! Capture of the frames that arrive at a guest's NIC, byte by byte, and whether their checksums verify.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -30,7 +30,7 @@ pub struct Capture(OwnedFd);
 #[derive(Debug)]
 pub struct Segment(Vec<u8>);
 
-/// What a segment's checksum field holds.
+/// Content of a segment's checksum field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checksum {
     /// The checksum.

@@ -1,4 +1,4 @@
-//! What every test asks: whose metadata did this guest get, and what did Nova hear?
+//! Checks of every test: whose metadata did this guest get, and what did Nova hear?
 
 use std::{
     io::{Read as _, Write as _},

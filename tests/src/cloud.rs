@@ -13,7 +13,7 @@ use crate::{
     stage::{Path, Stage},
 };
 
-/// Where an agent can run.
+/// Chassis on which an agent can run.
 pub trait Chassis {
     fn sandbox(&self) -> &Sandbox;
 

@@ -1,5 +1,5 @@
-//! How soon a plugged guest is answered: from the moment in which a client of the database that the agent reads sees the
-//! interface's row complete, to the guest's first answer.
+//! Time until a plugged guest is answered: from the moment in which a client of the database that the agent reads sees
+//! the interface's row complete, to the guest's first answer.
 
 use std::{
     sync::mpsc::{self, Receiver},
@@ -13,12 +13,12 @@ use tokio::runtime;
 
 use crate::guest::Guest;
 
-/// How long a guest waits before it sends its SYN once more: one that came too early is not answered.
+/// Time after which a guest sends its SYN once more: one that came too early is not answered.
 const ATTEMPT: Duration = Duration::from_millis(4);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 ovsdb_client::row! {
-    /// What the agent needs of an interface to serve it.
+    /// Columns of an Interface that the agent needs to serve it.
     struct Interface in "Interface" {
         name: String,
         ifindex: Option<i64>,
@@ -57,7 +57,7 @@ impl Interfaces {
         Ok(Self(receiver))
     }
 
-    /// When the row of that port was complete.
+    /// Time at which the row of that port was complete.
     fn complete(&self, port: &str) -> Result<Instant> {
         loop {
             let (seen, at) = self.0.recv_timeout(PATIENCE).context("the row never came")?;

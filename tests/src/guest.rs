@@ -36,10 +36,10 @@ use crate::{
 pub const METADATA: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80);
 pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How long duplicate address detection takes.
+/// Timeout of duplicate address detection.
 const DETECTION: Duration = Duration::from_secs(60);
 
-/// How a guest makes its link-local address (addr_gen_mode of Linux).
+/// Generation of a guest's link-local address (addr_gen_mode of Linux).
 #[derive(Debug, Clone, Copy)]
 pub enum Generation {
     Eui64 = 0,
@@ -50,7 +50,7 @@ pub enum Generation {
 /// Of linux/in.h.
 const IP_NODEFRAG: libc::c_int = 22;
 
-/// What udhcpc calls with a lease: option 121 replaces option 3 (RFC 3442).
+/// Script that udhcpc calls with a lease: option 121 replaces option 3 (RFC 3442).
 pub(crate) const DHCP_HOOK: &str = r#"#!/bin/sh
 case $1 in
 deconfig) ip link set "$interface" up; ip -4 addr flush dev "$interface";;

@@ -147,7 +147,7 @@ impl<S: Read + Write> Connection<S> {
         Ok(response)
     }
 
-    /// Whether the other side has closed and nothing more is to be read.
+    /// True if the other side has closed and nothing more is to be read.
     pub fn is_closed(&mut self) -> Result<bool> {
         Ok(self.stream.fill_buf()?.is_empty())
     }

@@ -9,7 +9,7 @@ use metadata_agent::datapath::OBJECT;
 
 use crate::programs::{IFINDEX, Which};
 
-/// Where things are. The packet's addresses are 32-bit fields of the context.
+/// Addresses of the interpreter's memory. The packet's addresses are 32-bit fields of the context.
 const PACKET: u64 = 0x1000_0000;
 const CONTEXT: u64 = 0x1_0000_0000;
 const STACK: u64 = 0x2_0000_0000;
@@ -26,7 +26,7 @@ const LIMIT: usize = 10_000;
 /// A finished run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
-    /// What the program returned.
+    /// The program's return value.
     pub action: i32,
     pub instructions: usize,
 }

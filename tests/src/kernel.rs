@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Result, bail};
 
-/// Whether it has TCX links, by its version.
+/// True if it has TCX links, by its version.
 pub fn has_tcx() -> Result<bool> {
     Ok(version()? >= (6, 6))
 }

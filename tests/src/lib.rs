@@ -1,4 +1,4 @@
-//! What the end-to-end tests and the demo are made of: guests, a chassis for them to live on, a Nova, the agent.
+//! Parts of the end-to-end tests and of the demo: guests, a chassis for them to live on, a Nova, the agent.
 //!
 //! ```text
 //! sandbox   unique names and a run directory, swept when their process is gone

@@ -23,11 +23,11 @@ const ANSWER: Duration = Duration::from_secs(90);
 /// Silence after which a line is told once more: the serial line of a machine that was moved now and then loses bytes.
 const SILENCE: Duration = Duration::from_secs(10);
 const MOVED: Duration = Duration::from_secs(120);
-/// Where the kernel moves a machine's frames itself, if it can.
+/// Device by which the kernel moves a machine's frames itself, if it can.
 const VHOST: &str = "/dev/vhost-net";
 /// Said by the shell when it is ready.
 const UP: &str = ":up:";
-/// Where the guest keeps what its DHCP client calls.
+/// Path in the guest of the script that its DHCP client calls.
 const HOOK: &str = "/dhcp";
 
 /// The NIC's other end.
@@ -39,7 +39,7 @@ pub enum Nic {
     VhostUser(PathBuf),
 }
 
-/// What the machine boots.
+/// System that the machine boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum System {
     /// A kernel and busybox in its memory.
@@ -48,7 +48,7 @@ pub enum System {
     Debian,
 }
 
-/// What a machine is made of.
+/// Hardware of a machine.
 #[derive(Debug, Clone)]
 pub struct Hardware {
     pub processors: u32,

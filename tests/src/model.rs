@@ -1,4 +1,4 @@
-//! What the programs should do, said again in plain Rust: the reference that property tests compare them with.
+//! Model of the programs, said again in plain Rust: the reference that property tests compare them with.
 //!
 //! Written from the description, over slices and without a look at the programs' own packet code, so that a mistake has
 //! to be made twice to go unnoticed.
@@ -48,7 +48,7 @@ pub struct MetadataPort {
     pub v6: [u8; 16],
 }
 
-/// What there is to say of the agent.
+/// State of the agent, as far as the programs know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agent {
     pub alive: bool,
@@ -67,7 +67,7 @@ pub struct Source {
     pub age: u64,
 }
 
-/// What becomes of a frame and of the world.
+/// Outcome for a frame and for the world.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub action: i32,
@@ -94,7 +94,7 @@ impl World {
         after.conclude(frame, bytes, counters, result)
     }
 
-    /// Whatever passes is dropped: behind a network's device is nobody but the host itself.
+    /// Outcome of `from_network`, which drops whatever passes: behind a network's device is nobody but the host itself.
     pub fn from_network(&self, frame: &[u8]) -> Outcome {
         let mut after = self.clone();
         let mut bytes = frame.to_vec();
@@ -479,7 +479,7 @@ fn check_discovery(frame: &[u8], pretends: bool) -> Step<()> {
     Ok(())
 }
 
-/// Where source and destination address of the packet begin whose payload begins there.
+/// Offsets of source and destination address in the packet whose payload begins at `at`.
 fn addresses(at: usize) -> (usize, usize) {
     if at == 34 { (26, 30) } else { (22, 38) }
 }

@@ -121,7 +121,7 @@ impl Namespace {
         Ok(value.parse()?)
     }
 
-    /// Whether a connection to that port is being tried and not yet made.
+    /// True if a connection to that port is being tried and not yet made.
     pub fn is_connecting(&self, port: u16) -> Result<bool> {
         const SYN_SENT: &str = "02";
         let text = self.run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))??;

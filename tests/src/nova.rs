@@ -71,11 +71,11 @@ struct State {
     instances: HashMap<String, Instance>,
     answers: HashMap<String, Answer>,
     requests: Vec<Recorded>,
-    /// How long an answer takes, and who may work on one.
+    /// Time that an answer takes, and the permits to work on one.
     pace: Option<(Duration, Arc<Semaphore>)>,
 }
 
-/// Why a request is not served.
+/// Reason for which a request is not served.
 #[derive(Debug)]
 struct Refusal {
     status: StatusCode,
@@ -131,7 +131,7 @@ impl Nova {
         }
     }
 
-    /// What the instance has stored as its password.
+    /// Password that the instance has stored.
     pub fn password(&self, port: &Port) -> Bytes {
         self.state()
             .instances

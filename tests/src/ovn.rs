@@ -10,8 +10,8 @@
 //! as in production. Name, ifindex and MAC of a tap are the same on both sides, so that the rows in Open_vSwitch
 //! are right for the host too.
 //!
-//! Where the kernel has a datapath, there is nothing in between: `Datapath::Kernel`, with everything in the host
-//! namespace and guests on taps as a hypervisor makes them.
+//! Nothing is in between where the kernel has a datapath: `Datapath::Kernel`, with everything in the host namespace and
+//! guests on taps as a hypervisor makes them.
 //!
 //! Open vSwitch makes the devices of networks in its own namespace: what is about those is in one namespace with it
 //! (`Lab::start_whole`). There the userspace datapath gets what a tap's guest sends besides the program.
@@ -71,14 +71,14 @@ const PROGRAMS: [&str; 9] = [
     "udhcpc",
 ];
 
-/// Whether a network has a router.
+/// Routing of a network: with a router or without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Routing {
     Routed,
     Isolated,
 }
 
-/// Which of Open vSwitch's datapaths forwards.
+/// Datapath of Open vSwitch that forwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Datapath {
     /// In ovs-vswitchd, on any kernel.
@@ -280,7 +280,7 @@ impl Lab {
         self.host.ifindex(&guest.port.tap)
     }
 
-    /// Where the database of the local Open vSwitch is.
+    /// Remote of the local Open vSwitch's database.
     pub fn ovs_remote(&self) -> String {
         format!("unix:{}", self.sandbox.path(daemons::OVS_SOCKET).display())
     }

@@ -76,7 +76,7 @@ impl Port {
         format!("vm-{}", &self.instance[..8])
     }
 
-    /// What os-vif writes on the Interface of the tap.
+    /// Ids that os-vif writes on the Interface of the tap.
     pub fn external_ids(&self) -> String {
         let Self { id, mac, instance, .. } = self;
         format!(

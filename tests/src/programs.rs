@@ -19,7 +19,7 @@ pub const IFINDEX: u32 = 1;
 /// More than the longest frame that any test uses, or that a program makes of one.
 const OUTPUT: usize = 4096;
 
-/// Which of the programs.
+/// Name of one of the programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
     FromGuest,
@@ -48,7 +48,7 @@ pub struct Programs {
     open: Array<MapData, OpenSources>,
 }
 
-/// What an agent says of itself that is there to stay.
+/// Control of an agent that is there to stay.
 pub const ALIVE: Control = Control { alive_until: u64::MAX, logging: 0, leaving: 0, ipv6: 1, probe: 0 };
 
 impl std::fmt::Debug for Programs {
@@ -124,7 +124,7 @@ impl Programs {
         Counter::ALL.iter().map(value).collect()
     }
 
-    /// What was counted for the port with that index.
+    /// Counts of the port with that index.
     pub fn port_counts(&self, index: u32) -> Result<PortCounts> {
         Ok(self.port_counters.get(&index, 0)?)
     }

@@ -6,7 +6,7 @@
 //! agent     the agent of a host, all of it that has no kernel      meter    what servers and agents cost
 //! ```
 //!
-//! What is written here is what Neutron, ovn-northd and ovn-controller write.
+//! Rows are written here as Neutron, ovn-northd and ovn-controller write them.
 
 pub mod agent;
 pub mod bystander;
@@ -93,7 +93,7 @@ impl Region {
         Operation::Insert { table: PORT_BINDING.to_owned(), row: self.row(vif), name: None }
     }
 
-    /// What the host's ovn-controller says of it when the port is plugged.
+    /// Claim by the host's ovn-controller when the port is plugged.
     pub fn claimed(&self, vif: Vif, row: Uuid) -> Operation {
         update(PORT_BINDING, row, [("chassis", self.chassis[vif.host].into()), ("up", true.into())])
     }
@@ -116,7 +116,7 @@ impl Region {
         update("SB_Global", self.global, [("nb_cfg", nb_cfg.into())])
     }
 
-    /// What a chassis' agent answers to it.
+    /// Answer of a chassis' agent to it.
     pub fn answered(&self, host: usize, nb_cfg: i64) -> Operation {
         let answer = map([("neutron:ovn-metadata-sb-cfg", nb_cfg.to_string())]);
         let mutations = vec![
@@ -138,7 +138,7 @@ impl Region {
 
 pub const PORT_BINDING: &str = "Port_Binding";
 
-/// What a host's ovn-controller says when a port is unplugged.
+/// Release by a host's ovn-controller when a port is unplugged.
 pub fn released(row: Uuid) -> Operation {
     let nothing = Value::Set(Vec::new());
     update(PORT_BINDING, row, [("chassis", nothing), ("up", false.into())])

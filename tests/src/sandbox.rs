@@ -61,7 +61,7 @@ impl Sandbox {
         self.next_guest.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Where the daemon of that name logs.
+    /// Log of the daemon of that name.
     pub fn log(&self, daemon: &str) -> PathBuf {
         self.dir.join("log").join(format!("{daemon}.log"))
     }

@@ -29,10 +29,10 @@ const NAME: &str = "metadata-agent";
 const BINARY: &str = "/usr/bin/metadata-agent";
 /// Names the package that `cargo xtask vm-test` has made of the program.
 const PACKAGE: &str = "METADATA_AGENT_PACKAGE";
-/// What the unit names, in its order.
+/// Configuration files that the unit names, in its order.
 const FILES: [&str; 3] =
     ["/etc/neutron/neutron.conf", "/etc/neutron/neutron_ovn_metadata_agent.ini", "/etc/metadata-agent.conf"];
-/// What only a machine of the tests' own has.
+/// Path that only a machine of the tests' own has.
 const MACHINE: &str = "/run/vm";
 /// Neutron's user, whose files the agent must be able to read.
 const NEUTRON: u32 = 64_062;
@@ -84,7 +84,8 @@ impl Service {
         Ok(fs::write(FILES[2], format!("{}{more}", self.section))?)
     }
 
-    /// For how long the service manager waits for signs of life from the next start on; as the unit has it, if not told.
+    /// Time for which the service manager waits for signs of life from the next start on; as the unit has it, if not
+    /// told.
     pub fn set_watchdog(&self, patience: Option<&str>) -> Result<()> {
         let folder = Path::new("/run/systemd/system").join(format!("{NAME}.service.d"));
         match patience {

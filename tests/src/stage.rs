@@ -22,10 +22,10 @@ use crate::{
 const MTU: u32 = 1500;
 const FIRST_IFINDEX: u32 = 1000;
 const PROGRAMS: [&str; 2] = ["busybox", "ip"];
-/// What guests that route send to; nobody has it, since nothing but metadata traffic would go there.
+/// MAC address that guests which route send to; nobody has it, since nothing but metadata traffic would go there.
 const GATEWAY_MAC: &str = "fa:16:3e:00:00:01";
 
-/// How a guest reaches the metadata address.
+/// Path of a guest to the metadata address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
     OnLink,
@@ -38,7 +38,7 @@ impl Path {
     }
 }
 
-/// What a guest's NIC is on the host.
+/// Kind of a guest's NIC on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nic {
     /// One end of a pair of devices: cheap, and nothing but the kernel takes part.

@@ -36,10 +36,10 @@ pub struct Station {
     source_port: u16,
     /// Ports of connections that were reset before, of which more resets may be on their way.
     former: Vec<u16>,
-    /// What the other side has confirmed, and what was sent after that.
+    /// Sequence number that the other side has confirmed, and the bytes that were sent after it.
     confirmed: u32,
     outstanding: Vec<u8>,
-    /// What is expected of the other side next.
+    /// Sequence number that is expected of the other side next.
     expected: u32,
 }
 

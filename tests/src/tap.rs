@@ -32,7 +32,7 @@ use nix::{
 
 use crate::{netns::Namespace, port::Port, vlan};
 
-/// What a virtio NIC and vhost agree on: checksums, and segmentation of TCP over either IP.
+/// Offloads that a virtio NIC and vhost agree on: checksums, and segmentation of TCP over either IP.
 const OFFLOADS: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
 /// The largest segment that is handed over whole, with its headers.
 const LARGEST_FRAME: usize = 70_000;

@@ -24,12 +24,12 @@ const PAUSE: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_millis(300);
 const ANSWERED: Duration = Duration::from_secs(60);
 
-/// What one guest saw.
+/// Answers that one guest saw.
 #[derive(Debug, Clone, Default)]
 pub struct Answers {
     pub count: usize,
     pub slowest: Duration,
-    /// How long each took.
+    /// Time that each took.
     pub times: Vec<Duration>,
 }
 
@@ -77,10 +77,10 @@ fn ask(guest: &Guest, going: &AtomicBool) -> Result<Answers> {
     Ok(answers)
 }
 
-/// What a guest that tries again sees of its requests, one after the other.
+/// Requests of a guest that tries again, one after the other.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// When answers came.
+    /// Times at which answers came.
     answers: Mutex<Vec<Instant>>,
     failed: AtomicUsize,
     is_over: AtomicBool,

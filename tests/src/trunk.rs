@@ -13,7 +13,7 @@ use anyhow::Result;
 
 use crate::{guest::Guest, netns::Namespace, port::Port, sandbox::Sandbox, tap};
 
-/// What the trunk's tap is.
+/// Kind of the trunk's tap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Uplink {
     Tap,
@@ -25,7 +25,7 @@ pub const UPLINK: &str = "uplink";
 
 #[derive(Debug)]
 pub struct Trunk {
-    /// Whose frames have no tag.
+    /// Guest whose frames have no tag.
     pub parent: Guest,
     /// Each with its VLAN.
     pub subports: Vec<(u16, Guest)>,

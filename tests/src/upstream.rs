@@ -26,7 +26,7 @@ const POLL: Duration = Duration::from_millis(2);
 /// Bytes of an answer, and after how long they are sent.
 pub type Piece = (Duration, Vec<u8>);
 
-/// What a request is answered with.
+/// Script of an answer to a request.
 #[derive(Debug, Clone)]
 pub enum Script {
     /// These bytes; the connection stays open.
@@ -41,7 +41,7 @@ pub enum Script {
     Held(Vec<u8>),
     /// The first bytes, and then the second ones again and again.
     Endless(Vec<u8>, Vec<u8>),
-    /// What that makes of the request.
+    /// Answer that the function makes of the request.
     Made(fn(&str) -> Vec<Piece>),
 }
 
@@ -89,7 +89,7 @@ struct Shared {
     script: Mutex<Script>,
     requests: Mutex<Vec<Vec<u8>>>,
     listener: TcpListener,
-    /// How many connections were accepted so far.
+    /// Number of connections that were accepted so far.
     accepted: AtomicUsize,
     /// Those that are open, by their number.
     connections: Mutex<HashMap<usize, TcpStream>>,
@@ -127,7 +127,7 @@ impl Upstream {
         Ok(Self { shared })
     }
 
-    /// What the next requests are answered with.
+    /// Sets the script of answers to the next requests.
     pub fn set_script(&self, script: Script) {
         *self.shared.script.lock().unwrap_or_else(PoisonError::into_inner) = script;
     }
@@ -137,17 +137,18 @@ impl Upstream {
         self.shared.released.store(true, Ordering::Release);
     }
 
-    /// What the next connections are protected with.
+    /// Sets the TLS configuration of the next connections.
     pub fn set_tls(&self, tls: Arc<ServerConfig>) {
         *self.shared.tls.lock().unwrap_or_else(PoisonError::into_inner) = Some(tls);
     }
 
-    /// How many connections there were.
+    /// Number of connections so far.
     pub fn connections(&self) -> usize {
         self.shared.accepted.load(Ordering::Acquire)
     }
 
-    /// How many of them neither side has closed. Whoever goes is seen while the script is `Silence` or `Stall`.
+    /// Number of the connections that neither side has closed. Whoever goes is seen while the script is `Silence` or
+    /// `Stall`.
     pub fn open_connections(&self) -> usize {
         self.shared.connections().len()
     }

@@ -11,7 +11,7 @@ use crate::{
     pem,
 };
 
-/// Where the system has its authorities.
+/// Folder of the system's authorities.
 const SYSTEM: &str = "/etc/ssl/certs";
 
 /// Authorities.

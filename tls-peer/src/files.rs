@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 /// More than all authorities of the world take.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// What a file is for.
+/// Role of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The authorities that may sign a server's certificate.
@@ -38,11 +38,11 @@ impl fmt::Display for Role {
 #[derive(Debug, thiserror::Error)]
 #[error("{role} {path:?}: {problem}")]
 pub struct FileError {
-    /// What it is for.
+    /// The role of the file.
     pub role: Role,
-    /// Which it is.
+    /// The file's path.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The problem with the file.
     pub problem: String,
     /// It could not be read, which may be for want of something on this machine, and pass.
     pub unread: bool,
@@ -80,7 +80,7 @@ pub(crate) fn read(role: Role, path: &Path) -> Result<Vec<u8>, FileError> {
     read().map_err(|error| FileError::unread(role, path, &error))
 }
 
-/// What changes with files' contents: for each inode, length and time of modification.
+/// Stamps that change with files' contents: for each inode, length and time of modification.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Stamps(Vec<Option<(u64, u64, SystemTime)>>);
 

@@ -1,4 +1,4 @@
-//! What the client shows: its certificate and key.
+//! Identity of the client: its certificate and key.
 use std::sync::Arc;
 
 use rustls::{

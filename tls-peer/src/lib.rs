@@ -35,7 +35,7 @@ pub use self::{
 /// A client: whom it trusts, and what it shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Which servers' certificates are good.
+    /// The servers' certificates that are good.
     pub trust: Trust,
     /// The client's own certificate.
     pub identity: Option<Identity>,
@@ -43,7 +43,7 @@ pub struct Settings {
     pub verify_name: bool,
 }
 
-/// Which servers' certificates are good.
+/// Trust: the servers' certificates that are good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trust {
     /// Any, whatever is in it; nor must the server have its key.
@@ -90,7 +90,7 @@ impl Settings {
         Ok(Material { public, key })
     }
 
-    /// What changes when a file's contents do.
+    /// Stamps of the files, which change when their contents do.
     pub fn stamps(&self) -> Stamps {
         let mut stamps = Stamps::default();
         if let Trust::Authorities(path) = &self.trust {

@@ -1,9 +1,9 @@
-//! Why a handshake failed, in words that tell what to do.
+//! Reasons of a handshake that failed, in words that tell what to do.
 use std::io;
 
 use rustls::{AlertDescription, CertificateError};
 
-/// Why a handshake failed, if it was for a certificate.
+/// Reason for which a handshake failed, if it was for a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// Nobody whom we trust has signed the server's certificate.
@@ -14,7 +14,7 @@ pub enum Refusal {
     Alert(String),
 }
 
-/// What was wrong, if `error` comes from TLS and is about certificates or what the server says of ours.
+/// The refusal, if `error` comes from TLS and is about certificates or the server's word about ours.
 pub fn refusal(error: &io::Error) -> Option<Refusal> {
     match error.get_ref()?.downcast_ref()? {
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => Some(Refusal::UnknownIssuer),

@@ -1,4 +1,5 @@
-//! What `TRUSTED CERTIFICATE` has behind a certificate (`openssl x509 -trustout`): for what it is trusted, and for what not.
+//! Auxiliary data behind a `TRUSTED CERTIFICATE` (`openssl x509 -trustout`): the uses for which it is trusted, or is
+//! not.
 use crate::der::{self, OBJECT, SEQUENCE, context};
 
 /// id-kp-serverAuth, 1.3.6.1.5.5.7.3.1.
@@ -6,7 +7,7 @@ const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 /// anyExtendedKeyUsage, 2.5.29.37.0.
 const ANY: &[u8] = &[0x55, 0x1d, 37, 0];
 
-/// Whether it is trusted to sign servers' certificates.
+/// Trust of an authority to sign servers' certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ServerTrust {
     /// Nothing is said about it.

@@ -1,4 +1,4 @@
-//! Which servers' certificates are good: those that OpenSSL would take.
+//! Verifier of servers' certificates: it takes those that OpenSSL would take.
 use rustls::{
     CertificateError, DigitallySignedStruct, SignatureScheme,
     client::{
@@ -67,7 +67,7 @@ impl ServerCertVerifier for Verifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    /// Where any certificate will do, having its key proves nothing: whoever is in between has one with a key.
+    /// Proof of the key, which proves nothing where any certificate will do: whoever is in between has one with a key.
     fn verify_tls12_signature(
         &self,
         message: &[u8],

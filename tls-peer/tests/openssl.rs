@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tls_peer::{Identity, Settings, Trust};
 use workshop::{Server, Workshop};
 
-/// What a table says of a certificate: what OpenSSL does is found out and must be the same.
+/// Verdict on a certificate, as a table says it: that of OpenSSL is found out and must be the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Verdict {
     /// Both take it.

@@ -1,4 +1,4 @@
-//! What must hold for a change to land.
+//! Steps that must pass for a change to land.
 use std::time::Instant;
 
 use anyhow::Context as _;

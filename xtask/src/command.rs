@@ -64,7 +64,7 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Whether a program is on `PATH`, or where cargo, or Debian for administrators, keeps them.
+/// Path of a program on `PATH`, or where cargo, or Debian for administrators, keeps it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let more = [cargo_home().join("bin"), "/usr/sbin".into(), "/sbin".into()];

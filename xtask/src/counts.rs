@@ -1,4 +1,4 @@
-//! How many tests ran, and which did not and why, told from what `cargo test` prints.
+//! Counts of the tests that ran, and of those that did not with the reason, told from what `cargo test` prints.
 use std::{
     collections::BTreeMap,
     env, fmt,
@@ -18,7 +18,7 @@ pub(crate) struct Counts {
     passed: u32,
     failed: u32,
     ignored: u32,
-    /// How many of the ignored say what: for what they are, and what runs them.
+    /// Number of the ignored ones by reason: for what they are, and what runs them.
     reasons: BTreeMap<String, u32>,
 }
 
@@ -52,7 +52,8 @@ impl Counts {
         Some(Self { passed, failed, ignored, ..Self::default() })
     }
 
-    /// Why a test was skipped, from its line: `test name ... ignored, for another machine: how to have it`.
+    /// Reason for which a test was skipped, from its line: `test name ... ignored, for another machine: how to have
+    /// it`. ignored, for another machine: how to have it`.
     fn reason(line: &str) -> Option<&str> {
         line.trim().strip_prefix("test ")?.split_once(" ... ignored, ").map(|(_, reason)| reason)
     }

@@ -48,7 +48,7 @@ struct Banned {
     name: String,
 }
 
-/// What `cargo metadata` tells.
+/// Output of `cargo metadata`.
 #[derive(Debug, Deserialize)]
 struct Metadata {
     packages: Vec<Package>,

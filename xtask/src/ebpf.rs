@@ -20,7 +20,7 @@ pub const LLVM_MAJOR: &str = "22";
 /// A compiler with core's source and the right LLVM.
 #[derive(Debug, Clone)]
 pub struct Toolchain {
-    /// What it is, for messages.
+    /// Name of the compiler, for messages.
     pub name: String,
     rustc: PathBuf,
     cargo: PathBuf,
@@ -28,7 +28,7 @@ pub struct Toolchain {
     llvm: PathBuf,
 }
 
-/// Why there is no toolchain: every candidate with what is wrong with it.
+/// Failure to find a toolchain: every candidate with what is wrong with it.
 #[derive(Debug)]
 pub struct NoToolchain(Vec<String>);
 

@@ -25,13 +25,13 @@ pub(crate) struct DemoOptions {
 pub(crate) struct TestOptions {
     /// Only tests whose name contains this.
     pub(crate) filter: Option<String>,
-    /// For how long each fuzzing target is given broken inputs; 2 if not told.
+    /// Seconds for which each fuzzing target is given broken inputs; 2 if not told.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) fuzz: Option<u64>,
-    /// For how long random transactions are compared with what OVSDB clients hold; 5 if not told.
+    /// Seconds for which random transactions are compared with what OVSDB clients hold; 5 if not told.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) compare: Option<u64>,
-    /// For how long taps change hands while what arrives in the guests is looked at; 10 if not told.
+    /// Seconds for which taps change hands while what arrives in the guests is looked at; 10 if not told.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) isolate: Option<u64>,
 }

@@ -1,4 +1,5 @@
-//! Whatever bytes come: what is accepted is understood in the same way however it is cut, and by others who read it.
+//! Oracles for any bytes: a message that is accepted is understood in the same way however it is cut, and by other
+//! readers.
 use bytes::{Bytes, BytesMut};
 use http1::{Chunks, Framing, HeadEnd, Malformed, Request, Response};
 use httparse::{EMPTY_HEADER, Status};
@@ -6,7 +7,7 @@ use httparse::{EMPTY_HEADER, Status};
 /// Names under which we may be addressed in a target.
 pub(crate) const HOSTS: &[&str] = &["192.0.2.1"];
 
-/// What a head says.
+/// Head of a request, as it is understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RequestHead {
     pub(crate) method: Vec<u8>,
@@ -14,7 +15,7 @@ pub(crate) struct RequestHead {
     pub(crate) fields: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What a response says.
+/// Response, as it is understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -22,7 +23,7 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
 }
 
-/// Reads requests that follow each other, and returns what those say that are accepted, with their heads.
+/// Reads requests that follow each other, and returns those that are accepted, with their heads.
 pub(crate) fn requests(bytes: &[u8]) -> Vec<(&[u8], RequestHead)> {
     let mut accepted = Vec::new();
     let mut rest = bytes;
@@ -64,7 +65,7 @@ fn response(bytes: &[u8], request: &Request<'_>) -> Option<Answer> {
     Some(Answer { status: response.status, fields, body })
 }
 
-/// Where a head ends, at once and byte by byte.
+/// Length of a head, found at once and byte by byte.
 fn head_end(bytes: &[u8]) -> Option<usize> {
     let mut step_by_step = HeadEnd::default();
     let found = (0..=bytes.len()).map(|length| step_by_step.find(&bytes[..length]));

@@ -9,7 +9,7 @@ use crate::config::{self, Config, Place};
 const FILE: &str = "config-file";
 const FOLDER: &str = "config-dir";
 
-/// Where the configuration is.
+/// Places of the configuration: files and folders.
 #[derive(Debug, Default)]
 pub(super) struct ConfigFiles(Vec<Place>);
 
@@ -26,7 +26,7 @@ impl ConfigFiles {
         Ok(Config::read(&self.0)?)
     }
 
-    /// What is in effect, as a file.
+    /// Effective configuration, as a file.
     pub(super) fn effective(&self) -> anyhow::Result<String> {
         Ok(config::effective(&self.0)?)
     }

@@ -9,13 +9,13 @@ use super::{
 };
 use crate::admin;
 
-/// What to log, and where the agent is.
+/// Filter of the log, and where the agent is.
 #[derive(Debug, Args)]
 pub(super) struct Log {
-    /// What both processes log, as in RUST_LOG: debug, info, warn, or with parts: info,access=off
+    /// Filter of both processes' logs, as in RUST_LOG: debug, info, warn, or with parts: info,access=off
     #[arg(long, value_name = "FILTER", conflicts_with = "datapath", required_unless_present = "datapath")]
     level: Option<String>,
-    /// Whether a line is logged for each frame that is the agent's, with its outcome.
+    /// Turn on or off a line for each frame that is the agent's, with its outcome.
     #[arg(long)]
     datapath: Option<Switch>,
     /// Frames of one tap, port or instance only.

@@ -41,7 +41,7 @@ use crate::{
 
 /// Timeout of what it begins with.
 const BEGIN: Duration = Duration::from_secs(10);
-/// For how long requests are gathered for one message to who watches.
+/// Time for which requests are gathered for one message to who watches.
 const GATHERING: Duration = Duration::from_millis(50);
 /// Period of the look after the workers.
 const PULSE: Duration = Duration::from_secs(1);

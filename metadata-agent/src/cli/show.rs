@@ -19,7 +19,7 @@ pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// Subject, and where the agent is.
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// What to show.
+    /// Subject to show.
     subject: Subject,
     /// As the agent says it, for programs.
     #[arg(long)]
@@ -30,11 +30,11 @@ pub(super) struct Show {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Subject {
-    /// Whether guests can be served, and if not, why.
+    /// Readiness to serve guests, and the reasons if there is none.
     Ready,
     /// The ports and who is behind each.
     Ports,
-    /// What the datapath counted.
+    /// Counters of the datapath.
     Counters,
     /// Everything that is counted, in Prometheus' text format.
     Metrics,

@@ -27,16 +27,16 @@ use super::{
 };
 use crate::admin;
 
-/// How often keys and signals are looked at.
+/// Interval at which keys and signals are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Where the agent is, and what comes first.
+/// Order and filter of the ports, and where the agent is.
 #[derive(Debug, Args)]
 pub(super) struct Top {
     /// Seconds between two looks.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
     interval: u64,
-    /// By what ports are sorted.
+    /// Column to sort the ports by.
     #[arg(long, value_enum, default_value_t = Column::Requests)]
     sort: Column,
     /// Only ports whose tap, port or instance has these characters in it.
@@ -49,7 +49,7 @@ pub(super) struct Top {
     place: AgentPlace,
 }
 
-/// What a key asks for.
+/// Step that a key asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     GoOn,

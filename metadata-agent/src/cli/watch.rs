@@ -11,7 +11,7 @@ use super::{
 };
 use crate::admin;
 
-/// What to watch, and where the agent is.
+/// Filter of the requests, and where the agent is.
 #[derive(Debug, Args)]
 pub(super) struct Watch {
     /// Of one tap or port only.

@@ -13,7 +13,7 @@ use std::{
 /// The section that references name by naming none.
 pub(super) const DEFAULT: &str = "DEFAULT";
 
-/// Where a value stands.
+/// Origin of a value: file and line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// The file.
@@ -52,14 +52,14 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: std::io::Error,
     },
     /// A line that is none of the things that a line can be.
     /// The line itself is not shown: it may be the one with the secret.
     #[error("{origin}: {problem}")]
     Syntax {
-        /// Where.
+        /// The origin of the line.
         origin: Origin,
         /// Explanation: what is wrong, and what would be right.
         problem: &'static str,

@@ -49,9 +49,9 @@ pub struct Config {
     pub debug: bool,
     /// `[metadata_ebpf] log_format`: form of a line of the log.
     pub log_format: LogFormat,
-    /// Where requests go.
+    /// Nova, to which requests go.
     pub nova: Nova,
-    /// Where ports and identities come from.
+    /// Source of ports and identities.
     pub source: Source,
     /// `[metadata_ebpf] netns`: name of the service namespace, under /run/netns.
     pub netns: String,
@@ -150,13 +150,13 @@ pub enum Error {
     Folder {
         /// The folder.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: std::io::Error,
     },
     /// An option's value is not usable.
     #[error("{origin}: [{section}] {option} = {value:?}: {problem}")]
     Value {
-        /// Where it stands.
+        /// Its origin.
         origin: Origin,
         /// Its section.
         section: &'static str,
@@ -173,7 +173,7 @@ pub enum Error {
          written $$, and a reference with letters or a dot behind it ${{name}}"
     )]
     Reference {
-        /// Where it stands.
+        /// Its origin.
         origin: Origin,
         /// Its section.
         section: &'static str,
@@ -183,7 +183,7 @@ pub enum Error {
     /// An option in our own section that does not exist.
     #[error("{origin}: [{OWN}] has no option {option:?}; it has: {known}")]
     Unknown {
-        /// Where it stands.
+        /// Its origin.
         origin: Origin,
         /// Its name.
         option: String,

@@ -53,9 +53,9 @@ pub fn options_table() -> String {
     text
 }
 
-/// What is in effect, as a file that means the same: options that have their default are commented out, the others stand
-/// below the place that they are from. The secret is not shown, and neither is what refers to it or to an option that is
-/// none of the table: the reference is.
+/// Effective configuration, as a file that means the same: options that have their default are commented out, the
+/// others stand below the place that they are from. The secret is not shown, and neither is what refers to it or to an
+/// option that is none of the table: the reference is.
 pub fn effective(places: &[Place]) -> Result<String, Error> {
     let ini = read(places)?;
     let shown = shown(&ini);

@@ -1,7 +1,7 @@
 //! Filters of system calls: an allow-list for everything that serving guests takes, and a list of those that no honest
 //! process of ours makes, at which it is killed.
 //!
-//! What is on neither fails with `EPERM`: a library may try more than it needs, and say so or do without.
+//! A call on neither list fails with `EPERM`: a library may try more than it needs, and say so or do without.
 use std::collections::BTreeMap;
 
 use nix::libc;
@@ -131,7 +131,7 @@ const HOSTILE: &[i64] = &[
 /// The argument of `mmap` and `mprotect` that says what the memory is for.
 const PROTECTION: u8 = 2;
 
-/// Why there is no filter.
+/// Reason for which there is no filter.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("this kind of processor is not known to the filter's compiler")]

@@ -23,7 +23,7 @@ const PROBING: Duration = Duration::from_secs(45);
 /// Most ports that are explained at a time.
 const MOST: usize = MOST_PORTS;
 
-/// What an operator wants to have explained.
+/// Subject that an operator wants to have explained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
     /// A tap, or the id of a port or an instance, or an address; nothing for all that is wrong.
@@ -105,7 +105,7 @@ impl Control {
         self.gather(evidence, served)
     }
 
-    /// What the sources say of each port. A static inventory says what cannot be served, and no more.
+    /// Evidence of the sources for each port. A static inventory says what cannot be served, and no more.
     fn evidence(&self) -> Vec<Evidence> {
         let mut evidence = self.source.evidence();
         let known: BTreeSet<String> = evidence.iter().map(|one| one.port.clone()).collect();

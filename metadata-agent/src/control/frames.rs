@@ -23,7 +23,7 @@ use crate::{
 /// Most frames that are told of in a second, of all processors together: a host may have hundreds of them.
 const MOST: Limit = Limit::new(1000, 1000);
 
-/// What of that is used up, and what was left out for it.
+/// Budget by [`MOST`]: its use, and the frames that were left out for it.
 #[derive(Debug)]
 struct Budget {
     began: Instant,
@@ -57,12 +57,12 @@ impl Budget {
     }
 }
 
-/// What of the datapath is logged.
+/// Part of the datapath that is logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Logged {
     /// Only these ports, or everything.
     pub(super) ports: Option<BTreeSet<PortNumber>>,
-    /// When it ends.
+    /// End of the logging.
     pub(super) until: Instant,
 }
 
@@ -207,7 +207,7 @@ fn recorded(logged: Option<&Logged>, watched: &Watched, find: impl Fn(&str) -> O
     }
 }
 
-/// When logging for that long ends.
+/// End of logging for `seconds`.
 pub(super) fn end(now: Instant, seconds: u64) -> Instant {
     now + Duration::from_secs(seconds)
 }

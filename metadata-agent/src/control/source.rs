@@ -61,7 +61,7 @@ impl PortSource {
         }
     }
 
-    /// What should be served; nothing as long as that cannot be said.
+    /// Ports that should be served; nothing as long as that cannot be said.
     pub(super) fn desired(&mut self, links: &Links, reconciler: &Reconciler) -> Option<(Desired, Unserved)> {
         match self {
             Self::Ovn(ovn) => ovn.desired(links.table(), |key| reconciler.served(key)),
@@ -99,7 +99,7 @@ impl PortSource {
         }
     }
 
-    /// What the databases say of each port.
+    /// Evidence of the databases for each port.
     pub(super) fn evidence(&self) -> Vec<Evidence> {
         match self {
             Self::Ovn(ovn) => ovn.evidence(),

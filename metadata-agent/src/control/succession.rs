@@ -29,7 +29,7 @@ use crate::{
     takeover::{Offering, Predecessor, Step, Takeovers},
 };
 
-/// How long a successor tries to become able to serve. The running agent waits a little longer.
+/// Time for which a successor tries to become able to serve. The running agent waits a little longer.
 const PATIENCE: Duration = Duration::from_secs(12);
 
 /// Something that is done once.
@@ -41,7 +41,7 @@ impl fmt::Debug for Farewell {
     }
 }
 
-/// Who was before, and who comes next.
+/// Succession of agents: the one before, and the one that comes next.
 #[derive(Debug)]
 pub(super) struct Succession {
     run_dir: PathBuf,
@@ -49,7 +49,7 @@ pub(super) struct Succession {
     program: Option<PathBuf>,
     predecessor: Option<(Predecessor, Farewell)>,
     began: Instant,
-    /// What a successor gets.
+    /// Offering to a successor.
     pub(super) offering: Option<Offering>,
     takeovers: Option<Takeovers>,
     /// True if a successor runs that this agent started.

@@ -1,9 +1,10 @@
 //! Telling a physical network that a metadata port is on this chassis now.
 //!
-//! When OVN makes another chassis responsible for an external port, switches go on leading what is sent to the metadata port's
-//! MAC address to the former one, until they forget it (five minutes, mostly) or hear from it elsewhere. OVN lets
-//! nothing out to there but what is for the external port's own MAC address, so that each gets an ARP reply that it has not
-//! asked for (RFC 5227, section 3, unicast): for 169.254.169.254, which is at the metadata port's MAC address.
+//! OVN may make another chassis responsible for an external port. Switches then go on leading frames for the metadata
+//! port's MAC address to the former one, until they forget it (five minutes, mostly) or hear from it elsewhere. OVN
+//! lets nothing out to there but what is for the external port's own MAC address, so that each gets an ARP reply that
+//! it has not asked for (RFC 5227, section 3, unicast): for 169.254.169.254, which is at the metadata port's MAC
+//! address.
 #![forbid(unsafe_code)]
 use std::{
     io,

@@ -11,16 +11,16 @@ use metadata_ebpf::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 const FLAGS: [(u8, &str); 6] =
     [(0x02, "SYN"), (0x10, "ACK"), (0x01, "FIN"), (0x04, "RST"), (0x08, "PSH"), (0x20, "URG")];
 
-/// What the first bytes of a frame say.
+/// Headers of a frame, as far as its first bytes tell.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Headers {
-    /// Where it says that it comes from.
+    /// Source address, as the frame has it.
     pub source: Option<IpAddr>,
-    /// Where it goes to.
+    /// Destination address.
     pub destination: Option<IpAddr>,
     /// Ports of TCP.
     pub ports: Option<(u16, u16)>,
-    /// What it is, with the flags of TCP.
+    /// Kind of packet in words, with the flags of TCP.
     pub what: String,
 }
 

@@ -2,6 +2,8 @@
 mod announce;
 mod attach;
 mod bpffs;
+mod device;
+mod error;
 mod headers;
 mod index;
 mod netlink;
@@ -14,16 +16,14 @@ mod tables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use aya::{Ebpf, EbpfLoader, maps::MapError, programs::SchedClassifier};
+use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
 use metadata_ebpf::{
-    address::MAX_PORTS,
     counter::Counter,
     map::{LAYOUT, Network, Port, PortKey},
 };
@@ -34,6 +34,8 @@ use crate::config::AttachMode;
 
 pub use announce::announce;
 pub use bpffs::has_pins;
+pub use device::{Device, DeviceKind, device_name};
+pub use error::Error;
 pub use headers::Headers;
 pub use index::{Assignment, Indexes};
 pub use netlink::remove_device;
@@ -59,142 +61,6 @@ pub struct MapsId(u32);
 impl std::fmt::Display for MapsId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "metadata-agent maps {}", self.0)
-    }
-}
-
-/// An operation that the kernel refused, and what that means.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The BPF file system cannot be mounted or used.
-    #[error("cannot use a BPF file system at {path}: {error}", path = .path.display())]
-    Bpffs {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// The programs or maps were refused.
-    #[error("the kernel refused the datapath programs, which need Linux 5.10 or later: {0:#}")]
-    Load(anyhow::Error),
-    /// A map operation failed.
-    #[error("map {map}: {error}")]
-    Map {
-        /// Name of the map.
-        map: &'static str,
-        /// Why.
-        error: MapError,
-    },
-    /// The memory that guest-facing process and programs share cannot be had.
-    #[error("the map OPEN cannot be given to the guest-facing process: {0}")]
-    Shared(io::Error),
-    /// A program cannot be attached.
-    #[error("cannot attach to {device} (ifindex {ifindex}): {reason}")]
-    Attach {
-        /// Name of the device.
-        device: String,
-        /// Its interface index.
-        ifindex: u32,
-        /// Why, and what to do.
-        reason: String,
-        /// True if the reason may be a kernel without that kind of attachment.
-        unsupported: bool,
-    },
-    /// The kernel has no TCX, and nothing else is allowed.
-    #[error(
-        "this kernel has no TCX links, which came with Linux 6.6: leave out [metadata_ebpf] attach = tcx, and filters of a \
-         clsact qdisc are used"
-    )]
-    NoTcx,
-    /// The programs of another version hold their devices by links, which come before our filters.
-    #[error(
-        "{path} is the link of an agent of another version, which filters of a clsact qdisc cannot succeed: start this \
-         one with [metadata_ebpf] attach = tcx, or run `metadata-agent cleanup` before"
-    , path = .path.display())]
-    Links {
-        /// The pin.
-        path: PathBuf,
-    },
-    /// The network devices cannot be listed.
-    #[error("cannot list the network devices: {0}")]
-    Devices(io::Error),
-    /// A network's device cannot be set up.
-    #[error("cannot set up the network's device with ifindex {ifindex}: {error}")]
-    Network {
-        /// Its interface index.
-        ifindex: u32,
-        /// Why.
-        error: io::Error,
-    },
-    /// A pin cannot be written or removed.
-    #[error("pin {path}: {error}", path = .path.display())]
-    Pin {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// The service namespace or device cannot be made.
-    #[error("service namespace {netns}: {what}: {error}")]
-    Service {
-        /// Name of the namespace.
-        netns: String,
-        /// The operation.
-        what: &'static str,
-        /// Why it failed.
-        error: io::Error,
-    },
-    /// The agent's own guest cannot be made.
-    #[error("the probe of the datapath: {what}: {error}")]
-    Probe {
-        /// The operation.
-        what: &'static str,
-        /// Why it failed.
-        error: io::Error,
-    },
-    /// All indexes are in use.
-    #[error("all {} ports that one host can serve are in use", MAX_PORTS - 1)]
-    Full,
-}
-
-/// A network device as the attachment needs it: aya attaches by name, identity is by index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
-    /// Interface index.
-    pub ifindex: u32,
-    /// Name at the time of the last netlink message.
-    pub name: String,
-    /// Whose frames come in.
-    pub kind: DeviceKind,
-}
-
-/// Kind of a device that has a program, by whose frames come in there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceKind {
-    /// One guest's.
-    Tap,
-    /// Those that the switch delivers to a network's metadata port.
-    Network,
-}
-
-impl DeviceKind {
-    /// Name of the program that such a device has.
-    fn program(self) -> &'static str {
-        match self {
-            Self::Tap => "from_guest",
-            Self::Network => "from_network",
-        }
-    }
-}
-
-impl Device {
-    /// A guest's, or another one that is alone behind it.
-    pub fn tap(ifindex: u32, name: impl Into<String>) -> Self {
-        Self { ifindex, name: name.into(), kind: DeviceKind::Tap }
-    }
-
-    /// A network's.
-    pub fn network(ifindex: u32, name: impl Into<String>) -> Self {
-        Self { ifindex, name: name.into(), kind: DeviceKind::Network }
     }
 }
 
@@ -225,7 +91,7 @@ pub struct Datapath {
     attachment: attach::Attachment,
     service: Device,
     lease: Duration,
-    /// Until when segments of connections that are not ours pass on taps that were there before us.
+    /// Time until which segments of connections that are not ours pass on taps that were there before us.
     foreign_until: u64,
     maps_dir: PathBuf,
 }
@@ -237,10 +103,10 @@ impl std::fmt::Debug for Datapath {
 }
 
 impl Datapath {
-    /// Which maps an agent with this `run_dir` and this layout finds: none if it will make new ones.
+    /// Id of the maps that an agent with this `run_dir` and this layout finds: none if it will make new ones.
     ///
-    /// What a synthetic address means is in the map `SOURCES`, and its number in the kernel stands for that: it is given
-    /// to no other map for as long as the machine is up (`bpf_map_alloc_id` counts on).
+    /// The meaning of a synthetic address is in the map `SOURCES`, and the map's number in the kernel stands for that:
+    /// it is given to no other map for as long as the machine is up (`bpf_map_alloc_id` counts on).
     pub fn former_maps(run_dir: &Path) -> Result<Option<MapsId>, Error> {
         let folder = bpffs::mount(&run_dir.join("bpf"))?.join(layout());
         if !folder.join("SOURCES").exists() {
@@ -386,8 +252,8 @@ impl Datapath {
         self.tables.exhausted(assignment)
     }
 
-    /// Until when, on the programs' clock, segments of connections that are not ours pass on a tap that was here before
-    /// the agent; 0 where another agent of this kind had it.
+    /// Time, on the programs' clock, until which segments of connections that are not ours pass on a tap that was here
+    /// before the agent; 0 where another agent of this kind had it.
     pub fn foreign_until(&self) -> u64 {
         self.foreign_until
     }
@@ -505,13 +371,6 @@ impl Datapath {
         let map = pinned(&self.maps_dir, "OPEN")?;
         map.fd().as_fd().try_clone_to_owned().map_err(Error::Shared)
     }
-}
-
-/// Name of a device, or its index in words once it is gone. To look for an index has no module loaded.
-pub fn device_name(ifindex: u32) -> String {
-    let name = nix::net::if_::if_indextoname(ifindex).ok();
-    let name = name.and_then(|name| name.into_string().ok());
-    name.unwrap_or_else(|| format!("ifindex {ifindex}"))
 }
 
 fn maps_id(folder: &Path) -> Result<MapsId, Error> {

@@ -19,7 +19,7 @@ use nix::{
 
 use crate::descriptors::namespace_of;
 
-/// Where iproute2 keeps the names.
+/// Folder in which iproute2 keeps the names.
 pub const FOLDER: &str = "/run/netns";
 /// `NSFS_MAGIC` of linux/magic.h.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -83,7 +83,7 @@ impl Netns {
         self.file.as_raw_fd()
     }
 
-    /// Whether a socket is of this namespace.
+    /// True if a socket is of this namespace.
     pub fn holds(&self, socket: &impl AsFd) -> io::Result<bool> {
         let (theirs, ours) = (namespace_of(socket)?.metadata()?, self.file.metadata()?);
         Ok((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()))

@@ -30,7 +30,7 @@ const ADDRESS_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 
 /// Time limit of each step of an attempt.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Over which family it is asked.
+/// Family over which the service is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// IPv4.
@@ -101,7 +101,8 @@ impl Probe {
         }
     }
 
-    /// What came of the attempt under way, or why it failed. Waits for ever if there is none. May be cancelled.
+    /// Result of the attempt under way, with the reason if it failed. Waits for ever if there is none. May be
+    /// cancelled.
     pub async fn answer(&mut self) -> Result<(), String> {
         match self.answers.recv().await {
             Some(answer) => {

@@ -28,7 +28,7 @@ const UNSPEC: i32 = -1;
 pub struct Frame {
     /// Its outcome.
     pub outcome: Counter,
-    /// What was done with it.
+    /// Action of the program.
     pub action: Action,
     /// Index and generation of its port, if that is known.
     pub port: Option<(u32, u8)>,
@@ -38,13 +38,13 @@ pub struct Frame {
     pub vlan: u32,
     /// Its length.
     pub len: u32,
-    /// What it says, with the guest's own address.
+    /// Its headers, with the guest's own address.
     pub headers: Headers,
     /// Frames that were left out before it, since there were too many.
     pub left_out: u64,
 }
 
-/// What a program does with a frame.
+/// Action of a program on a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// It ends here.

@@ -165,8 +165,8 @@ impl Tables {
         Ok((state.generation as u8 == assignment.generation).then_some(state))
     }
 
-    /// Whether a former agent was silent for so long that the programs have let everything pass, to whoever serves the taps
-    /// besides.
+    /// True if a former agent was silent for so long that the programs have let everything pass, to whoever serves the
+    /// taps besides.
     pub(super) fn has_lapsed(&self) -> Result<bool, Error> {
         let Control { alive_until, .. } =
             self.control.get(&0, 0).map_err(|error| failed("CONTROL", error))?;
@@ -188,7 +188,7 @@ impl Tables {
         self.control.set(0, self.said, 0).map_err(|error| failed("CONTROL", error))
     }
 
-    /// What was counted for an assignment.
+    /// Counts of an assignment.
     pub(super) fn counts(&self, assignment: Assignment) -> Result<PortCounts, Error> {
         let counts = self.raw_counts(assignment)?;
         let is_its_own = counts.generation == u64::from(assignment.generation);

@@ -27,7 +27,7 @@ pub struct Identity {
 pub struct SignedIdentity {
     /// The identity itself.
     pub identity: Identity,
-    /// What its requests must bring, if anything.
+    /// Policy that its requests must meet, if any.
     pub policy: Option<RequestPolicy>,
     signature: String,
     forwarded_for: [Option<String>; 2],

@@ -47,7 +47,7 @@ struct State {
     holds: Holds,
     phase: Phase,
     since: Instant,
-    /// For which limit it had to give way. It holds nothing then, and gets nothing any more.
+    /// Limit for which it had to give way. It holds nothing then, and gets nothing any more.
     evicted: Option<Limit>,
 }
 

@@ -35,7 +35,7 @@ pub struct Port {
     resolved: Notify,
     /// True if nobody but the agent itself is behind it, who finds out by it whether the datapath works.
     pub is_probe: bool,
-    /// What became of its requests, in the process that has them.
+    /// Tally of its requests, in the process that has them.
     pub tally: Tally,
     /// Cancelled when the assignment ends, in the process that has its connections.
     pub gone: CancellationToken,

@@ -38,7 +38,7 @@ pub struct Record {
     pub nova_us: Option<u64>,
     /// Name of the refusal, as in the metric of refusals.
     pub refusal: Option<Cow<'static, str>>,
-    /// Why the guest did not get, whole, what it asked for.
+    /// Reason for which the guest did not get the whole answer that it asked for.
     pub reason: Option<String>,
 }
 
@@ -68,7 +68,7 @@ struct Entries {
     recent: VecDeque<(Instant, Record)>,
 }
 
-/// What a tally says at a time.
+/// Report of a tally at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TallyReport {
     /// Sums since this process knows the port.

@@ -12,13 +12,13 @@ use crate::{
 /// A database, as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatabaseSeen {
-    /// Why its rows are not those of a server that is there, if so.
+    /// Reason for which its rows are not those of a server that is there, if so.
     pub down: Option<String>,
-    /// For how long that has been so, or has not been so.
+    /// Time for which that has been so, or has not been so.
     pub since: Duration,
 }
 
-/// What concerns all ports.
+/// Facts that concern all ports.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeFacts {
     /// The local Open vSwitch's database and the Southbound; none with a static inventory.
@@ -29,7 +29,7 @@ pub struct NodeFacts {
     pub notes: Vec<String>,
     /// True if guests are served over IPv6.
     pub has_ipv6: bool,
-    /// Why Nova cannot be reached, if so.
+    /// Reason for which Nova cannot be reached, if so.
     pub nova: Option<String>,
 }
 
@@ -51,7 +51,7 @@ pub struct InterfaceSeen {
 pub struct BindingSeen {
     /// Type of the port.
     pub kind: String,
-    /// Whether it names this chassis, or another one.
+    /// True if it names this chassis, false if another one.
     pub chassis: Option<bool>,
     /// Neutron's device_id.
     pub device_id: Option<String>,
@@ -61,18 +61,18 @@ pub struct BindingSeen {
     pub macs: Vec<Mac>,
 }
 
-/// What the sources of identity say of one port.
+/// Evidence of the sources of identity for one port.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Evidence {
     /// Neutron's port.
     pub port: String,
-    /// What is plugged for it.
+    /// The Interface that is plugged for it.
     pub interface: Option<InterfaceSeen>,
     /// Its row in the Southbound.
     pub binding: Option<BindingSeen>,
 }
 
-/// Who a port is, as the agent has decided.
+/// Identity of a port, as the agent has decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Word {
     /// This one.
@@ -92,9 +92,9 @@ pub struct ServedSeen {
     pub vlan: u32,
     /// Its MAC address, if it has no tap.
     pub mac: Option<String>,
-    /// Who it is.
+    /// Its identity.
     pub who: Word,
-    /// Why the program could not be put on the device, if so.
+    /// Reason for which the program could not be put on the device, if so.
     pub attached: Result<(), String>,
     /// True if the kernel says that the program is there.
     pub is_on: bool,
@@ -109,18 +109,18 @@ pub struct ServedSeen {
 /// Everything that is known about one port.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PortFacts {
-    /// What was asked for, if nothing is known of it.
+    /// The operator's word for it, if nothing is known of it.
     pub asked: String,
-    /// What the sources say.
+    /// Evidence of the sources.
     pub evidence: Evidence,
     /// The device of the interface's name, or of what was asked for: its index, if there is one.
     pub link: Option<u32>,
-    /// Why it is not served, if it is plugged and is not.
+    /// Reason for which it is not served, if it is plugged and is not.
     pub unserved: Option<String>,
-    /// How it is served, if it is.
+    /// State of its service, if it is served.
     pub served: Option<ServedSeen>,
-    /// What the guest-facing process says of it.
+    /// Report of the guest-facing process.
     pub report: Option<PortReport>,
-    /// What came of a request in its name, if one was wanted; an error if that process does not answer.
+    /// Result of a request in its name, if one was wanted; an error if that process does not answer.
     pub probe: Option<Result<ProbeReport, String>>,
 }

@@ -109,25 +109,25 @@ impl State {
     }
 }
 
-/// What was found at one stage.
+/// Finding at one stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The stage.
     pub stage: Stage,
     /// Its state.
     pub state: State,
-    /// What was seen.
+    /// Observation, in words.
     pub seen: String,
-    /// How long ago it was seen; nothing if it was asked for just now.
+    /// Age of the observation; nothing if it was asked for just now.
     pub age: Option<Duration>,
-    /// What to do, in one sentence.
+    /// Remedy, in one sentence.
     pub remedy: Option<String>,
 }
 
 /// The explanation of one port, or of the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
-    /// What is explained, in words.
+    /// Subject of the explanation, in words.
     pub subject: String,
     /// Neutron's port, if it is one.
     pub port: Option<String>,

@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::{Finding, Stage, State};
 use crate::directory::Record;
 
-/// For how long something that happened to a frame or a request counts as what happens.
+/// Time for which something that happened to a frame or a request counts as what happens.
 pub(super) const RECENT: Duration = Duration::from_secs(60);
 /// The same in milliseconds.
 pub const RECENT_MS: u64 = 60_000;

@@ -16,7 +16,7 @@ const BACK: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct External {
     chassis: Option<Uuid>,
-    /// When the chassis' row was last lost, or another one came.
+    /// Time at which the chassis' row was last lost, or another one came.
     changed: Option<Instant>,
     ports: Vec<Arc<PortBinding>>,
 }

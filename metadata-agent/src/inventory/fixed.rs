@@ -28,7 +28,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
     /// It is not what it should be; the text of the TOML parser names line, column and what was expected.
@@ -36,7 +36,7 @@ pub enum Error {
     Syntax {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The place and the error.
         error: Box<toml::de::Error>,
     },
     /// Two entries for one tap.

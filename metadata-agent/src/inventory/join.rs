@@ -119,20 +119,20 @@ fn own_addresses(who: &Who, row: Option<&PortBinding>) -> Vec<IpAddr> {
 /// what it said before, where the hypervisor still says the same.
 pub(super) struct WithoutRow<'a> {
     pub(super) remembered: &'a Remembered,
-    /// Why the Southbound cannot be asked, if so.
+    /// Reason for which the Southbound cannot be asked, if so.
     pub(super) away: Option<String>,
     /// True if it has been asked for a port by its name.
     pub(super) asks_for: &'a dyn Fn(&str) -> bool,
 }
 
 impl WithoutRow<'_> {
-    /// Why there may be a row that is not here; nothing if there is none.
+    /// Reason for which there may be a row that is not here; nothing if there is none.
     fn doubt(&self, port: &str) -> Option<String> {
         let not_yet = || "its row in the Southbound has not come yet".to_owned();
         self.away.clone().or_else(|| (!(self.asks_for)(port)).then(not_yet))
     }
 
-    /// Why a port is nobody's that the hypervisor names no instance for either.
+    /// Reason for which a port is nobody's that the hypervisor names no instance for either.
     fn nobody(&self, port: &str) -> String {
         let row = self.doubt(port).unwrap_or_else(|| NO_ROW.to_owned());
         format!("{row}, and Open vSwitch names no instance for it (vm-uuid)")
@@ -154,7 +154,7 @@ impl WithoutRow<'_> {
     }
 }
 
-/// Why a port is nobody's.
+/// Reason for which a port is nobody's.
 const NO_ROW: &str = "it has no row in the Southbound";
 
 /// True if the hypervisor says that the instance is there that was.

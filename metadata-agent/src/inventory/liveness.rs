@@ -18,8 +18,9 @@ const BRIDGE: &str = "neutron:ovn-bridge";
 const SB_CFG: &str = "neutron:ovn-metadata-sb-cfg";
 /// `OVN_METADATA_UUID_NAMESPACE`, for chassis whose system-id is no UUID.
 const NAMESPACE: Uuid = uuid!("d34bf9f6-da32-4871-9af8-15a4626b41ab");
-/// Where this key is, Neutron 2025.2 and later lists the neutron-ovn-agent that wrote it, and no metadata agent
-/// (`ChassisOVNAgentWriteEvent` of neutron/plugins/ml2/drivers/ovn/mech_driver/ovsdb/ovsdb_monitor.py).
+/// Key of a neutron-ovn-agent. Where a row has it, Neutron 2025.2 and later lists the neutron-ovn-agent that wrote it,
+/// and no metadata agent (`ChassisOVNAgentWriteEvent` of
+/// neutron/plugins/ml2/drivers/ovn/mech_driver/ovsdb/ovsdb_monitor.py).
 const OVN_AGENT_ID: &str = "neutron:ovn-neutron-agent-id";
 
 /// This chassis, as the local Open vSwitch describes it.
@@ -72,12 +73,12 @@ pub(super) fn is_hidden(row: &BTreeMap<String, String>) -> bool {
     row.contains_key(OVN_AGENT_ID)
 }
 
-/// When to write what.
+/// Schedule of the writes by which Neutron sees that the agent lives.
 #[derive(Debug)]
 pub(super) struct Liveness {
-    /// Over how long answers to a number are spread, and how long after a write that nothing came of the next is made.
+    /// Time over which answers to a number are spread, and after which a write that nothing came of is made again.
     spread: Duration,
-    /// When a number is to be answered: the one that is current then.
+    /// Time at which a number is to be answered: the one that is current then.
     due: Option<Instant>,
     /// The number last written, and when that may be repeated.
     written: Option<(i64, Instant)>,

@@ -42,7 +42,7 @@ pub struct DesiredPort {
     pub device: Device,
     /// Neutron's port that the tap is plugged for.
     pub port: String,
-    /// Who is behind it.
+    /// Identity behind it.
     pub who: Who,
     /// The port's own addresses, of which guests that route for others have more than they have places for.
     pub own: Vec<IpAddr>,
@@ -92,7 +92,7 @@ pub type Unserved = BTreeMap<String, UnservedPort>;
 pub struct UnservedPort {
     /// Name of the Interface of Open vSwitch that is plugged for it, or of its network's device if none is.
     pub interface: String,
-    /// Why it cannot be served.
+    /// Reason for which it cannot be served.
     pub reason: String,
 }
 

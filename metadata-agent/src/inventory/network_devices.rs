@@ -19,7 +19,7 @@ use super::{
     rows::{Bridge, Interface, Port},
 };
 
-/// What names of devices begin with; the rest is of the network's id, as much as there is room for (IFNAMSIZ).
+/// Prefix of the devices' names; the rest is of the network's id, as much as there is room for (IFNAMSIZ).
 const PREFIX: &str = "mdn";
 const DIGITS: usize = 12;
 /// Time after a write until the next one, if nothing came of it.
@@ -58,7 +58,7 @@ pub(super) struct NetworkDevices {
     /// True if what is wanted or what is there has changed since they were last compared.
     is_stale: bool,
     write: Option<Write>,
-    /// What went wrong when that was last logged.
+    /// Failure that was last logged.
     told: Option<String>,
 }
 

@@ -2,30 +2,27 @@
 //!
 //! Only the rows of this chassis are subscribed to (`subscription.rs`), so memory and traffic follow the host, not the
 //! region.
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+mod database;
+mod heartbeat;
 
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+
+use database::Database;
 use metadata_ebpf::map::PortKey;
-use ovsdb_client::{
-    Clause, Client, Conditions, Config, Counters, Event, Generation, Handle, Operation, Uuid,
-};
+use ovsdb_client::{Clause, Client, Conditions, Config, Event, Generation, Uuid};
 use tokio::{
     sync::Notify,
     task::JoinHandle,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
-use tracing::{debug, error, info, warn};
+use tracing::warn;
 
 use super::{
     Desired, LinkTable, Unserved, Who,
     bindings::Bindings,
     evidence,
     join::{WithoutRow, join},
-    liveness::{Chassis, Liveness, Step, is_hidden, spread},
+    liveness::{Chassis, Liveness, spread},
     network_devices::{Rows, is_ours},
     remembered::Remembered,
     rows::{Bridge, ChassisPrivate, ChassisRow, Interface, OpenVSwitch, Port, PortBinding, SbGlobal},
@@ -38,15 +35,8 @@ use crate::{
     explain::{DatabaseSeen, Evidence},
     health::{Problem, Reachability},
 };
+pub use database::DatabaseStatus;
 
-/// Timeout of a write to the Southbound, and of a check that Nova is there.
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
-/// By this lock of a server the agents that are connected to it write one after another. A follower has the leader decide on
-/// each write, and the leader refuses all that did not know of the last one, to be tried again: with hundreds of writes
-/// under way a cluster does nothing else (raft_handle_execute_command_request() in Open vSwitch's ovsdb/raft.c).
-const HEARTBEAT_LOCK: &str = "metadata_agent_heartbeat";
-/// After how long it is written all the same.
-const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(20);
 /// The two databases, and what is derived from them.
 #[derive(Debug)]
 pub struct Ovn {
@@ -72,36 +62,6 @@ pub struct Ovn {
     able: bool,
     /// Without Nova no guest can be served either.
     nova: Arc<Reachability>,
-}
-
-/// A connection and what is known of its state.
-#[derive(Debug)]
-struct Database {
-    client: Client,
-    name: &'static str,
-    /// The contents have been complete at least once.
-    synced: bool,
-    /// The latest state of the conditions that is in force.
-    in_force: Option<Generation>,
-    /// Why there is no connection.
-    down: Option<String>,
-    /// Since when there is one, or none.
-    since: Instant,
-    /// Messages logged about each remote since there was one.
-    told: BTreeSet<String>,
-}
-
-/// A database as it is now, and what its client counted.
-#[derive(Debug, Clone, Copy)]
-pub struct DatabaseStatus {
-    /// Its name in the protocol.
-    pub name: &'static str,
-    /// True if there is a connection, and the rows are those of its server.
-    pub connected: bool,
-    /// The rows that are kept, of all tables.
-    pub rows: usize,
-    /// Counters of the client.
-    pub counters: Counters,
 }
 
 impl Ovn {
@@ -213,21 +173,15 @@ impl Ovn {
 
     /// Both, for the metrics.
     pub fn databases(&self) -> [DatabaseStatus; 2] {
-        [&self.ovs, &self.southbound].map(|database| DatabaseStatus {
-            name: database.name,
-            connected: database.synced && database.down.is_none(),
-            rows: database.client.rows(),
-            counters: database.client.counters(),
-        })
+        [&self.ovs, &self.southbound].map(Database::status)
     }
 
     /// Both, for who explains.
     pub fn databases_seen(&self) -> [DatabaseSeen; 2] {
-        [&self.ovs, &self.southbound]
-            .map(|database| DatabaseSeen { down: database.down.clone(), since: database.since.elapsed() })
+        [&self.ovs, &self.southbound].map(Database::seen)
     }
 
-    /// What they say of each port that is plugged here or has a row here.
+    /// Evidence for each port that is plugged here or has a row here.
     pub fn evidence(&self) -> Vec<Evidence> {
         let interfaces = self.ovs.client.table::<Interface>().iter().map(|(_, row)| row.as_ref());
         let rows = self.southbound.client.table::<PortBinding>().iter().map(|(_, row)| row.as_ref());
@@ -376,160 +330,5 @@ impl Ovn {
             }
             self.chassis = chassis;
         }
-    }
-
-    /// Writes this chassis' row if it is time to; returns when to ask again. Neither writing nor failing to is waited
-    /// for: the row itself tells what came of it.
-    fn heartbeat(&mut self) -> Option<Instant> {
-        if !self.able || self.ovs.down.is_some() || self.southbound.down.is_some() {
-            return None;
-        }
-        let chassis = self.chassis.as_ref()?;
-        let table = self.southbound.client.table::<ChassisPrivate>();
-        let (uuid, row) = table.iter().find(|(_, row)| row.name == chassis.name)?;
-        let nb_cfg = self.southbound.client.table::<SbGlobal>().iter().next()?.1.nb_cfg;
-        if is_hidden(&row.external_ids) != self.told_hidden {
-            self.told_hidden = !self.told_hidden;
-            if self.told_hidden {
-                warn!(
-                    chassis = row.name,
-                    "Neutron (2025.2 and later) lists this chassis' neutron-ovn-agent and not this agent, by the key \
-                     neutron:ovn-neutron-agent-id of the row in Chassis_Private; if that agent is gone for good, remove \
-                     the key"
-                );
-            }
-        }
-        match self.liveness.step(Instant::now(), chassis, &row.external_ids, nb_cfg) {
-            Step::Rest => None,
-            Step::Wait(at) => Some(at),
-            // It is repeated if nothing comes of the one that is under way.
-            Step::Write(_) if self.beat.as_ref().is_some_and(|beat| !beat.is_finished()) => self.heartbeat(),
-            Step::Write(keys) => {
-                // Another one than the last write's: what came too late for that is nothing to this one.
-                self.locked = Arc::default();
-                let (handle, locked) = (self.southbound.client.handle(), self.locked.clone());
-                let (operation, nova) = (set_keys(*uuid, keys), self.nova.clone());
-                self.beat = Some(tokio::spawn(async move {
-                    match beat(&handle, &locked, &nova, operation).await {
-                        Ok(()) => debug!(nb_cfg, "told Neutron that the agent is alive"),
-                        Err(error) => warn!(error, "Neutron is not told that the agent is alive"),
-                    }
-                }));
-                self.heartbeat()
-            }
-        }
-    }
-}
-
-/// Writes when it is this agent's turn; why that failed, if so.
-async fn beat(
-    handle: &Handle,
-    locked: &Notify,
-    nova: &Reachability,
-    operation: Operation,
-) -> Result<(), String> {
-    // An agent that cannot reach Nova is up, but of no use to anybody.
-    timeout(HEARTBEAT_TIMEOUT, nova.check())
-        .await
-        .unwrap_or_else(|_| Err("nova does not answer in time".into()))?;
-    handle.lock(HEARTBEAT_LOCK).await.map_err(|error| error.to_string())?;
-    // Whoever holds it for ever keeps nobody from writing.
-    let _late = timeout(HEARTBEAT_PATIENCE, locked.notified()).await;
-    let written = timeout(HEARTBEAT_TIMEOUT, handle.transact(vec![operation])).await;
-    let unlocked = handle.unlock(HEARTBEAT_LOCK).await;
-    match written {
-        Ok(Ok(_)) => unlocked.map_err(|error| error.to_string()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("no answer in time".to_owned()),
-    }
-}
-
-/// Sets keys of a chassis' external_ids and leaves the others: an insertion does not change a key that is there.
-fn set_keys(chassis: Uuid, keys: BTreeMap<String, String>) -> Operation {
-    let keys_alone = keys.keys().cloned().collect::<Vec<_>>();
-    let ids = ChassisPrivate::external_ids;
-    Operation::mutate_row(chassis, [ids.delete_keys(keys_alone), ids.insert(keys)])
-}
-
-impl Database {
-    fn new(client: Client, name: &'static str) -> Self {
-        Self {
-            client,
-            name,
-            synced: false,
-            in_force: None,
-            down: Some("not connected yet".to_owned()),
-            since: Instant::now(),
-            told: BTreeSet::new(),
-        }
-    }
-
-    /// Notes an event; returns whether rows or the state of the connection changed.
-    fn take(&mut self, event: &Event) -> bool {
-        match event {
-            Event::Connected { remote } => {
-                info!(database = self.name, %remote, "connected");
-                false
-            }
-            Event::Disconnected { remote, reason, retry } => {
-                let text = format!("{remote}: {reason}");
-                // Attempts go on for ever, with one remote after another; what is the same is told once.
-                if self.told.insert(text.clone()) {
-                    warn!(database = self.name, %remote, %reason, ?retry, "not connected");
-                } else {
-                    debug!(database = self.name, %remote, %reason, ?retry, "still not connected");
-                }
-                self.note_down(Some(text));
-                true
-            }
-            Event::Synced => {
-                self.synced = true;
-                self.note_down(None);
-                self.told.clear();
-                true
-            }
-            Event::ConditionInForce(generation) => {
-                self.in_force = Some(*generation);
-                true
-            }
-            Event::Batch(_) => true,
-            Event::Waiting { remote, awaited } => {
-                info!(database = self.name, %remote, %awaited, "a server took the connection and says nothing yet");
-                false
-            }
-            Event::ConditionRefused { error, .. } => {
-                warn!(database = self.name, error, "the server refused which rows it was asked for");
-                false
-            }
-            Event::ClauseLeftOut { table, column, problem } => {
-                warn!(database = self.name, table, column, problem, "rows are not asked for by this column");
-                false
-            }
-            Event::Closed => {
-                self.note_down(Some(
-                    "the task that keeps the connection is gone: restart the agent".to_owned(),
-                ));
-                error!(database = self.name, "the task that keeps the connection is gone: restart the agent");
-                true
-            }
-            // The rest is not asked for.
-            _ => false,
-        }
-    }
-
-    fn note_down(&mut self, reason: Option<String>) {
-        if self.down.is_some() != reason.is_some() {
-            self.since = Instant::now();
-        }
-        self.down = reason;
-    }
-
-    /// True if the rows of that state of the conditions are here.
-    fn has(&self, generation: Option<Generation>) -> bool {
-        self.synced && self.in_force >= generation
-    }
-
-    fn pending(&self) -> Option<Problem> {
-        self.down.as_ref().map(|reason| Problem::of(self.name, format!("{}: {reason}", self.name)))
     }
 }

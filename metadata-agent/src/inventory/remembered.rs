@@ -30,7 +30,7 @@ const FILE: &str = "identities.json";
 pub(super) struct Remembered {
     folder: PathBuf,
     taps: Taps,
-    /// When the file is to be brought up to date, if it lacks something.
+    /// Time at which the file is to be brought up to date, if it lacks something.
     due: Option<Instant>,
     /// Begun when there is something to write.
     writer: Option<Writer>,
@@ -54,7 +54,7 @@ struct Entry {
     trunk: Option<Trunk>,
 }
 
-/// Where the frames of a subport are.
+/// Trunk and VLAN of a subport, by which its frames come.
 #[derive(Debug, Serialize, Deserialize)]
 struct Trunk {
     /// The Neutron port that the tap is plugged for.
@@ -104,7 +104,7 @@ impl Remembered {
         }
     }
 
-    /// When [`Self::write`] should be called: changes that come together are written together.
+    /// Time at which [`Self::write`] should be called: changes that come together are written together.
     pub(super) fn write_at(&self) -> Option<Instant> {
         self.due
     }

@@ -55,7 +55,7 @@ ovsdb_client::row! {
         datapath: Uuid,
         /// The row of the chassis where it is bound, or that was made responsible for it.
         chassis: Option<Uuid>,
-        /// Where it is to be besides, while its machine is migrated live.
+        /// The chassis where it is to be besides, while its machine is migrated live.
         requested_additional_chassis: BTreeSet<Uuid> as optional,
         /// The port of the tap that carries this one's frames, for a subport of a trunk.
         parent_port: Option<String>,
@@ -65,7 +65,7 @@ ovsdb_client::row! {
         kind: String = "type",
         /// Its MAC address, and the addresses that go with it, each as `MAC ADDRESS ...`.
         mac: BTreeSet<String>,
-        /// What it may send as, in the same form: with Neutron's allowed address pairs.
+        /// Addresses that it may send from, in the same form: with Neutron's allowed address pairs.
         port_security: BTreeSet<String> as optional,
         /// Neutron's ids, copied by ovn-northd from the Northbound.
         external_ids: Ids,

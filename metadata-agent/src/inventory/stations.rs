@@ -47,7 +47,7 @@ struct Station<'a> {
     /// The Interface that is plugged for it, if one is.
     interface: Option<&'a Interface>,
     mac: Mac,
-    /// Why it has no tap.
+    /// Reason for which it has no tap.
     why: &'a str,
 }
 

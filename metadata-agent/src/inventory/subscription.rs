@@ -1,4 +1,4 @@
-//! Which rows of Port_Binding to ask the Southbound for. Pure, with the time passed in.
+//! Rows of Port_Binding to ask the Southbound for. Pure, with the time passed in.
 //!
 //! A server walks the whole table for each change of a condition (58 to 79 ms of its only thread, of 100,000 rows), so that a
 //! region could not plug more than a few ports a second if each was asked for by its name. What does not change is the
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// server nothing, and changing it does.
 const MOST_STALE: usize = 64;
 
-/// What the Southbound has sent of a port that is plugged.
+/// State of the Southbound's row for a port that is plugged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Row {
     Missing,
@@ -47,7 +47,7 @@ pub(super) struct Subscription {
     missing: BTreeMap<String, Instant>,
     /// Everything, whatever is plugged.
     all: bool,
-    /// When the chassis' row was first looked for in vain.
+    /// Time at which the chassis' row was first looked for in vain.
     chassis_missing: Option<Instant>,
 }
 

@@ -22,7 +22,7 @@ use super::{
 /// can say.
 const FIRST_WORD: Duration = Duration::from_secs(3);
 
-/// What is kept between one decision and the next.
+/// State kept between one decision and the next.
 #[derive(Debug)]
 pub(super) struct ThroughSwitch {
     external: External,
@@ -35,7 +35,7 @@ pub(super) struct ThroughSwitch {
     is_enabled: bool,
     started: Instant,
     answers_since: Option<Instant>,
-    /// Whether the Southbound has said which ports are this chassis', or had its time to.
+    /// True if the Southbound has said which ports are this chassis', or had its time to.
     is_settled: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Which device of this host carries the frames of an Interface of Open vSwitch that has a logical port, or why none does.
-//! Pure.
+//! Device of this host that carries the frames of an Interface of Open vSwitch with a logical port, or the reason for
+//! which none does. Pure.
 use std::collections::HashMap;
 
 use ovsdb_client::Uuid;

@@ -21,7 +21,7 @@ pub struct PortNumber {
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Inquiry {
-    /// What became of the requests of these ports, [`MOST_PORTS`] of them at most.
+    /// Reports of these ports, [`MOST_PORTS`] of them at most.
     Ports(Vec<PortNumber>),
     /// The same for ports of which a request was refused or a limit was met in the last so many milliseconds, those that
     /// it happened to last first.
@@ -47,7 +47,7 @@ pub enum Told {
     },
     /// Of ports by their indexes.
     Tallies(Vec<PortTally>),
-    /// What came of the request.
+    /// Result of the request.
     Probe(ProbeReport),
 }
 

@@ -48,8 +48,8 @@ pub const MOST_DIALS: usize = 1024;
 /// take it. Left to itself it grows to megabytes (tcp(7)).
 pub const NOVA_BUFFER: u32 = 64 << 10;
 
-/// For how long connections are accepted after no handshake begins any more: the last third of one, with a guest on this
-/// host.
+/// Time for which connections are accepted after no handshake begins any more: the last third of one, with a guest on
+/// this host.
 pub const HANDSHAKE: Duration = Duration::from_millis(200);
 
 /// Name of the empty folder in the run directory that is the root of the guest-facing process.
@@ -87,7 +87,7 @@ pub enum Command {
     Dialled {
         /// Number of the request.
         id: u64,
-        /// Why there is none.
+        /// The failure, if there is none.
         failure: Option<Failure>,
     },
     /// Log by this filter from now on.
@@ -144,7 +144,7 @@ pub enum Event {
         #[serde(default)]
         has_tls: bool,
     },
-    /// What it was asked.
+    /// Answer to a question.
     Told {
         /// Number of the question.
         id: u64,
@@ -223,11 +223,11 @@ pub struct Certificates {
     pub trusted: String,
 }
 
-/// Why there is no connection to Nova.
+/// Failure to connect to Nova.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{text}")]
 pub struct Failure {
-    /// Whose fault it is.
+    /// The fault.
     pub kind: FailureKind,
     /// In words.
     pub text: String,

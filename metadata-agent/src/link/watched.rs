@@ -22,6 +22,6 @@ pub struct Watched {
     pub port: String,
     /// Its tap.
     pub tap: String,
-    /// What became of it.
+    /// Its record.
     pub record: Record,
 }

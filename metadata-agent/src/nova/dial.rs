@@ -22,7 +22,7 @@ const PROBES_BEGIN: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 /// An address, and why there is no connection to it.
 type Failure = (SocketAddr, io::Error);
 
-/// Why there is no connection.
+/// Reason for which there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("there is no such endpoint")]

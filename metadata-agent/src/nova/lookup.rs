@@ -31,7 +31,7 @@ pub(super) struct Name {
 #[derive(Debug, Default)]
 struct Known {
     addresses: Vec<SocketAddr>,
-    /// Why there are no newer ones.
+    /// Reason for which there are no newer ones.
     problem: Option<String>,
     asked: Option<Instant>,
     under_way: Option<Lookup>,
@@ -49,7 +49,8 @@ impl Name {
         Self { host: host.to_owned(), port, known: Mutex::default(), outdated: Notice::default() }
     }
 
-    /// Where it is, or why that cannot be told. A resolver that is slow or away leaves former addresses in use.
+    /// Addresses of the name, or the reason for which they cannot be told. A resolver that is slow or away leaves
+    /// former addresses in use.
     pub(super) async fn addresses(&self) -> Result<Vec<SocketAddr>, String> {
         let (host, port) = (self.host.clone(), self.port);
         self.addresses_by(|| async move { Ok(lookup_host((host, port)).await?.collect()) }).await

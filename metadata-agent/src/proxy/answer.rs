@@ -14,7 +14,7 @@ use crate::{
     directory::{Identity, Limit},
 };
 
-/// Why a request did not get an answer of Nova.
+/// Refusal: the reason for which a request did not get an answer of Nova.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// Nothing is known about who asks, even after waiting.
@@ -59,7 +59,7 @@ impl Refusal {
         }
     }
 
-    /// Which limit it was.
+    /// The limit that was met, if one was.
     pub(super) fn limit(&self) -> Option<Limit> {
         match self {
             Self::Limited { limit, .. } => Some(*limit),

@@ -306,8 +306,8 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         }
     }
 
-    /// Whose request it is, waited for if that is not known yet: to hold a request is the one answer that every boot
-    /// client understands.
+    /// Identity behind the request, waited for if it is not known yet: to hold a request is the one answer that every
+    /// boot client understands.
     async fn admit(&mut self) -> io::Result<Result<Arc<SignedIdentity>, Refusal>> {
         let (port, limits, shutdown) = (&self.caller.port, self.common.limits, self.shutdown);
         if let Err(wait) = port.tap.request(&limits.rates, Instant::now()) {
@@ -440,8 +440,8 @@ fn concluded(end: io::Result<Option<End>>, outcome: &mut Outcome) -> io::Result<
     }
 }
 
-/// When a connection that waits for a request has to go. One that has had none was accepted a moment ago: its request is
-/// on its way.
+/// Waits until a connection that waits for a request has to go. One that has had none was accepted a moment ago: its
+/// request is on its way.
 async fn stopped(stop: &CancellationToken, is_fresh: bool) {
     stop.cancelled().await;
     if is_fresh {

@@ -17,7 +17,7 @@ use crate::{
     link::ProbeReport,
 };
 
-/// What is asked for: every instance has it, and it is no secret.
+/// Request of an errand: every instance has an id, and it is no secret.
 const REQUEST: &[u8] = b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n";
 /// Errands that are run at a time.
 const MOST: usize = 32;

@@ -46,7 +46,7 @@ const REQUESTS: &[&str] = &[
     "POST / HTTP/1.1\r\nContent-Length: 40\r\n\r\nGET /smuggled HTTP/1.1\r\nX-Instance-ID: v\r\n",
 ];
 
-/// By what Nova's answers are known.
+/// Marks by which Nova's answers are known.
 const MARK: &[u8] = b"X-Nova: said so\r\n";
 
 /// Dictionary of words that mean something where they are read.
@@ -99,7 +99,7 @@ fn requests(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Whatever comes in on a connection, and however it is cut: what reaches Nova are proper requests, each with our
+/// Requests that reach Nova are proper ones, whatever comes in on a connection and however it is cut: each has our
 /// identity headers once and nobody else's.
 #[test]
 fn connections() {

@@ -14,7 +14,7 @@ pub(super) struct Outcome {
     pub(super) bytes: u64,
     /// Until Nova's answer began.
     pub(super) nova: Option<Duration>,
-    /// Why the agent answered in Nova's place, if it did.
+    /// Reason for which the agent answered in Nova's place, if it did.
     pub(super) refusal: Option<Refusal>,
     /// Outcome by session tokens, where there are some.
     pub(super) token: Option<token::Outcome>,
@@ -45,7 +45,7 @@ impl Outcome {
         self.refusal.is_some() || self.token == Some(token::Outcome::Issued)
     }
 
-    /// Why the guest did not get, whole, what it asked for.
+    /// Reason for which the guest did not get the whole answer that it asked for.
     pub(super) fn reason(&self) -> Option<String> {
         let refused = self.refusal.as_ref().and_then(Refusal::reason);
         refused.or_else(|| match &self.end {

@@ -48,8 +48,8 @@ const OVERTIME: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(1);
 /// Number of connections of a tap, beyond its limit, that are heard out at a time.
 const TURNED_AWAY: u32 = 8;
-/// How long a connection waits for its port to become known, and how many do at a time: the news of it comes from another
-/// process, and the guest's connection through the kernel.
+/// Timeout of a connection that waits for its port to become known, and number of those that wait at a time: the news
+/// of it comes from another process, and the guest's connection through the kernel.
 const EARLY: (Duration, u32) = (Duration::from_millis(500), 256);
 /// Buffers of the kernel's for a connection: received and not read, sent and not acknowledged. It counts twice as much, to
 /// have room for what is around the bytes (socket(7)).

@@ -13,7 +13,7 @@ use crate::{
     notice::Notice,
 };
 
-/// For how long it is told that a total was exhausted.
+/// Time for which it is told that a total was exhausted.
 const TOLD: Duration = Duration::from_secs(60);
 
 /// Limits of a resource: of one tap, and of all of them.
@@ -45,7 +45,7 @@ pub(super) struct Shares {
     exhausted: [Exhausted; Resource::COUNT],
 }
 
-/// When a total was exhausted last.
+/// Time at which a total was exhausted last.
 #[derive(Debug, Default)]
 struct Exhausted {
     notice: Notice,
@@ -139,7 +139,7 @@ impl Shares {
         true
     }
 
-    /// Which totals were exhausted lately, for an operator.
+    /// Notes for an operator on the totals that were exhausted lately.
     pub(super) fn notes(&self, now: Instant) -> Vec<String> {
         let note = |resource: Resource| {
             let (most, limit) = bounds(resource, &self.limits)[1]?;

@@ -1,4 +1,4 @@
-//! What is in force for a port that is served, asked of the kernel, for who explains it.
+//! State in force for a port that is served, asked of the kernel for `explain`.
 use std::collections::BTreeSet;
 
 use metadata_ebpf::map::PortKey;

@@ -17,7 +17,7 @@ use crate::{
     tokens::{FirstServed, Tokens},
 };
 
-/// Why a device has no program that nobody has tried to attach yet.
+/// Reason given for a device whose program nobody has tried to attach yet.
 pub(super) const NOT_YET: &str = "not yet";
 
 /// Namespace of the fingerprints.
@@ -42,10 +42,10 @@ pub(super) struct Served {
     pub(super) owner: Owner,
     /// Value in the map.
     pub(super) entered: Option<Entered>,
-    /// Whether the program is on the tap, and if not, why.
+    /// Reason for which the program is not on the tap, if it is not.
     pub(super) attached: Result<(), String>,
     pub(super) entry: Arc<Port>,
-    /// Whether its network has been told where its metadata port is, or knows.
+    /// True if its network has been told where its metadata port is, or knows.
     pub(super) announced: bool,
     /// True if it was said that it has more sources than places.
     pub(super) told_exhausted: bool,

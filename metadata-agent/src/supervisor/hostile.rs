@@ -136,7 +136,7 @@ fn parts(command: fn() -> Command, folder: &Path, endpoints: Vec<config::Endpoin
     }
 }
 
-/// Where the process connects to whose sockets linger.
+/// Address to which the process with the lingering sockets connects.
 const PEER: &str = "127.0.0.1:18769";
 
 /// The process: gives away sockets whose close takes an hour, since their peer takes nothing.
@@ -166,7 +166,7 @@ fn lingering() {
     std::process::exit(0);
 }
 
-/// What it takes to close what comes along with a message is nothing that the supervisor waits for.
+/// Sockets that come along with a message take time to close, for which the supervisor does not wait.
 #[test]
 fn sockets_that_linger_hold_up_nobody() {
     fn lingering() -> Command {

@@ -127,7 +127,7 @@ struct Report {
     lacking: Vec<String>,
     notes: Vec<String>,
     numbers: String,
-    /// Why there is none that serves, and how many ended soon after their start.
+    /// Reason for which none serves, and number of those that ended soon after their start.
     ended: Option<String>,
     crashes: u32,
 }

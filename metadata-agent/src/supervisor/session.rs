@@ -35,7 +35,7 @@ use crate::{
 
 /// Timeout of a process until it is ready.
 const READY: Duration = Duration::from_secs(10);
-/// How often it is asked how it is.
+/// Interval at which the process is asked how it is.
 const ASK: Duration = Duration::from_secs(1);
 /// Timeout of its end when it is told to: what is under way is served for some seconds.
 const ENDING: Duration = Duration::from_secs(8);
@@ -55,7 +55,7 @@ pub(super) struct Wanted {
     parts: Parts,
     families: Families,
     pub(super) serving: CancellationToken,
-    /// Where requests go that are watched.
+    /// Sender for the requests that are watched.
     watch: Option<mpsc::Sender<Seen>>,
     is_outlived: bool,
     is_retired: bool,
@@ -184,7 +184,7 @@ struct Session {
     /// Requests that operators who watch were not told of.
     unseen: u64,
     heard: Instant,
-    /// By when it has to have ended.
+    /// Time by which it has to have ended.
     deadline: Option<Instant>,
     is_over: bool,
 }

@@ -32,7 +32,7 @@ pub const SOCKET: &str = "takeover.sock";
 /// Version of the messages. Another one has other messages; what may be left out needs no other one.
 const PROTOCOL: u32 = 1;
 
-/// What the two sides say.
+/// Message between the two agents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Message {
     Hello { protocol: u32, version: String },
@@ -45,7 +45,7 @@ enum Message {
     Serving,
 }
 
-/// Why there was no takeover. The running agent goes on.
+/// Reason for which there was no takeover. The running agent goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An agent runs and cannot be reached.
@@ -57,7 +57,7 @@ pub enum Error {
     Unreachable {
         /// Its socket.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
     /// It does not want to.

@@ -22,10 +22,10 @@ const HELLO: Duration = Duration::from_secs(5);
 const PREPARING: Duration = Duration::from_secs(60);
 /// Time that the node may be without a control plane, until it is this agent's again.
 const FREEZE: Duration = Duration::from_secs(15);
-/// How long from then until guests are served by the successor.
+/// Time from the successor's commit until it serves guests.
 const SERVING: Duration = Duration::from_secs(60);
 
-/// What a successor gets.
+/// Offering to a successor.
 #[derive(Debug)]
 pub struct Offering {
     /// Name of the service namespace.
@@ -36,7 +36,7 @@ pub struct Offering {
     pub listeners: Vec<OwnedFd>,
 }
 
-/// What the control plane is told of a takeover. Each is followed by another one.
+/// Step of a takeover, as the control plane is told. Each is followed by another one.
 #[derive(Debug)]
 pub enum Step {
     /// Touch nothing any more, and say so.

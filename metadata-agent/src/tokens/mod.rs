@@ -69,7 +69,7 @@ pub enum Error {
     Keep {
         /// The folder or file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
     /// The kernel does not tell one boot of the host from another.

@@ -93,7 +93,7 @@ impl PortState {
         None
     }
 
-    /// When a source was seen, 0 if there is none.
+    /// Time at which a source was last seen, 0 if there is none.
     #[inline(always)]
     pub(crate) fn last_seen(self, number: usize) -> u64 {
         let entry = self.entry(number);
@@ -126,7 +126,7 @@ impl PortState {
     }
 }
 
-/// What of a port has a rate.
+/// Meters of a port: the things that have a rate.
 #[derive(Clone, Copy)]
 pub(crate) enum Meter {
     Connections,

@@ -19,7 +19,7 @@ const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
 const REQUEST: [u8; 2] = [0, 1];
 const REPLY: [u8; 2] = [0, 2];
 
-/// What an ARP frame of a guest wants.
+/// Demand of an ARP frame of a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Arp {
     /// Nothing of us.

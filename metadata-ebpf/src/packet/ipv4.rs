@@ -46,7 +46,7 @@ pub fn is_ours(frame: &[u8; LEN]) -> bool {
     holds(frame, DESTINATION, METADATA_V4.octets())
 }
 
-/// What a frame for the metadata address carries.
+/// Kind of a frame for the metadata address.
 #[inline(always)]
 pub fn kind(frame: &[u8; LEN]) -> Kind {
     match frame[PROTOCOL] {

@@ -29,7 +29,7 @@ const EXTENSIONS: [u8; 8] = [0, 43, 50, 51, 60, 135, 139, 140];
 const ECHO_REQUEST: u8 = 128;
 const ECHO_REPLY: u8 = 129;
 
-/// What a frame is, as far as its IPv6 header tells.
+/// Kind of a frame, as far as its IPv6 header tells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// TCP to the metadata address.
@@ -45,7 +45,7 @@ pub enum Kind {
     Other,
 }
 
-/// What a frame of a guest is. One that is not ours pays two comparisons.
+/// Kind of a guest's frame. One that is not ours pays two comparisons.
 #[inline(always)]
 pub fn kind(frame: &[u8; LEN]) -> Kind {
     let next = frame[NEXT_HEADER];

@@ -1,4 +1,4 @@
-//! What the programs do to the bytes of a frame: recognise it, answer it, rewrite addresses. Pure functions.
+//! Packet logic of the programs: to recognise a frame, answer it, rewrite its addresses. Pure functions.
 //!
 //! Offsets are from the start of the Ethernet header, of a frame without VLAN tag (the kernel has taken it off). Arrays
 //! of a fixed size stand for "the frame has at least this many bytes": the caller proves it once, and no access here can
@@ -24,7 +24,7 @@ const ETHERNET_LEN: usize = 14;
 const MAC_DESTINATION: usize = 0;
 const MAC_SOURCE: usize = 6;
 
-/// What to do with a frame, as far as its bytes tell.
+/// Verdict on a frame, as far as its bytes tell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// Not ours: the next program, or the switch, gets it as it is.

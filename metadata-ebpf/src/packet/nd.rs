@@ -32,7 +32,7 @@ const TARGET_LINK_LAYER: [u8; 2] = [2, 1];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
-/// What an ICMPv6 packet of a guest wants of an address.
+/// Demand of a guest's ICMPv6 packet for an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Nd {
     /// Nothing; it may still be an echo request.
@@ -78,7 +78,8 @@ pub fn classify_by(frame: &[u8; TARGET_LEN], ours: impl Fn(Ipv6Addr) -> bool) ->
     if valid { Nd::Solicitation } else { Nd::Invalid(Counter::NdInvalid) }
 }
 
-/// To which MAC address the answer to duplicate address detection goes, which is for all nodes (RFC 4861, section 7.2.4).
+/// Destination MAC address of the answer to duplicate address detection, which is for all nodes (RFC 4861, section
+/// 7.2.4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Detection {
     /// That of the group.

@@ -1,4 +1,4 @@
-//! What waits for the consumer: bounded in messages and in bytes.
+//! Backlog of notices to the consumer: bounded in messages and in bytes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use crate::event::Mark;
 use crate::remote::Remote;
 use crate::session::{Awaited, SessionEvent};
 
-/// What a permit of the semaphore stands for, in bytes.
+/// Bytes that one permit of the semaphore stands for.
 const UNIT: usize = 1024;
 
-/// What the task tells the owner of the replica.
+/// Notices of the task to the owner of the replica.
 #[derive(Debug)]
 pub(crate) enum Notice {
     /// A new connection that does not get on.

@@ -1,4 +1,4 @@
-//! What waits to be written to a server, and how much of it is too much.
+//! Queue of messages to a server, and the limit of the answers in it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,14 +17,14 @@ const MAX_OUTGOING: usize = 64;
 /// As much, in bytes, of answers alone: they repeat what the server sent.
 const MAX_ANSWERED: usize = 1 << 20;
 
-/// What waits to be written.
+/// Queue of messages to be written.
 #[derive(Default)]
 pub(super) struct Outgoing {
     messages: VecDeque<Transmit>,
-    /// How many of them are answers.
+    /// Number of the messages that are answers.
     answers: usize,
     answered: usize,
-    /// How much of the first message was written.
+    /// Bytes of the first message that were written.
     written: usize,
     unflushed: bool,
 }

@@ -1,4 +1,4 @@
-//! Why there is no connection, in words for operators.
+//! Reasons of a disconnection, in words for operators.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::splitter::SplitError;
 use crate::tls::{self, TlsError};
 use crate::transport::ConnectError;
 
-/// Why there is no connection.
+/// Reason for which there is no connection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DisconnectReason {
@@ -28,7 +28,7 @@ pub enum DisconnectReason {
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Io(io::Error),
-    /// What came was no stream of messages.
+    /// The bytes received were no stream of messages.
     #[error(transparent)]
     Split(#[from] SplitError),
     /// The server is of no use, or misbehaved.
@@ -42,18 +42,18 @@ pub enum DisconnectReason {
     NotListed,
 }
 
-/// How far a connection got.
+/// Progress of a connection.
 #[derive(Default)]
 pub(super) struct Progress {
     /// True if the server sent anything.
     pub(super) heard: bool,
-    /// When monitoring began.
+    /// Time at which monitoring began.
     pub(super) ready: Option<Instant>,
 }
 
 impl Progress {
-    /// How long a connection was of use that ended for `reason`. One whose contents could not be applied was of none: the
-    /// next may bring the same again, which must not be asked for without end and without delay.
+    /// Time for which a connection that ended for `reason` was of use. One whose contents could not be applied was of
+    /// none: the next may bring the same again, which must not be asked for without end and without delay.
     pub(super) fn lasted(&self, reason: &DisconnectReason) -> Duration {
         match (reason, self.ready) {
             (DisconnectReason::Session(Hangup::Inconsistent(_)), _) | (_, None) => Duration::ZERO,

@@ -9,7 +9,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, SeqAccess, Visitor};
 
 use super::{AtomRef, Name, Scalar};
 
-/// What the elements of a set are put into.
+/// Container for the elements of a set.
 pub(super) trait Elements<A>: Default {
     /// True if there was room for `element`.
     fn put(&mut self, element: A) -> bool;

@@ -1,4 +1,4 @@
-//! What operators write: remotes, and the files of keys and certificates.
+//! Targets for input by operators: remotes, and the files of keys and certificates.
 
 use std::fs;
 use std::path::{Path, PathBuf};

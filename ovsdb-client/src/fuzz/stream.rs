@@ -116,8 +116,8 @@ fn split(stream: &[u8], limit: usize, mut cut: impl FnMut() -> usize) -> (Vec<Ve
     (std::iter::from_fn(|| splitter.next_message()).collect(), error)
 }
 
-/// Whatever a server says, a session ends or goes on, and answers each message with a few of its own at most. Returns
-/// whether it monitored in the end.
+/// A session ends or goes on, whatever a server says, and answers each message with a few of its own at most. Returns
+/// true if it monitored in the end.
 fn converse(messages: Vec<Vec<u8>>) -> bool {
     let table =
         TableSpec { name: Port::TABLE, columns: Port::COLUMNS, optional: false, conditions: Conditions::All };

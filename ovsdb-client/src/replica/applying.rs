@@ -21,11 +21,11 @@ pub(crate) struct Applying {
     complete: bool,
     dialect: Dialect,
     composites: Arc<Composites>,
-    /// Where the rows of each table are; `None` for tables that the update says nothing of.
+    /// Ranges of each table's rows in the update; `None` for tables that the update says nothing of.
     tables: Option<Vec<Option<Range<usize>>>>,
     /// The table that is being read.
     table: usize,
-    /// How much of it was read.
+    /// Bytes of the table that were read.
     at: usize,
 }
 
@@ -66,7 +66,7 @@ impl Applying {
         Some((batch, result))
     }
 
-    /// Whether everything was read.
+    /// Reads the next part of the update; true if everything was read.
     fn read(&mut self, replica: &mut Replica) -> Result<bool, ApplyError> {
         let Some(tables) = &self.tables else {
             let updates: HashMap<Name<'_>, &RawValue> = serde_json::from_slice(self.updates.as_bytes())?;

@@ -1,4 +1,4 @@
-//! What comes out of a session: events for the program, and messages for the server.
+//! Output of a session: events for the program, and messages for the server.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::message::Payload;
 use crate::replica::{Composites, Dialect};
 use crate::schema::Schema;
 
-/// What a session has to tell.
+/// Event of a session.
 #[derive(Debug)]
 pub(crate) enum SessionEvent {
     /// The server has not said for a while what a connection begins with.
@@ -21,7 +21,7 @@ pub(crate) enum SessionEvent {
         updates: Payload,
         /// True if these are all rows; otherwise they are the changes since the last connection.
         complete: bool,
-        /// How they are worded.
+        /// The encoding of the updates.
         dialect: Dialect,
         /// The columns that the server has and sends differences of.
         composites: Arc<Composites>,
@@ -32,7 +32,7 @@ pub(crate) enum SessionEvent {
     Update {
         /// The tables.
         updates: Payload,
-        /// How they are worded.
+        /// The encoding of the updates.
         dialect: Dialect,
     },
     /// The conditions of this generation, and all before it, are in force.
@@ -50,7 +50,7 @@ pub(crate) enum SessionEvent {
         table: &'static str,
         /// The column.
         column: String,
-        /// What does not fit.
+        /// The mismatch of clause and column.
         problem: String,
     },
     /// Nothing is monitored, and no update comes until `Session::set_paused` ends that.
@@ -76,6 +76,6 @@ pub(crate) enum SessionEvent {
 pub(crate) struct Transmit {
     /// The JSON text.
     pub(crate) message: Vec<u8>,
-    /// Whether the server asked for it, as it could do without end: all others are few, or wanted by the user.
+    /// True if the server asked for the message, as it could do without end: all others are few, or wanted by the user.
     pub(crate) is_answer: bool,
 }

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use super::mailbox::Mailbox;
 use super::{Hangup, SessionConfig, SessionEvent};
 
-/// How often the time doubles, once for each round in which no server answered in time: servers that restart are asked by
-/// all clients at once, and to give them up early would only have them begin again.
+/// Limit of the doublings of the timeout, one for each round in which no server answered in time: servers that restart
+/// are asked by all clients at once, and to give them up early would only have them begin again.
 const MAX_DOUBLINGS: u32 = 3;
 
-/// How much longer contents may take to begin than the other steps: a server works at all rows of a region for seconds,
-/// with nothing to show, and goes on doing so for a client that is gone.
+/// Factor by which contents may take longer to begin than the other steps: a server works at all rows of a region for
+/// seconds, with nothing to show, and goes on doing so for a client that is gone.
 const CONTENTS: u32 = 6;
 
-/// What a new connection waits for.
+/// Message that a new connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Awaited {
@@ -104,7 +104,7 @@ impl Greeting {
         }
     }
 
-    /// When the server is left for another one.
+    /// Timeout after which the server is left for another one.
     fn limit(&self, config: &SessionConfig, awaited: Awaited) -> Option<Duration> {
         let servers = u32::try_from(config.servers).unwrap_or(u32::MAX);
         let rounds = self.unanswered.checked_div(servers).unwrap_or(0);
@@ -114,7 +114,7 @@ impl Greeting {
     }
 }
 
-/// When it is told what is being waited for.
+/// Time after which the program is told what is being waited for.
 fn notice_time(config: &SessionConfig) -> Option<Duration> {
     let time = config.greeting_timeout;
     (!time.is_zero()).then_some(time / 2)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Awaited, MAX_DEFERRED};
 use crate::schema::ColumnType;
 
-/// Why a connection is of no use.
+/// Reason for which a connection is of no use.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Hangup {
@@ -81,9 +81,9 @@ pub enum Hangup {
     /// The server took the connection and did not say in time what one begins with, and there are others.
     #[error("the server took the connection and did not send {awaited} for {} s: another one is asked", .waited.as_secs_f32())]
     Unanswered {
-        /// What was waited for.
+        /// The message that was waited for.
         awaited: Awaited,
-        /// For how long.
+        /// The time waited.
         waited: Duration,
     },
     /// The server refused something that it must not refuse.

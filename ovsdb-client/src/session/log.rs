@@ -1,4 +1,4 @@
-//! How far the log of a cluster was: a server that is not as far would take the replica back in time.
+//! Index of the cluster's log: a server that is not as far would take the replica back in time.
 
 use std::time::{Duration, Instant};
 
@@ -8,22 +8,22 @@ use uuid::Uuid;
 use super::mailbox::Mailbox;
 use super::{Hangup, Pending, SessionConfig};
 
-/// How often the index is read. It changes with every transaction of the cluster: to monitor it would bring a message for
-/// each to clients that are interested in a few rows.
+/// Interval at which the index is read. It changes with every transaction of the cluster: to monitor it would bring a
+/// message for each to clients that are interested in a few rows.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long no server has to be of use, and some only because they are behind, until that is taken for what the cluster
-/// has. An election takes seconds, ten or more where slow disks need a long timer, and a follower that comes back has to
-/// catch up: to take it meanwhile is to go back in time. The number of attempts alone says little, as there may be
-/// several servers behind one address.
+/// Time for which no server has to be of use, and some only because they are behind, until that is taken for what the
+/// cluster has. An election takes seconds, ten or more where slow disks need a long timer, and a follower that comes
+/// back has to catch up: to take it meanwhile is to go back in time. The number of attempts alone says little, as there
+/// may be several servers behind one address.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What is known of the log of the cluster.
+/// Knowledge of the cluster's log.
 #[derive(Debug, Default)]
 pub(super) struct LogEnd {
     /// The cluster's id, and the greatest index that a server had.
     seen: Option<(Uuid, u64)>,
-    /// When to read the index again on this connection.
+    /// Time to read the index again on this connection.
     due: Option<Instant>,
     useless: Option<Useless>,
 }
@@ -32,7 +32,7 @@ pub(super) struct LogEnd {
 #[derive(Debug)]
 struct Useless {
     since: Instant,
-    /// How many of them are over.
+    /// Number of those attempts that are over.
     count: usize,
 }
 

@@ -1,5 +1,5 @@
-//! What goes out of a session: requests and answers to the server, each request with what its answer is about, and events
-//! to the program.
+//! Mailbox of a session: requests and answers to the server, each request with what its answer is about, and events to
+//! the program.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -43,7 +43,7 @@ impl Mailbox {
         self.events.push_back(event);
     }
 
-    /// What the answer with this id is about, once.
+    /// Takes the subject of the answer with this id, once.
     pub(super) fn take(&mut self, id: u64) -> Option<Pending> {
         self.pending.remove(&id)
     }

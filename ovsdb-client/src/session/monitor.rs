@@ -59,7 +59,7 @@ impl Dialect {
         }
     }
 
-    /// What to try on a server that does not know this one.
+    /// The older method, for a server that does not know this one.
     fn older(self) -> Option<Self> {
         match self {
             Self::Monitor => None,
@@ -69,7 +69,7 @@ impl Dialect {
     }
 }
 
-/// How far a connection is.
+/// State of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Disconnected,
@@ -85,7 +85,7 @@ enum State {
     Paused,
 }
 
-/// What a connection whose server is known has begun with.
+/// First step of a connection whose server is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Beginning {
     /// Nothing: a pause is wanted.
@@ -139,7 +139,7 @@ impl Monitor {
         self.state != State::Disconnected
     }
 
-    /// What a connection that does not get on is waiting for.
+    /// Message that a connection which does not get on is waiting for.
     pub(super) fn awaited(&self) -> Awaited {
         if self.state == State::Requested { Awaited::Contents } else { Awaited::Greeting }
     }
@@ -345,7 +345,7 @@ impl Monitor {
         Ok(())
     }
 
-    /// What conditions bring may be a long message, and nothing need follow it.
+    /// True if `updates` may be kept: what conditions bring may be a long message, and nothing need follow it.
     fn has_room(&self, config: &SessionConfig, updates: &Payload) -> bool {
         let kept: usize = self.deferred.iter().map(|(updates, ..)| updates.weight()).sum();
         let added = if self.filling.is_some() { 0 } else { updates.weight() };

@@ -1,11 +1,12 @@
-//! What outlives a connection: the transaction that the rows are at, and the conditions that they meet.
+//! Point to resume from, which outlives a connection: the transaction that the rows are at, and the conditions that
+//! they meet.
 
 use uuid::Uuid;
 
 use super::TableSpec;
 use crate::condition::Conditions;
 
-/// What outlives a connection.
+/// Point to resume from on the next connection.
 #[derive(Debug)]
 pub(super) struct Resume {
     /// The transaction that the replica is at; nil if it cannot be named, as with standalone databases.

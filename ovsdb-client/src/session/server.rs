@@ -1,4 +1,4 @@
-//! What a session finds out about a server before it uses it, and what makes it leave one.
+//! State of a server that a session checks before it uses the server, and the reasons to leave one.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ struct Status {
     leader: bool,
 }
 
-/// What is known of the server.
+/// Knowledge of the server.
 #[derive(Debug, Default)]
 pub(super) struct Server {
     status: Option<Status>,

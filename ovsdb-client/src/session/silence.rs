@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Hangup;
 
-/// When a server was last heard of.
+/// Time at which a server was last heard of.
 #[derive(Debug, Default)]
 pub(super) struct Silence {
     last_received: Option<Instant>,
@@ -18,7 +18,7 @@ impl Silence {
         self.probed = false;
     }
 
-    /// When that was; nothing without a connection.
+    /// Time at which the server was last heard of; nothing without a connection.
     pub(super) fn last_received(&self) -> Option<Instant> {
         self.last_received
     }
@@ -27,7 +27,7 @@ impl Silence {
         *self = Self::default();
     }
 
-    /// When the next look is due. An interval of zero never asks, and neither does one beyond all time.
+    /// Time of the next look. An interval of zero never asks, and neither does one beyond all time.
     pub(super) fn due(&self, interval: Duration) -> Option<Instant> {
         if interval.is_zero() {
             return None;

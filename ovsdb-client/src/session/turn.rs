@@ -12,12 +12,12 @@ use serde_json::json;
 
 use super::{Context, Pending, SessionConfig};
 
-/// How turns are taken.
+/// Settings of the turns.
 #[derive(Debug, Clone)]
 pub(crate) struct TurnConfig {
     /// The name of the lock.
     pub(crate) lock: String,
-    /// After how long one goes on without a turn: somebody may hold the lock for ever.
+    /// Time after which a client goes on without a turn: somebody may hold the lock for ever.
     pub(crate) patience: Duration,
 }
 
@@ -37,11 +37,11 @@ pub(super) enum Turn {
     Awaited {
         since: Instant,
     },
-    /// What it is for is under way.
+    /// The work that the turn is for is under way.
     Taken {
         since: Instant,
     },
-    /// That is done, and the next one's turn is then.
+    /// The work is done, and the next client's turn is at `until`.
     Over {
         until: Instant,
     },
@@ -73,7 +73,7 @@ impl Turn {
         true
     }
 
-    /// What the turn was for is done.
+    /// Ends the turn: its work is done.
     pub(super) fn end(&mut self, context: &Context<'_>) {
         if let (Self::Taken { since }, Some(now)) = (&self, context.now) {
             *self = Self::Over { until: now + now.saturating_duration_since(*since) };
@@ -89,7 +89,7 @@ impl Turn {
         }
     }
 
-    /// When something has to be done: the lock was waited for long enough, or is to be given up.
+    /// Time of the next step: the lock was waited for long enough, or is to be given up.
     pub(super) fn due(&self, config: &SessionConfig) -> Option<Instant> {
         match self {
             Self::None | Self::Taken { .. } => None,

@@ -1,4 +1,4 @@
-//! What a client hears of the database, and what becomes of its replica.
+//! Events of a client, and the replica that they make.
 use std::{collections::BTreeMap, time::Duration};
 
 use ovsdb_client::{Batch, Change, Client, Config, Event, Row, Uuid};
@@ -81,7 +81,7 @@ pub fn summaries(batches: &[Batch]) -> Vec<Vec<String>> {
     batches.iter().map(|batch| summary(batch.of::<Item>())).collect()
 }
 
-/// What a fold of notifications gives: to compare with the replica.
+/// Fold of notifications: to compare with the replica.
 pub struct Fold<R>(pub BTreeMap<Uuid, R>);
 
 impl<R: Row> Fold<R> {

@@ -10,7 +10,7 @@ use std::{
 
 use super::Server;
 
-/// For how long all servers are there.
+/// Time for which all servers are there.
 const UP: Duration = Duration::from_secs(2);
 
 /// A thread that kills servers, and starts them again: those that crash on their own as well, as ovsdb-server 3.1.0 does

@@ -1,4 +1,4 @@
-//! What the tests share: real servers, certificates, a database, and what a client hears of it.
+//! Common parts of the tests: real servers, certificates, a database, and a client's events.
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses a part of it")]
 #![allow(
     clippy::unwrap_used,

@@ -88,7 +88,7 @@ impl Server {
         }
     }
 
-    /// How the server ended, if it did although nobody stopped it.
+    /// Exit status of the server, if it ended although nobody stopped it.
     pub fn crashed(&mut self) -> Option<ExitStatus> {
         self.child.as_mut()?.try_wait().unwrap()
     }

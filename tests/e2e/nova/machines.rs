@@ -20,7 +20,7 @@ use super::{OK, SOON, answer};
 
 /// `timeout_connect` of these tests.
 const CONNECT: Duration = Duration::from_secs(2);
-/// For what takes so long at least, on a machine that is busy.
+/// Time limit of a step that takes long, on a machine that is busy.
 const MARGIN: Duration = Duration::from_secs(3);
 
 /// A server on each of two machines, and an agent that knows one or both, with one worker, so that it is known what its pool holds.
@@ -154,7 +154,7 @@ fn a_machine_that_answers_late_is_waited_for() -> Result<()> {
     Ok(())
 }
 
-/// What a machine that stays away costs: one request at a time finds out that it still does.
+/// Cost of a machine that stays away: one request at a time finds out that it still does.
 #[test]
 fn a_machine_that_stays_away_is_tried_by_one_request_at_a_time() -> Result<()> {
     const ASKING: usize = 4;

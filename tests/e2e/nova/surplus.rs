@@ -15,7 +15,7 @@ use metadata_tests::{
 
 use super::with_upstream;
 
-/// How long each script is asked.
+/// Time for which each script is asked.
 const ASKING: Duration = Duration::from_secs(3);
 /// Of each guest's connections.
 const CONNECTIONS: usize = 4;

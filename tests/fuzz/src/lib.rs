@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 /// For one input, which takes some milliseconds on a busy machine.
 const HANG: Duration = Duration::from_secs(10);
-/// How much the whole process may grow: other tests run in it, and an allocator keeps what it had.
+/// Bytes by which the whole process may grow: other tests run in it, and an allocator keeps what it had.
 const GROWTH: u64 = 256 << 20;
 /// Inputs between two looks at the clock of the watchdog and at the memory.
 const STRETCH: u64 = 256;

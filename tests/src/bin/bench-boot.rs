@@ -100,7 +100,7 @@ fn main() -> Result<()> {
     real_clients(&cloud, &guests[0])
 }
 
-/// What the real client asks for, repeated to as many requests as a boot makes.
+/// Paths that the real client asks for, repeated to as many requests as a boot makes.
 fn crawled(cloud: &Cloud<Stage>, guest: &Guest) -> Result<Vec<String>> {
     drop(cloud.nova.take_requests());
     for source in [Datasource::OpenStack, Datasource::Ec2] {

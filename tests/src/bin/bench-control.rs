@@ -1,5 +1,5 @@
-//! What the control plane costs: how soon a plugged guest is answered, what a restart of the agent takes from guests,
-//! and what each further network takes from the host.
+//! Cost of the control plane: how soon a plugged guest is answered, what a restart of the agent takes from guests, and
+//! what each further network takes from the host.
 //!
 //! On a real OVN and Open vSwitch.
 #![forbid(unsafe_code)]
@@ -34,11 +34,11 @@ const CHANGES: usize = 10;
 const NETWORKS: usize = 200;
 const KILLS: usize = 10;
 const UPGRADES: usize = 5;
-/// From when on a start's memory was given back.
+/// Age from which on a start's memory was given back.
 const AT_REST: Duration = Duration::from_secs(8);
-/// How long systemd waits by our unit (`RestartSec=`).
+/// Delay of a restart by systemd in our unit (`RestartSec=`).
 const RESTART: Duration = Duration::from_millis(300);
-/// From how old on the end of a guest-facing process is no crash loop.
+/// Age from which on the end of a guest-facing process is no crash loop.
 const SETTLED: Duration = Duration::from_millis(10_500);
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -189,7 +189,7 @@ fn other_layouts(cloud: &mut Cloud<Lab>, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// How soon another one serves a guest that connects.
+/// Time until another guest-facing process serves a guest that connects.
 fn kills_of_the_guest_facing_process(cloud: &Cloud<Lab>, guest: &Guest) -> Result<()> {
     let before = guest.netns.repeated_syns()?;
     let mut times = Vec::new();

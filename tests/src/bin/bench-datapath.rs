@@ -1,4 +1,4 @@
-//! What the datapath costs: those it is not for, those it serves, and the neighbours of a guest that floods it.
+//! Cost of the datapath: for those it is not for, those it serves, and the neighbours of a guest that floods it.
 //!
 //! Every comparison is a ratio of medians over rounds that alternate, in one run: absolute numbers say little about
 //! another machine. A redirect is compared with a plain veth pair into the very same listener.

@@ -1,4 +1,5 @@
-//! What many guests on one node cost: start, adoption, memory, plugging beside guests that ask, and the kernel's RTNL lock.
+//! Cost of many guests on one node: start, adoption, memory, plugging beside guests that ask, and the kernel's RTNL
+//! lock.
 //!
 //! Real taps with no machines behind most of them, whose rows are in real databases as OVN and nova would have written them.
 #![forbid(unsafe_code)]
@@ -456,7 +457,7 @@ impl Node {
     }
 }
 
-/// What the kernel has of the whole machine for its own objects, in bytes.
+/// Memory that the kernel of the whole machine has for its own objects, in bytes.
 fn kernel_memory() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let of = |name: &str| -> Result<u64> {

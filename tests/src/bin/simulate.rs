@@ -25,7 +25,7 @@ struct Options {
     /// Instances that come and go each second.
     #[arg(long, default_value_t = 10)]
     churn: u32,
-    /// For how many seconds they do.
+    /// Seconds for which instances come and go.
     #[arg(long, default_value_t = 20)]
     churn_for: u64,
     /// Hosts that lose their power together.

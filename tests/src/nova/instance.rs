@@ -1,4 +1,4 @@
-//! What Nova says of one instance: OpenStack's documents and EC2's tree, in every version and with Nova's listings.
+//! Metadata of one instance: OpenStack's documents and EC2's tree, in every version and with Nova's listings.
 
 use std::net::Ipv4Addr;
 
@@ -53,17 +53,17 @@ pub fn key_name(port: &Port) -> String {
     format!("key of {}", port.hostname())
 }
 
-/// What its owner would log in with.
+/// Public key that its owner would log in with.
 pub fn public_key(port: &Port) -> String {
     format!("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{} {}", port.instance.replace('-', ""), port.hostname())
 }
 
-/// What cloud-init is to do for the vendor: of `vendor_data.json`, and of `vendor_data2.json`.
+/// Vendor's configuration for cloud-init: of `vendor_data.json`, and of `vendor_data2.json`.
 pub fn vendor_data(port: &Port) -> [String; 2] {
     ["static", "dynamic"].map(|kind| format!("#cloud-config\n# {kind}, for {}\n", port.hostname()))
 }
 
-/// What is at `/`, for whoever asks.
+/// Listing of `/`, for whoever asks.
 pub(super) fn ec2_versions() -> String {
     listing_of(&EC2_VERSIONS)
 }
@@ -261,7 +261,7 @@ fn listing_of(versions: &[&str]) -> String {
     [versions, &["latest"]].concat().join("\n")
 }
 
-/// How EC2's interface shows a value: a directory line by line, those in it with a slash.
+/// Listing of a value by EC2's interface: a directory line by line, those in it with a slash.
 fn listing(value: &Value) -> String {
     let entry = |(name, value): (&String, &Value)| match value.as_object() {
         Some(directory) => match directory.get(LISTED_AS) {

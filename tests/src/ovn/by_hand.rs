@@ -220,7 +220,7 @@ impl ByHand {
         Ok(())
     }
 
-    /// Where the database of the local Open vSwitch is.
+    /// Remote of the local Open vSwitch's database.
     pub fn ovs_remote(&self) -> String {
         unix(self.sandbox(), OVS_SOCKET)
     }

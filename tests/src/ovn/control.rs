@@ -1,4 +1,4 @@
-//! What tests do to the control plane, and how they look at what agents write there.
+//! Operations of tests on the control plane, and their view of what agents write there.
 
 use std::{collections::BTreeMap, process::Command};
 
@@ -44,7 +44,7 @@ impl Lab {
         self.daemons.southbound.leader(&self.sandbox)
     }
 
-    /// Where the agent finds each server.
+    /// Remotes by which the agent finds each server.
     pub fn southbound_remotes(&self) -> Vec<String> {
         self.daemons.southbound.remotes()
     }

@@ -55,7 +55,7 @@ impl Lab {
         Ok(())
     }
 
-    /// What Open vSwitch says of a port's Interface.
+    /// Column of a port's Interface, as Open vSwitch has it.
     pub fn interface(&self, port: &Port, column: &str) -> Result<String> {
         Ok(run(self.vsctl().words(format!("get Interface {} {column}", port.tap)))?.trim().to_owned())
     }

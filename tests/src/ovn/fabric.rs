@@ -1,4 +1,4 @@
-//! What is between chassis: an underlay, over which they have their tunnels, and a physical network with machines of its
+//! Fabric between chassis: an underlay, over which they have their tunnels, and a physical network with machines of its
 //! own, which are no chassis' guests.
 //!
 //! ```text
@@ -111,7 +111,7 @@ impl Fabric {
         Ok(guest)
     }
 
-    /// Whether the machine is on the network.
+    /// Sets the link of the machine, up or down.
     pub fn set_link(&self, machine: &Guest, state: &str) -> Result<()> {
         self.netns.ip(format!("link set {} {state}", machine.port.tap))?;
         Ok(())

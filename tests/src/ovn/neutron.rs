@@ -1,4 +1,4 @@
-//! What Neutron changes of a port that is there: where it is to be, whose it is, and which trunk it is in.
+//! Changes by Neutron of a port that is there: where it is to be, whose it is, and which trunk it is in.
 
 use anyhow::Result;
 

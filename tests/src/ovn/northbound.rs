@@ -165,7 +165,7 @@ fn port_external_ids(
     map("external_ids", &ids)
 }
 
-/// What Neutron says of a port, which northd copies into the Southbound.
+/// Neutron's ids of a port, which northd copies into the Southbound.
 pub(super) fn neutron_ids(
     (network, project): (&str, &str),
     device_id: &str,

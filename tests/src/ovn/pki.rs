@@ -16,7 +16,7 @@ pub struct Pki {
     dir: PathBuf,
 }
 
-/// What one side of a TLS connection needs.
+/// Credentials of one side of a TLS connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub private_key: PathBuf,

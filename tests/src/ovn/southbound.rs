@@ -21,7 +21,7 @@ pub(super) const SCHEMA: &str = "/usr/share/ovn/ovn-sb.ovsschema";
 const DATABASE: &str = "OVN_Southbound";
 const ELECTION: Duration = Duration::from_secs(90);
 
-/// How the Southbound is served.
+/// Kind of the Southbound: one server, or a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Southbound {
     Standalone,
@@ -146,7 +146,7 @@ impl Servers {
         })
     }
 
-    /// Where clients on the chassis find each server.
+    /// Remotes by which clients on the chassis find each server.
     pub(super) fn remotes(&self) -> Vec<String> {
         let method = if self.tls.is_some() { "ssl" } else { "tcp" };
         self.list.iter().map(|server| format!("{method}:127.0.0.1:{}", server.port)).collect()

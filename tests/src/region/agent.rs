@@ -1,6 +1,6 @@
 //! The agent of a host, all of it that has no kernel: its sources, what they are asked for, and what follows from them.
 //!
-//! What is served in the kernel is what should be, at once; devices are there as soon as they are told.
+//! The kernel's state is what should be, at once; devices are there as soon as they are told.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,12 +27,12 @@ use super::vif::Vif;
 /// Neutron's default (`agent_down_time`).
 const DOWN_TIME: Duration = Duration::from_secs(75);
 
-/// What an agent is started with.
+/// Settings of an agent.
 #[derive(Debug)]
 pub struct Settings {
     pub ovs: Config,
     pub southbound: Config,
-    /// Where it remembers identities.
+    /// Folder in which it remembers identities.
     pub state: PathBuf,
     pub monitor_all: bool,
     pub nova: Arc<Reachability>,
@@ -47,7 +47,7 @@ pub struct Agent {
     task: JoinHandle<()>,
 }
 
-/// What it serves.
+/// Ports that it serves.
 #[derive(Debug, Clone, Default)]
 pub struct Serves {
     ports: Arc<Desired>,
@@ -148,7 +148,7 @@ impl Serves {
     }
 }
 
-/// What `metadata_agent::control` does with its source, without what it does to the kernel.
+/// Loop of `metadata_agent::control` over its source, without what that does to the kernel.
 async fn run(
     settings: Settings,
     mut devices: watch::Receiver<LinkTable>,

@@ -28,12 +28,12 @@ pub struct Bystander {
 #[derive(Debug, Default)]
 struct Shared {
     times: Mutex<Vec<Duration>>,
-    /// When the transaction under way was begun.
+    /// Time at which the transaction under way was begun.
     began: Mutex<Option<Instant>>,
     stop: AtomicBool,
 }
 
-/// What its transactions took.
+/// Times that its transactions took.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Waits {
     pub median: Duration,
@@ -67,7 +67,7 @@ impl Bystander {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// What transactions took since this was last asked, the one under way included.
+    /// Times that transactions took since this was last asked, the one under way included.
     pub fn take(&self) -> Result<Waits> {
         let mut times = std::mem::take(&mut *self.shared.times.lock().ok().context("a panic")?);
         times.extend(self.shared.began.lock().ok().context("a panic")?.map(|began| began.elapsed()));

@@ -1,4 +1,4 @@
-//! What happens to the agents' connections, counted from what agents and their OVSDB client log.
+//! Events of the agents' connections, counted from what agents and their OVSDB client log.
 
 use std::{
     collections::BTreeMap,
@@ -72,7 +72,7 @@ impl Events {
 }
 
 impl Counts {
-    /// What happened since `before`.
+    /// Events since `before`.
     pub fn since(&self, before: &Self) -> Self {
         let failed = self.failed.iter().filter_map(|(reason, count)| {
             let count = count - before.failed.get(reason).unwrap_or(&0);

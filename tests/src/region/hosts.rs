@@ -91,7 +91,7 @@ impl Hosts {
         Ok(())
     }
 
-    /// How a host's agent reaches its database.
+    /// Configuration by which a host's agent reaches its database.
     pub fn config(&self, host: usize) -> Result<Config> {
         Ok(Config::new(self.remotes[host / PER_SERVER].parse()?, database(host)))
     }
@@ -116,7 +116,7 @@ impl Hosts {
         Ok(())
     }
 
-    /// What os-vif and ovs-vswitchd write when an instance's port is plugged.
+    /// Writes the rows of os-vif and ovs-vswitchd for an instance's port that is plugged.
     pub async fn plug(&self, vif: Vif) -> Result<()> {
         let host = &self.list[vif.host];
         let mut operations = insert(vif, 0).to_vec();

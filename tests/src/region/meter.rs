@@ -1,4 +1,4 @@
-//! What processes and threads cost, as the kernel accounts for it.
+//! Meter of processes and threads, as the kernel accounts for them.
 
 use std::{fs, path::Path, time::Duration};
 

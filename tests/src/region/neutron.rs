@@ -19,7 +19,7 @@ ovsdb_client::row! {
 /// A client of the Southbound that follows them.
 #[derive(Debug)]
 pub struct Neutron {
-    /// How many chassis have answered which number.
+    /// Number of chassis that have answered each number.
     answers: watch::Receiver<BTreeMap<i64, usize>>,
     task: JoinHandle<()>,
 }

@@ -1,4 +1,4 @@
-//! What happens to a region, one thing after another, and what each cost.
+//! Phases of a region's life, one after another, and the cost of each.
 
 use std::{
     path::Path,
@@ -17,22 +17,22 @@ use super::{
 };
 use crate::random::Random;
 
-/// What is tried.
+/// Plan of the phases.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub scale: Scale,
     /// Instances that come and go in a second, and for how long.
     pub churn: u32,
     pub churn_for: Duration,
-    /// How long each lives.
+    /// Lifetime of each instance.
     pub life: Duration,
     /// Hosts that lose their power together.
     pub rack: usize,
-    /// How long nothing is done, to see what that costs.
+    /// Time for which nothing is done, to see what that costs.
     pub quiet: Duration,
 }
 
-/// What a phase cost.
+/// Cost of a phase.
 #[derive(Debug)]
 pub struct Cost {
     pub name: &'static str,
@@ -46,18 +46,18 @@ pub struct Cost {
     pub memory: u64,
     pub bystander: Waits,
     pub events: Counts,
-    /// How long plugged ports took to be served: the median and the longest.
+    /// Times that plugged ports took to be served: the median and the longest.
     pub plugs: Option<(Duration, Duration)>,
 }
 
-/// How many phases there are.
+/// Number of phases.
 pub const COUNT: usize = 11;
 
 type Step<'a> = Pin<Box<dyn Future<Output = Result<Option<(Duration, Duration)>>> + 'a>>;
 
 /// Goes through all phases; an error if agents do not converge, or a row is wrong.
 ///
-/// What the servers log is kept in the folder `logs`, if there is one.
+/// The servers' logs are kept in the folder `logs`, if there is one.
 pub async fn run(plan: Plan, logs: Option<&Path>, told: impl Fn(&Cost)) -> Result<Vec<Cost>> {
     eprintln!(
         "simulate: writing a region of {} hosts with {} ports each",

@@ -110,7 +110,7 @@ impl Servers {
         })
     }
 
-    /// Where clients find them.
+    /// Remotes by which clients find them.
     pub fn remotes(&self) -> String {
         self.list.iter().map(Server::remote).collect::<Vec<_>>().join(",")
     }
@@ -130,7 +130,7 @@ impl Servers {
         self.list.iter().map(|server| server.pid().map_or(Ok(0), meter::memory)).collect()
     }
 
-    /// How many clients each has.
+    /// Number of clients of each.
     pub fn connections(&self) -> Result<Vec<usize>> {
         self.list.iter().map(Server::connections).collect()
     }

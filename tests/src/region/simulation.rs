@@ -41,18 +41,18 @@ use crate::sandbox::Sandbox;
 const TOGETHER: usize = 100;
 /// Time that a port may take to be served, or not to be any more.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often an agent that lacks rows is asked again.
+/// Interval at which an agent that lacks rows is asked again.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How large a region, and how its servers are set up.
+/// Scale of a region, and settings of its servers.
 #[derive(Debug, Clone, Copy)]
 pub struct Scale {
     pub hosts: usize,
-    /// How many of the hosts have an agent here.
+    /// Number of the hosts that have an agent here.
     pub agents: usize,
     /// Ports of each host.
     pub ports: usize,
-    /// After how long without a word of the leader another is elected.
+    /// Time without a word of the leader after which another is elected.
     pub election_timer: Duration,
     pub monitor_all: bool,
     /// Time that all agents may take to hold what they should.
@@ -73,7 +73,7 @@ pub struct Simulation {
     writer: Writer,
     hosts: Hosts,
     settings: Template,
-    /// What is plugged on each host, by the index of its device.
+    /// Ports that are plugged on each host, by the index of their devices.
     plugged: Vec<BTreeMap<u32, Vif>>,
     /// Rows of ports that were added.
     rows: HashMap<usize, Uuid>,
@@ -83,7 +83,7 @@ pub struct Simulation {
     sandbox: Sandbox,
 }
 
-/// Where agents run. A runtime that is dropped waits for its threads, which another one's thread must not.
+/// Runtime of the agents. A runtime that is dropped waits for its threads, which another one's thread must not.
 #[derive(Debug)]
 struct Threads(Option<runtime::Runtime>);
 
@@ -106,7 +106,7 @@ impl Drop for Threads {
     }
 }
 
-/// What all agents are configured with.
+/// Template of all agents' settings.
 #[derive(Debug)]
 struct Template {
     southbound: Config,
@@ -290,7 +290,7 @@ impl Simulation {
     /// An instance that comes and goes: how long its port took to be served once both databases said so. It is plugged for
     /// `life`.
     ///
-    /// Where there is no agent, all others only see the rows come and go, and there is nothing to tell.
+    /// On a host without an agent, all others only see the rows come and go, and there is nothing to tell.
     pub async fn live(&self, vif: Vif, life: Duration) -> Result<Option<Duration>> {
         let row = inserted(self.writer.write(vec![self.region.wanted(vif)]).await?)?[0];
         let Some(agent) = self.agents.get(&vif.host) else {

@@ -12,9 +12,9 @@ const FIRST_IFINDEX: usize = 100;
 pub struct Vif {
     pub number: usize,
     pub host: usize,
-    /// How many networks the region has, over which its ports are spread.
+    /// Number of networks of the region, over which its ports are spread.
     pub networks: usize,
-    /// What Neutron says of it changes with this.
+    /// Revision of the port, with which Neutron's ids of it change.
     pub revision: u8,
 }
 
@@ -80,7 +80,7 @@ impl Vif {
         (FIRST_IFINDEX + self.number) as u32
     }
 
-    /// What Neutron says of it.
+    /// Neutron's ids of it.
     pub fn external_ids(self) -> [(&'static str, String); 13] {
         [
             ("neutron:cidrs", format!("{}/16 {}/64", self.address(), self.second_address())),

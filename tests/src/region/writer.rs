@@ -69,7 +69,7 @@ impl Drop for Writer {
     }
 }
 
-/// Whether it is the lack of a server, or of a leader, that made a transaction fail.
+/// True if the lack of a server, or of a leader, made a transaction fail.
 fn is_passing(error: &Error) -> bool {
     match error {
         Error::NotConnected | Error::Interrupted => true,

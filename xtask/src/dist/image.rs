@@ -31,7 +31,7 @@ const FOLDERS: &[&str] = &[
     "tmp",
     "var/lib/neutron",
 ];
-/// Where kolla-ansible mounts the files that it has written for a service.
+/// Files that kolla-ansible has written for a service, and the folder that it mounts them in.
 const CONFIGURATION: [&str; 2] = ["neutron.conf", "neutron_ovn_metadata_agent.ini"];
 const KOLLA: &str = "/var/lib/kolla/config_files";
 
@@ -94,7 +94,7 @@ pub(super) fn write(program: &Path, folder: &Path, release: &Release) -> anyhow:
     Ok(file)
 }
 
-/// What is run where a container is given no arguments.
+/// Arguments of the program where a container is given none.
 fn arguments() -> Vec<String> {
     let files =
         CONFIGURATION.into_iter().flat_map(|file| ["--config-file".to_owned(), format!("{KOLLA}/{file}")]);

@@ -58,7 +58,7 @@ pub(crate) fn dist(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What Debian's own checker finds.
+/// Checks the package with Debian's own checker.
 fn check_package(made: &[PathBuf]) -> anyhow::Result<()> {
     let package = made.iter().find(|path| path.extension().is_some_and(|extension| extension == "deb"));
     let mut lintian = Command::new("lintian");

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use super::manual;
 use crate::command::{output, root, run_quietly};
 
-/// Where the program is.
+/// Path of the program.
 pub(super) const PROGRAM: &str = "usr/bin/metadata-agent";
 
 /// The files of a package.
@@ -27,7 +27,7 @@ impl Tree {
         Ok(Self(folder))
     }
 
-    /// Where it is.
+    /// Folder of the tree.
     pub(super) fn folder(&self) -> &Path {
         &self.0
     }
@@ -64,7 +64,7 @@ impl Tree {
         run_quietly(Command::new("strip").arg("-o").arg(self.place(PROGRAM)?).arg(program))
     }
 
-    /// Where that file goes, in a folder that is there.
+    /// Path of that file, in a folder that is there.
     pub(super) fn place(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.0.join(name);
         fs::create_dir_all(path.parent().context("no folder")?)?;

@@ -58,7 +58,7 @@ pub(super) struct Archive {
 }
 
 impl Archive {
-    /// What every machine begins with: busybox, and the folders that it mounts file systems on.
+    /// Adds the beginning of every machine: busybox, and the folders that it mounts file systems on.
     pub(super) fn base(&mut self, busybox: &Path) -> anyhow::Result<()> {
         for folder in ["bin", "dev", "proc", "sys", "modules"] {
             self.folder(folder);
@@ -84,7 +84,7 @@ impl Archive {
         self.entry(name, 0o100_755, (0, 0), content);
     }
 
-    /// What the kernel opens for the first process.
+    /// Adds the device that the kernel opens for the first process.
     fn console(&mut self) {
         self.entry("dev/console", 0o020_600, (5, 1), &[]);
     }

@@ -28,7 +28,7 @@ echo ":up:"
 while read -r number line; do eval "$line"; status=$?; echo; echo ":$number:$status:"; done
 "#;
 
-/// What runs before that.
+/// Script that runs before that shell.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin
 /bin/busybox --install -s /bin

@@ -1,4 +1,4 @@
-//! What a machine starts from: an archive with busybox, a few modules, and the scripts that make it a host.
+//! Archive that a machine starts from, with busybox, a few modules, and the scripts that make it a host.
 //!
 //! From there on the machine sees this machine's files, read-only, with a memory of its own for what it writes.
 use std::{
@@ -14,7 +14,8 @@ use super::{
     quoted,
 };
 
-/// What is needed to see this machine's files: the bus, the file system over it, and the layer that takes writes.
+/// Modules that are needed to see this machine's files: the bus, the file system over it, and the layer that takes
+/// writes.
 const MODULES: &[&str] = &["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// Names of archives, before the process that wrote them.

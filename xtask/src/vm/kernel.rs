@@ -35,7 +35,7 @@ const KERNEL_PACKAGE: &str = "linux-image-amd64";
 /// An unpacked kernel.
 #[derive(Debug)]
 pub(super) struct Installed {
-    /// What `uname -r` says in it.
+    /// Release, as `uname -r` says it.
     pub(super) release: String,
     pub(super) image: PathBuf,
     /// The folder that has `modules.dep`.
@@ -101,7 +101,7 @@ fn kernel_packages(apt: &Apt) -> anyhow::Result<Vec<String>> {
     Ok(packages)
 }
 
-/// Where the modules of the only kernel below `root` are.
+/// Folder with the modules of the only kernel below `root`.
 fn modules(root: &Path) -> anyhow::Result<PathBuf> {
     let folder = root.join("lib/modules");
     let mut entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;

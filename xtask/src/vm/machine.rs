@@ -17,7 +17,7 @@ use super::{initramfs::Initramfs, kernel::Installed};
 const BOOT: Duration = Duration::from_secs(300);
 /// All of it.
 const LIMIT: Duration = Duration::from_secs(1500);
-/// What the machine says at the end.
+/// Words of the machine at the end, before the status.
 const STATUS: &str = "vm-test: ended with ";
 const CONSOLE_LINES: usize = 40;
 

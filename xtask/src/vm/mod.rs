@@ -67,11 +67,11 @@ impl Options {
     }
 }
 
-/// What one kernel's run came to.
+/// Outcome of one kernel's run.
 struct Outcome {
     /// Name and release of the kernel.
     kernel: String,
-    /// Why it failed, if it did.
+    /// Reason for which it failed, if it did.
     failure: Option<String>,
     time: Duration,
 }
@@ -132,7 +132,7 @@ fn cache() -> anyhow::Result<PathBuf> {
     Ok(cache.canonicalize()?)
 }
 
-/// What runs in the machines.
+/// Programs that run in the machines.
 struct Program {
     agent: PathBuf,
     /// The same, as a package.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::show::printable;
 
-/// What ports are sorted by.
+/// Column to sort the ports by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Column {
     /// Name of the tap.
@@ -76,7 +76,7 @@ pub(super) struct Table {
     pub(super) is_typing: bool,
     /// Lines that are scrolled over.
     pub(super) offset: usize,
-    /// What the node lacks, or why its numbers are those of before.
+    /// Troubles of the node, or the reason for which its numbers are those of before.
     pub(super) trouble: Vec<String>,
     pub(super) unserved: u64,
     rows: Vec<Row>,

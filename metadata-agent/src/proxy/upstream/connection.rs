@@ -32,7 +32,7 @@ const MOST_HEAD_BYTES: usize = 64 * 1024;
 /// of its own. Servers that err about framing do so with the others.
 const PLAIN: [u16; 2] = [200, 404];
 
-/// Why there is no answer, or no rest of it.
+/// Reason for which there is no answer, or no rest of it.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::proxy) enum Broken {
     #[error(transparent)]
@@ -55,8 +55,8 @@ impl Broken {
         matches!(self, Self::Io(_) | Self::Unanswered | Self::Closed)
     }
 
-    /// Whether the transport failed, in which no guest has a part: the kernel found nobody there, or TLS did not work. With
-    /// TLS 1.3 a client certificate is refused only after the connection was made.
+    /// True if the transport failed, in which no guest has a part: the kernel found nobody there, or TLS did not work.
+    /// With TLS 1.3 a client certificate is refused only after the connection was made.
     pub(super) fn is_of_transport(&self) -> bool {
         use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
         let Self::Io(error) = self else { return false };
@@ -64,7 +64,7 @@ impl Broken {
             || error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
     }
 
-    /// Whether the server said something that is no answer, or not to its end: over a connection that was used before,
+    /// True if the server said something that is no answer, or not to its end: over a connection that was used before,
     /// it may be left over from that.
     pub(super) fn is_nonsense(&self) -> bool {
         matches!(self, Self::Malformed(_) | Self::Closed | Self::Unanswered)
@@ -91,9 +91,9 @@ pub(super) struct Connection {
     received: BytesMut,
     /// Index of the endpoint that it leads to.
     pub(super) endpoint: usize,
-    /// Whose requests went over it, all of them.
+    /// Identity whose requests went over it, all of them.
     owner: Option<Arc<SignedIdentity>>,
-    /// When it was begun.
+    /// Time at which it was begun.
     pub(super) begun: Instant,
     /// Timeout of a pause in an answer's body.
     pause: Duration,

@@ -13,7 +13,7 @@ use crate::{config, directory::Tap, error_chain::chain, notice::Notice};
 
 /// Is told what happens to endpoints, which are named as `host:port`.
 pub trait Observer: fmt::Debug + Send + Sync {
-    /// Whether it is taken for healthy.
+    /// The endpoint is taken for healthy from now on, or is not.
     fn up(&self, endpoint: &str, up: bool);
     /// A connection was made.
     fn connected(&self, endpoint: &str);
@@ -27,7 +27,7 @@ pub(super) struct Endpoint {
     address: config::Endpoint,
     name: String,
     health: Mutex<Health>,
-    /// When somebody last saw that nobody serves there, or went to see.
+    /// Time at which somebody last saw that nobody serves there, or went to see.
     away: Mutex<Option<Instant>>,
     mute: Notice,
     failing: Notice,

@@ -4,7 +4,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// For how long an endpoint is avoided after its first failure, and doubled with each further one.
+/// Time for which an endpoint is avoided after its first failure, doubled with each further one.
 const BACKOFF: Duration = Duration::from_millis(500);
 /// Doubled up to this.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);

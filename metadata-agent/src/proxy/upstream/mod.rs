@@ -55,7 +55,7 @@ pub trait Dial: std::fmt::Debug + Send + Sync {
     fn dial(&self, endpoint: usize, within: Duration) -> BoxFuture<'_, Result<StdStream, Failure>>;
 }
 
-/// Why there is no connection.
+/// Reason for which there is no connection.
 #[derive(Debug, thiserror::Error)]
 enum ConnectError {
     #[error(transparent)]

@@ -3,8 +3,8 @@
 //! All workers share them: the kernel gives a guest's connections to workers by chance, and another connection to Nova costs
 //! more than moving one from thread to thread.
 //!
-//! What a server says too much on a connection, whenever it says it, is then read by nobody but whom it was said to. That
-//! nothing was said yet can be seen, but not that nothing will be.
+//! Bytes that a server sends too many on a connection, whenever it sends them, are then read by nobody but the instance
+//! that they were sent to. That nothing was said yet can be seen, but not that nothing will be.
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -38,7 +38,7 @@ pub(super) struct Pool {
 struct Idle {
     connection: Connection,
     since: Instant,
-    /// In whose runtime it is.
+    /// Worker whose runtime the connection is in.
     worker: WorkerId,
 }
 

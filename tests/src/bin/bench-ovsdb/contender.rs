@@ -21,7 +21,7 @@ const PYTHON: &str = "/usr/bin/python3";
 const IDL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bin/bench-ovsdb/idl.py");
 /// Whoever takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(300);
-/// How often the memory of a process is looked at that ends by itself.
+/// Interval at which the memory of a process that ends by itself is looked at.
 const SAMPLE: Duration = Duration::from_millis(2);
 
 pub(crate) struct Contender {
@@ -33,7 +33,7 @@ pub(crate) struct Contender {
     done: Done,
 }
 
-/// How to know that a client has everything.
+/// Sign by which a client is known to have everything.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Done {
     /// It prints the number of rows, and is killed then.
@@ -44,7 +44,7 @@ enum Done {
     End,
 }
 
-/// What a run cost.
+/// Cost of a run.
 #[derive(Clone, Copy)]
 pub(crate) struct Usage {
     pub(crate) wall: Duration,

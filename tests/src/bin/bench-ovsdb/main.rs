@@ -36,7 +36,7 @@ struct Cli {
 enum What {
     /// Clients against each other.
     Clients(ClientsOptions),
-    /// What clients cost a server.
+    /// Cost of clients to a server.
     Southbound(southbound::Options),
     /// The client that is measured.
     #[command(name = client::COMMAND)]

@@ -1,4 +1,4 @@
-//! What was measured, as a table for people and for README.md, and whether it is what was aimed at.
+//! Report of the measurements, as a table for people and for README.md, and a verdict against the goals.
 
 use std::time::Duration;
 

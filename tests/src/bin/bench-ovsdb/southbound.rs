@@ -1,5 +1,5 @@
-//! What the clients of all chassis cost the Southbound: processor time, memory, and how long others wait while many hosts
-//! plug at once.
+//! Cost of the clients of all chassis to the Southbound: processor time, memory, and how long others wait while many
+//! hosts plug at once.
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},
@@ -30,7 +30,7 @@ pub(crate) struct Options {
     /// Ports in the Southbound.
     #[arg(long, default_value_t = 100_000)]
     rows: usize,
-    /// How many clients there are, one measurement after another.
+    /// Numbers of clients, one measurement after another.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 20, 100])]
     clients: Vec<usize>,
     /// No more clients than this that ask for much: each takes a second or more, and memory of the servers and here.
@@ -41,7 +41,7 @@ pub(crate) struct Options {
     raft: bool,
 }
 
-/// What one kind of client costs all servers together: milliseconds and bytes.
+/// Costs of one kind of client to all servers together: milliseconds and bytes.
 #[derive(Default)]
 struct Costs {
     clients: usize,

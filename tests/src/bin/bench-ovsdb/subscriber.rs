@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-/// What the metadata agent asks for.
+/// Rows that the metadata agent asks for.
 mod rows {
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,14 +51,14 @@ mod rows {
 
 use rows::{Chassis, ChassisPrivate, PortBinding, SbGlobal};
 
-/// How rows are asked for.
+/// Kind of subscription.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Those that name the chassis, whatever is plugged.
     Chassis,
     /// Those that have the names of the plugged ports.
     Names,
-    /// What ovn-controller asks for: by chassis, by name, and all ports of the networks that the host has ports of
+    /// Rows that ovn-controller asks for: by chassis, by name, and all ports of the networks that the host has ports of
     /// (update_sb_monitors() in OVN's controller/ovn-controller.c), of which this is the table of ports only.
     Controller,
     /// All rows and columns of four tables, as neutron-ovn-metadata-agent does.

@@ -30,13 +30,13 @@ const USER_DATA: &str = "/latest/user-data";
 const REQUESTS: usize = 600;
 const PAUSE: Duration = Duration::from_millis(15);
 const LIMIT: Duration = Duration::from_secs(5);
-/// How often it is looked whether a guest has lost connections.
+/// Interval at which it is looked whether a guest has lost connections.
 const LOOK: Duration = Duration::from_millis(10);
 const SAMPLE: Duration = Duration::from_millis(100);
-/// How long connections are opened before the measurement begins.
+/// Time for which connections are opened before the measurement begins.
 const BEGIN: Duration = Duration::from_secs(4);
 
-/// What the others do.
+/// Behaviour of the other guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Crowd {
     Idle,
@@ -57,7 +57,7 @@ impl Crowd {
         }
     }
 
-    /// Which guests, how many connections of each at most, and how many a second are made.
+    /// Number of guests, of connections of each at most, and of those made in a second.
     fn extent(self) -> (usize, usize, u32) {
         match self {
             Self::Idle => (66, 125, 4000),
@@ -132,7 +132,7 @@ fn is_open(stream: &TcpStream) -> bool {
     }
 }
 
-/// What TCP has of the whole machine.
+/// TCP's state on the whole machine.
 #[derive(Debug, Clone, Copy)]
 struct Kernel {
     orphans: u64,

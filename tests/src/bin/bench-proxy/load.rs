@@ -23,7 +23,7 @@ const OPTIONS: &[u8] = b"OPTIONS /latest/meta-data/instance-id HTTP/1.1\r\nHost:
 /// Whoever is silent for longer has failed.
 const SILENCE: u16 = 10_000;
 
-/// How many requests a connection is for.
+/// Mode of a connection: the requests that it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     KeepAlive,
@@ -41,7 +41,7 @@ pub(crate) struct Load {
     pub(crate) mode: Mode,
 }
 
-/// What came of it.
+/// Measured requests and times.
 #[derive(Debug)]
 pub(crate) struct Measured {
     pub(crate) requests: usize,
@@ -166,7 +166,7 @@ impl Exchange {
     }
 }
 
-/// Whether head and body are there.
+/// True if head and body are there.
 fn is_whole(answer: &[u8]) -> Result<bool> {
     let Some(end) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return Ok(false) };
     let head = std::str::from_utf8(&answer[..end])?;

@@ -224,7 +224,7 @@ impl Bench {
         Ok(())
     }
 
-    /// What a request costs for which a connection to Nova is made, since none is kept for its instance.
+    /// Cost of a request for which a connection to Nova is made, since none is kept for its instance.
     fn pools(&self) -> Result<()> {
         println!("\n| over a new connection to Nova : a kept one | requests/s | CPU per request | p50 |");
         println!("| --- | --- | --- | --- |");
@@ -263,7 +263,7 @@ impl Bench {
         })
     }
 
-    /// What a proxy needs for many connections that are kept, and nothing is asked on them.
+    /// Memory of a proxy for many connections that are kept, and on which nothing is asked.
     fn memory(&self) -> Result<()> {
         let [.., haproxy, ours] = self.ways()?;
         println!("\n| memory (PSS) | before | with {PARKED} idle connections | for each | goal |");

@@ -16,7 +16,7 @@ use metadata_tests::{
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
-/// How long a busy guest waits for a connection, of which it has others.
+/// Timeout of a busy guest's connection, of which it has others.
 const ATTEMPT: Duration = Duration::from_millis(5);
 /// A slow client's pace.
 const BYTE: Duration = Duration::from_secs(1);
@@ -65,10 +65,10 @@ pub(crate) fn slow(from: &Namespace, to: SocketAddrV4, count: usize, stop: &Atom
     })?
 }
 
-/// How often a busy guest looks where there is room for more.
+/// Interval at which a busy guest looks where there is room for more.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// What a busy guest says, again and again.
+/// Noise of a busy guest, again and again.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Noise {
     /// Empty lines where a request should be.

@@ -1,4 +1,4 @@
-//! Where the time of a request goes: system calls and switches of each way's proxy, and a flame graph of ours.
+//! Profile of a request: system calls and switches of each way's proxy, and a flame graph of ours.
 
 use std::{
     collections::BTreeMap,

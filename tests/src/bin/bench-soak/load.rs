@@ -20,7 +20,7 @@ const ON_ONE: usize = 25;
 /// A guest that is without an answer for so long begins anew.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What became of requests.
+/// Outcomes of requests.
 #[derive(Debug, Default)]
 pub(crate) struct Outcomes {
     /// Of those that were answered as they should.
@@ -43,7 +43,7 @@ impl Load {
         Self { interval: Duration::from_secs(1) / rate.max(1), outcomes: Mutex::default() }
     }
 
-    /// What became of requests since this was last called.
+    /// Outcomes of requests since this was last called.
     pub(crate) fn take(&self) -> Outcomes {
         std::mem::take(&mut self.outcomes())
     }

@@ -1,5 +1,5 @@
-//! What becomes of an agent in time: memory, descriptors and latency while guests ask at a bounded rate, and taps, databases
-//! and Nova come and go.
+//! Soak of an agent: memory, descriptors and latency while guests ask at a bounded rate, and taps, databases and Nova
+//! come and go.
 //!
 //! On a real OVN and Open vSwitch. Prints a table, a verdict, and draws the curves.
 #![forbid(unsafe_code)]
@@ -35,13 +35,13 @@ const PERIOD: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// How long it takes.
+    /// Duration in minutes.
     #[arg(long, default_value_t = 12)]
     minutes: u32,
     /// Requests a second, of all guests together.
     #[arg(long, default_value_t = 1000)]
     rate: u32,
-    /// Where the curves are drawn.
+    /// File that the curves are drawn into.
     #[arg(long, default_value = "soak.svg")]
     svg: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! What happens around the agent: taps come and go all the time, and now and then a database or Nova is gone for a while.
+//! Unrest around the agent: taps come and go all the time, and now and then a database or Nova is gone for a while.
 
 use std::{
     thread,
@@ -15,9 +15,9 @@ use metadata_tests::{
     wait::until,
 };
 
-/// How long a database is gone, and Nova.
+/// Time for which a database is gone, and Nova.
 const AWAY: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(2)];
-/// What a period may take for the taps that come and go.
+/// Most time that a tap takes to go and come: none goes later than that before a period's end.
 const LEFT: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -35,12 +35,12 @@ impl<'a> Unrest<'a> {
         Self { guests, next: 0, happened: Vec::new(), taps: 0 }
     }
 
-    /// What happened since this was last called.
+    /// Number of taps and the events since this was last called.
     pub(crate) fn take(&mut self) -> (usize, Vec<&'static str>) {
         (std::mem::take(&mut self.taps), std::mem::take(&mut self.happened))
     }
 
-    /// What is to happen in the period of that number, which ends then.
+    /// Makes the unrest of the period of that number, which ends at `end`.
     pub(crate) fn stir(&mut self, cloud: &mut Cloud<Lab>, number: u32, end: Instant) -> Result<()> {
         match number % 9 {
             2 => {
