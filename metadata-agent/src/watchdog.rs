@@ -1,7 +1,7 @@
 //! Signs of life for the service manager: a control plane that hangs is ended and started again, while known guests are served by
 //! the other process.
 #![forbid(unsafe_code)]
-use std::{env, time::Duration};
+use std::{env, sync::mpsc, thread, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
@@ -10,13 +10,25 @@ use tracing::warn;
 /// Gives signs of life for as long as it is polled, if the service manager waits for them.
 pub(crate) async fn give_signs_of_life() {
     let Some(period) = env::var("WATCHDOG_USEC").ok().and_then(|text| period(&text)) else { return };
+    // A service manager that does not read has whoever writes to it wait: that is a thread that nobody waits for.
+    let (beat, beats) = mpsc::sync_channel(1);
+    let tell = move || {
+        for () in beats {
+            if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
+                warn!(%error, "the service manager gets no signs of life");
+            }
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("watchdog".to_owned()).spawn(tell) {
+        warn!(%error, "the service manager gets no signs of life");
+        return;
+    }
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
-            warn!(%error, "the service manager gets no signs of life");
-        }
+        // One that waits says as much as two.
+        let _ = beat.try_send(());
     }
 }
 

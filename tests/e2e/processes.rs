@@ -212,7 +212,8 @@ fn a_worker_that_is_stuck_is_replaced_with_its_process() -> Result<()> {
     let [guest, _] = cloud.overlapping_guests()?;
     own_identity(&guest)?;
     let process = cloud.agent.guest_process()?;
-    let worker = thread_of(process, "proxy-1")?;
+    // It gives itself its name.
+    let worker = until("the worker has begun", SOON, || thread_of(process, "proxy-1"))?;
     // It stands still, and the rest of its process does not.
     ptrace::seize(worker, ptrace::Options::empty())?;
     ptrace::interrupt(worker)?;
@@ -222,6 +223,23 @@ fn a_worker_that_is_stuck_is_replaced_with_its_process() -> Result<()> {
     is_gone(process)?;
     own_identity(&guest)?;
     cloud.agent.wait_logged(&["worker 1 has been stuck for 20 s"]).map(drop)
+}
+
+/// An agent that stood still for longer than it waits for the other process goes on with that one.
+#[test]
+fn an_agent_that_stood_still_does_not_end_its_process() -> Result<()> {
+    let cloud = Cloud::with_inventory()?;
+    let [guest, _] = cloud.overlapping_guests()?;
+    own_identity(&guest)?;
+    let (agent, process) = (cloud.agent.id()?, cloud.agent.guest_process()?);
+    end(agent, Signal::SIGSTOP)?;
+    thread::sleep(Duration::from_secs(23));
+    end(agent, Signal::SIGCONT)?;
+    // It is asked how it is each second.
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(cloud.agent.guest_process()?, process);
+    assert_eq!(cloud.agent.metric("metadata_guest_process_restarts_total")?, 0.0);
+    own_identity(&guest)
 }
 
 fn thread_of(process: u32, name: &str) -> Result<Pid> {

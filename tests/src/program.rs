@@ -35,7 +35,8 @@ fn is_current(binary: &Path) -> Result<()> {
     let Ok(note) = fs::read_to_string(binary.with_extension("d")) else { return Ok(()) };
     let built = fs::metadata(binary)?.modified()?;
     let (_, sources) = note.split_once(": ").context("cargo's note of the agent's sources has no list")?;
-    for source in sources.split_whitespace() {
+    // A commit changes the version's name, and nothing that is tested.
+    for source in sources.split_whitespace().filter(|source| !source.contains("/.git/")) {
         // What is gone is not newer; cargo finds it out.
         let Ok(changed) = fs::metadata(source).and_then(|source| source.modified()) else { continue };
         ensure!(

@@ -144,7 +144,7 @@ fn licence(rules: &Licenses, package: &Package) -> Result<(), String> {
             .any(|exception| exception.name == package.name && exception.allow.contains(name))
     };
     let is_allowed = expression.evaluate(|requirement| {
-        let name = requirement.license.to_string();
+        let name = requirement.to_string();
         rules.allow.contains(&name) || excepted(&name)
     });
     if is_allowed { Ok(()) } else { Err(format!("its licence is {text}")) }

@@ -4,6 +4,7 @@ mod inquiries;
 mod orphanage;
 
 use std::{
+    cell::Cell,
     io::{self, Read as _},
     net::TcpListener,
     os::fd::{AsFd as _, OwnedFd},
@@ -104,6 +105,7 @@ pub(super) fn serve_guests() -> anyhow::Result<()> {
     let process = GuestFacing {
         lease,
         orphanage,
+        has_agent: Cell::new(true),
         log,
         directory,
         sources,
@@ -176,6 +178,8 @@ fn client(
 struct GuestFacing {
     lease: Duration,
     orphanage: Orphanage,
+    /// False while it is an orphan.
+    has_agent: Cell<bool>,
     log: LogFilter,
     directory: Arc<Directory>,
     sources: Arc<SourceTable>,
@@ -196,6 +200,7 @@ impl GuestFacing {
         let mut channel = first;
         loop {
             let told = self.do_as_told(&channel).await;
+            self.has_agent.set(false);
             self.dialling.lose();
             self.watch(false, &channel);
             if self.shutdown.is_retiring() || !self.serving.is_cancelled() {
@@ -213,6 +218,7 @@ impl GuestFacing {
             info!("another agent has come");
             *self.signing.lock().unwrap_or_else(PoisonError::into_inner) = signing;
             channel = Arc::new(next);
+            self.has_agent.set(true);
             self.dialling.resume(&channel);
         }
     }
@@ -225,7 +231,8 @@ impl GuestFacing {
         loop {
             looks.tick().await;
             match pulses.feel() {
-                Err(trouble) if !self.shutdown.is_retiring() => return trouble,
+                // Nobody would come in place of an orphan, whose other workers serve on.
+                Err(trouble) if self.has_agent.get() && !self.shutdown.is_retiring() => return trouble,
                 _ => {}
             }
         }

@@ -130,7 +130,8 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
         Ok(Ending::Succeeded) => {
             guests.outlive();
             guests.retire();
-            // Should the successor end, the next agent need not wait until this one's connections are done.
+            // Should the successor end, the next agent need not wait until this one's connections are done. It may forget them: then
+            // the place of one of its port's sources is given to another source of that port too early, and no more.
             drop(lock);
             control_plane.block_on(control.linger(|| supervisor.has_ended()));
         }

@@ -8,7 +8,7 @@ use std::{
 use tokio::time::Instant;
 
 /// Time for which a device may be away at first: ovs-vswitchd that is restarted makes it anew. It doubles with each try.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Number of times that it does.
 const MOST_DOUBLED: u32 = 5;
 /// Time for which its port is gone: ovs-vswitchd that finds it removed and added again in one go keeps the broken one.
@@ -84,12 +84,12 @@ mod tests {
         assert!(!is_unwanted(0, lacking) && !is_unwanted(9, lacking), "it has not been here yet");
         assert!(!is_unwanted(10, whole));
         assert!(!is_unwanted(11, lacking) && !is_unwanted(12, whole), "it was away for a moment");
-        assert!(!is_unwanted(13, lacking) && is_unwanted(15, lacking) && is_unwanted(16, lacking));
-        assert!(is_unwanted(17, none) && !is_unwanted(18, none), "it is wanted after a pause");
+        assert!(!is_unwanted(13, lacking) && is_unwanted(23, lacking) && is_unwanted(24, lacking));
+        assert!(is_unwanted(25, none) && !is_unwanted(26, none), "it is wanted after a pause");
         // In vain, and again later.
-        assert!(!is_unwanted(19, lacking) && !is_unwanted(21, lacking) && is_unwanted(22, lacking));
-        assert!(is_unwanted(23, none) && !is_unwanted(24, none) && !is_unwanted(25, whole));
-        assert!(!is_unwanted(26, lacking) && is_unwanted(28, lacking), "it is as patient as at first");
+        assert!(!is_unwanted(27, lacking) && !is_unwanted(45, lacking) && is_unwanted(46, lacking));
+        assert!(is_unwanted(47, none) && !is_unwanted(48, none) && !is_unwanted(49, whole));
+        assert!(!is_unwanted(50, lacking) && is_unwanted(60, lacking), "it is as patient as at first");
     }
 
     #[test]
@@ -99,8 +99,8 @@ mod tests {
         let device = |is_here| BTreeMap::from([("net".to_owned(), is_here)]);
         lost.update(at(0), &needed, &device(true));
         lost.update(at(1), &needed, &device(false));
-        assert_eq!(lost.update(at(3), &needed, &device(false)).len(), 1);
-        assert!(lost.update(at(4), &BTreeSet::new(), &BTreeMap::new()).is_empty());
-        assert!(lost.update(at(5), &needed, &device(false)).is_empty());
+        assert_eq!(lost.update(at(11), &needed, &device(false)).len(), 1);
+        assert!(lost.update(at(12), &BTreeSet::new(), &BTreeMap::new()).is_empty());
+        assert!(lost.update(at(13), &needed, &device(false)).is_empty());
     }
 }

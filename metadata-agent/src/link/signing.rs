@@ -2,7 +2,10 @@
 //! Nova for the guest-facing one, over a socket of their own.
 use std::{
     fmt, io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -23,16 +26,22 @@ const SIGNING: Duration = Duration::from_secs(2);
 const LONGEST: usize = 24 << 10;
 
 /// Token bucket of the signatures, which are what costs a processor the most. A handshake waits for its turn.
-const PACE: Rate = Rate { rate: 1_000, burst: 4_000 };
+const PACE: Rate = Rate { rate: 4_000, burst: 8_000 };
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {
+    /// Told again with the signature: one that comes late is not taken for the next one's.
+    #[serde(default)]
+    number: u64,
     scheme: u16,
     message: Vec<u8>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Response {
+    /// None from an agent of before there were numbers.
+    #[serde(default)]
+    number: Option<u64>,
     signature: Option<Vec<u8>>,
 }
 
@@ -75,11 +84,18 @@ struct RemoteSigner {
 
 impl Signer for RemoteSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
-        let request = Request { scheme: self.scheme.into(), message: message.to_vec() };
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let request = Request { number, scheme: self.scheme.into(), message: message.to_vec() };
         let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         let ask = || -> io::Result<Response> {
             channel.send(&request, &[])?;
-            Ok(channel.receive(Some(SIGNING))?.0)
+            loop {
+                let (response, _): (Response, _) = channel.receive(Some(SIGNING))?;
+                if response.number.is_none_or(|of| of == number) {
+                    return Ok(response);
+                }
+            }
         };
         let response = ask().map_err(|error| Error::General(format!("nobody signs: {error}")))?;
         response.signature.ok_or_else(|| Error::General("the signature is refused".to_owned()))
@@ -96,7 +112,7 @@ impl Signer for RemoteSigner {
 pub fn serve(channel: &Channel, key: impl Fn() -> Option<Arc<dyn SigningKey>>) -> io::Result<()> {
     let mut pace = Bucket::default();
     loop {
-        let (Request { scheme, message }, _) = match channel.receive(None) {
+        let (Request { number, scheme, message }, _) = match channel.receive(None) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             request => request?,
         };
@@ -109,7 +125,7 @@ pub fn serve(channel: &Channel, key: impl Fn() -> Option<Arc<dyn SigningKey>>) -
             is_handshake(&message).then_some(())?;
             key()?.choose_scheme(&[scheme.into()])?.sign(&message).ok()
         };
-        channel.send(&Response { signature: sign() }, &[])?;
+        channel.send(&Response { number: Some(number), signature: sign() }, &[])?;
     }
 }
 
@@ -137,6 +153,30 @@ fn is_client_hello(message: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A signer that took too long once would otherwise have each handshake signed with the one before.
+    #[test]
+    fn a_signature_that_comes_late_is_not_taken_for_the_next() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let signer = RemoteSigner { channel: Arc::new(Mutex::new(ours)), scheme: SignatureScheme::ED25519 };
+        thread::scope(|scope| {
+            let late = scope.spawn(|| signer.sign(b"one"));
+            let (one, _): (Request, _) = theirs.receive(None).unwrap();
+            assert!(late.join().unwrap().is_err());
+            let next = scope.spawn(|| signer.sign(b"two"));
+            let (two, _): (Request, _) = theirs.receive(None).unwrap();
+            for request in [one, two] {
+                let response = Response { number: Some(request.number), signature: Some(request.message) };
+                theirs.send(&response, &[]).unwrap();
+            }
+            assert_eq!(next.join().unwrap().unwrap(), b"two");
+            // An agent of before there were numbers tells none.
+            let former = scope.spawn(|| signer.sign(b"three"));
+            let (three, _): (Request, _) = theirs.receive(None).unwrap();
+            theirs.send(&serde_json::json!({ "signature": three.message }), &[]).unwrap();
+            assert_eq!(former.join().unwrap().unwrap(), b"three");
+        });
+    }
 
     #[test]
     fn nothing_but_handshakes_is_signed() {

@@ -63,9 +63,10 @@ impl Reconciler {
         self.served.values().map(AsRef::as_ref).filter(is_meant).map(Served::number).collect()
     }
 
-    /// The assignment of the port with that id, if it is served.
+    /// The assignment of the port with that id, if it is served, and behind one device only.
     pub fn number_of(&self, port: &str) -> Option<PortNumber> {
-        self.served.values().find(|served| served.wanted.port == port).map(|served| served.number())
+        let mut of_port = self.served.values().filter(|served| served.wanted.port == port);
+        of_port.next().filter(|_| of_port.next().is_none()).map(|served| served.number())
     }
 
     /// The ports that are served and that `wanted` holds of, given its id, its device and who it is: what is in force for

@@ -8,7 +8,7 @@ use std::{
 use socket2::SockRef;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, interval, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -183,7 +183,9 @@ struct Session {
     born: Instant,
     /// Requests that operators who watch were not told of.
     unseen: u64,
-    heard: Instant,
+    /// Times that it was asked how it is since it has said anything. Time would count against it while this process stands
+    /// still.
+    unanswered: u64,
     /// Time by which it has to have ended.
     deadline: Option<Instant>,
     is_over: bool,
@@ -205,7 +207,7 @@ impl Session {
             inquiries: Inquiries::default(),
             born: Instant::now(),
             unseen: 0,
-            heard: Instant::now(),
+            unanswered: 0,
             deadline: None,
             is_over: false,
         })
@@ -254,8 +256,9 @@ impl Session {
         let mut news = wanted.parts.directory.watch();
         news.mark_changed();
         let mut ask = interval(ASK);
+        ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let deadline = self.deadline.unwrap_or(self.heard + SILENCE);
+            let deadline = self.deadline.unwrap_or_else(Instant::now);
             let step = tokio::select! {
                 event = next(&self.channel) => event.and_then(|event| self.hear(event, wanted, guests)),
                 dialled = self.dials.next() => self.hand_over(dialled).await,
@@ -267,10 +270,7 @@ impl Session {
                 Ok(()) = news.changed() => self.send_ports(wanted).await,
                 _ = ask.tick() => self.ask().await,
                 how = self.process.ended() => Err(io::Error::other(how)),
-                () = sleep_until(deadline) => {
-                    self.process.kill();
-                    Err(io::Error::other("it was stuck, and was killed"))
-                }
+                () = sleep_until(deadline), if self.deadline.is_some() => Err(self.kill_stuck()),
             };
             if let Err(error) = step {
                 return error;
@@ -308,6 +308,7 @@ impl Session {
             }
             Order::Stop => {
                 self.is_over = true;
+                self.meeting = None;
                 self.deadline = Some(Instant::now() + ENDING);
                 wanted.begin_no_handshake();
                 self.send(&Command::Stop, &[]).await
@@ -317,7 +318,7 @@ impl Session {
 
     /// Takes what it says, which may be anything.
     fn hear(&mut self, event: Event, wanted: &Wanted, guests: &Guests) -> io::Result<()> {
-        self.heard = Instant::now();
+        self.unanswered = 0;
         match event {
             Event::Ready { .. } | Event::Adopted { .. } => return Err(unexpected(&event)),
             Event::Dial { id, endpoint, within } => self.dials.begin(id, endpoint, within),
@@ -363,7 +364,16 @@ impl Session {
         in_time(dialled.hand_over(&self.channel)).await
     }
 
+    fn kill_stuck(&mut self) -> io::Error {
+        self.process.kill();
+        io::Error::other("it was stuck, and was killed")
+    }
+
     async fn ask(&mut self) -> io::Result<()> {
+        if self.unanswered >= SILENCE.as_secs() {
+            return Err(self.kill_stuck());
+        }
+        self.unanswered += 1;
         // Connections that are kept are not used on with what was replaced.
         self.renewal.tell(&self.channel).await?;
         self.send(&Command::Ask, &[]).await

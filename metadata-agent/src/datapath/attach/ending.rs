@@ -5,33 +5,94 @@
 //! pins that are removed at once are a thousand that queue for the lock before whoever comes next. If it is a descriptor,
 //! who closes it does (`bpf_link_put_direct`).
 use std::{
-    fs, io,
+    collections::VecDeque,
+    fs, io, mem,
     path::Path,
-    sync::mpsc::{self, Sender},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
 use aya::programs::links::{FdLink, PinnedLink};
 
+/// Links that wait for a thread to end them.
+#[derive(Debug, Default)]
+struct Queue {
+    links: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Each with the name of the pin that this agent had for it.
+    links: VecDeque<(Option<String>, FdLink)>,
+    /// Name of the one that the thread is ending.
+    ending: Option<String>,
+    /// True once nobody adds any.
+    is_over: bool,
+}
+
 /// A thread that ends links.
 #[derive(Debug)]
-pub(super) struct Endings(Sender<FdLink>);
+pub(super) struct Endings(Arc<Queue>);
 
 impl Endings {
     pub(super) fn start() -> Self {
-        let (queue, links) = mpsc::channel::<FdLink>();
-        // Without a thread nobody takes them, and each ends where it was to be sent.
-        let _ = thread::Builder::new().name("metadata-links".to_owned()).spawn(move || {
-            for link in links {
-                drop(link);
-            }
-        });
+        let queue = Arc::<Queue>::default();
+        let ending = queue.clone();
+        // Without a thread they wait until whoever needs their devices ends them.
+        let _ = thread::Builder::new().name("metadata-links".to_owned()).spawn(move || ending.end_all());
         Self(queue)
     }
 
     /// Ends a link in its turn. Nobody waits for that.
-    pub(super) fn end(&self, link: FdLink) {
-        let _ = self.0.send(link);
+    pub(super) fn end(&self, name: Option<&str>, link: FdLink) {
+        self.0.lock().links.push_back((name.map(str::to_owned), link));
+        self.0.changed.notify_all();
+    }
+
+    /// Has no link of that name wait any more.
+    pub(super) fn finish(&self, name: &str) {
+        let mut waiting = self.0.lock();
+        let is_meant = |of: &Option<String>| of.as_deref() == Some(name);
+        let (meant, others) = mem::take(&mut waiting.links).into_iter().partition(|(of, _)| is_meant(of));
+        waiting.links = others;
+        while is_meant(&waiting.ending) {
+            waiting = self.0.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(waiting);
+        // The kernel ends them meanwhile.
+        drop::<VecDeque<_>>(meant);
+    }
+}
+
+impl Drop for Endings {
+    fn drop(&mut self) {
+        self.0.lock().is_over = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end_all(&self) {
+        let mut waiting = self.lock();
+        loop {
+            if let Some((name, link)) = waiting.links.pop_front() {
+                waiting.ending = name;
+                drop(waiting);
+                drop(link);
+                waiting = self.lock();
+                waiting.ending = None;
+                self.changed.notify_all();
+            } else if waiting.is_over {
+                return;
+            } else {
+                waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
     }
 }
 

@@ -32,7 +32,7 @@ impl Links {
 
     /// Ends the link of another agent in its turn.
     pub(super) fn end(&self, link: FdLink) {
-        self.endings.end(link);
+        self.endings.end(None, link);
     }
 
     /// Names of the pins.
@@ -71,6 +71,9 @@ impl Links {
                 self.detach(name)?;
                 check_name(device)?;
                 let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+                // A link that waits for its end still has the program there, and the kernel takes none twice
+                // (`bpf_mprog_attach`).
+                self.endings.finish(name);
                 let id = program
                     .attach_with_options(&device.name, TcAttachType::Ingress, options)
                     .map_err(|error| failed(&error))?;
@@ -108,7 +111,7 @@ impl Links {
         let link = held.or_else(|| Some(PinnedLink::from_pin(&path).ok()?.into()));
         let removed = fs::remove_file(&path);
         if let Some(link) = link {
-            self.endings.end(link);
+            self.endings.end(Some(name), link);
         }
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::Pin { path, error }),
