@@ -43,7 +43,7 @@ pub(crate) fn at_once(pair: &mut Pair, arguments: &Arguments, report: &mut Repor
     }
     let all = AT_ONCE * arguments.rounds;
     let failed = good.map(|good| format!("{} of {all}", all - good));
-    report.note(format!("{AT_ONCE} requests at once: without their right answer"), failed);
+    report.note(&format!("{AT_ONCE} requests at once: without their right answer"), failed);
     Ok(())
 }
 
@@ -96,9 +96,9 @@ pub(crate) fn bodies(pair: &mut Pair, arguments: &Arguments, report: &mut Report
     }
     let all = BODIES * arguments.rounds;
     report.note(
-        "bodies sent behind their heads: lost, and answered 200".into(),
+        "bodies sent behind their heads: lost, and answered 200",
         lost.map(|lost| format!("{lost} of {all}")),
     );
-    report.note("the same: answered otherwise".into(), failed.map(|failed| format!("{failed} of {all}")));
+    report.note("the same: answered otherwise", failed.map(|failed| format!("{failed} of {all}")));
     Ok(())
 }

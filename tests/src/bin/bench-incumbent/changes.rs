@@ -139,7 +139,7 @@ pub(crate) fn restarts(pair: &mut Pair, arguments: &Arguments, report: &mut Repo
     }
     let told = [0, 1].map(|side| format!("{} of {}", failed[side], all[side]));
     report.note(
-        format!("requests that failed during {} restarts of the agent, 20 a second", arguments.rounds),
+        &format!("requests that failed during {} restarts of the agent, 20 a second", arguments.rounds),
         told,
     );
     report.add(Row::new(

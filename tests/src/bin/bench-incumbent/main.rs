@@ -88,35 +88,40 @@ fn main() -> Result<()> {
     }
     let arguments = Arguments::parse();
     world::enter()?;
-    let mut report = Report::default();
-    if arguments.has(Part::Answers) || arguments.has(Part::Changes) || arguments.has(Part::Requests) {
-        let mut pair = pair::Pair::start(&arguments, 2)?;
-        pair.start_neutron()?;
-        if arguments.has(Part::Answers) {
-            answers::at_once(&mut pair, &arguments, &mut report)?;
-            answers::bodies(&mut pair, &arguments, &mut report)?;
-        }
-        if arguments.has(Part::Changes) {
-            changes::plugs(&mut pair, &arguments, &mut report)?;
-            changes::restarts(&mut pair, &arguments, &mut report)?;
-        }
-        if arguments.has(Part::Requests) {
-            requests::all(&mut pair, &arguments, &mut report)?;
-        }
-    }
-    if arguments.has(Part::Scale) {
-        for networks in &arguments.networks {
-            scale::starts(*networks, &arguments, &mut report)?;
-        }
-    }
-    if !report.is_empty() {
-        let version = Neutron::version(&arguments.environment)?;
-        report.print(&version);
-        std::fs::write(&arguments.svg, report.drawing())?;
-        println!("\nThe comparison is drawn in {}.", arguments.svg.display());
+    if [Part::Answers, Part::Changes, Part::Requests, Part::Scale].into_iter().any(|part| arguments.has(part))
+    {
+        compare(&arguments)?;
     }
     if arguments.has(Part::Migration) {
         migration::there_and_back(&arguments)?;
     }
+    Ok(())
+}
+
+/// Everything that both do.
+fn compare(arguments: &Arguments) -> Result<()> {
+    let mut report = Report::begin(&Neutron::version(&arguments.environment)?);
+    if arguments.has(Part::Answers) || arguments.has(Part::Changes) || arguments.has(Part::Requests) {
+        let mut pair = pair::Pair::start(arguments, 2)?;
+        pair.start_neutron()?;
+        if arguments.has(Part::Answers) {
+            answers::at_once(&mut pair, arguments, &mut report)?;
+            answers::bodies(&mut pair, arguments, &mut report)?;
+        }
+        if arguments.has(Part::Changes) {
+            changes::plugs(&mut pair, arguments, &mut report)?;
+            changes::restarts(&mut pair, arguments, &mut report)?;
+        }
+        if arguments.has(Part::Requests) {
+            requests::all(&mut pair, arguments, &mut report)?;
+        }
+    }
+    if arguments.has(Part::Scale) {
+        for networks in &arguments.networks {
+            scale::starts(*networks, arguments, &mut report)?;
+        }
+    }
+    std::fs::write(&arguments.svg, report.drawing())?;
+    println!("\nThe comparison is drawn in {}.", arguments.svg.display());
     Ok(())
 }

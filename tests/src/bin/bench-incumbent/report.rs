@@ -52,56 +52,31 @@ impl Row {
     }
 }
 
-/// Figures, and what only words or counts tell.
-#[derive(Debug)]
-enum Line {
-    Figure(Row),
-    Note(String, [String; 2]),
-}
-
+/// The table so far. A line is printed as soon as it is known.
 #[derive(Debug, Default)]
-pub(crate) struct Report(Vec<Line>);
+pub(crate) struct Report(Vec<Row>);
 
 impl Report {
+    /// Prints the head of the table.
+    pub(crate) fn begin(version: &str) -> Self {
+        println!("| | neutron-ovn-metadata-agent {version} + haproxy | this agent | better by |");
+        println!("| --- | --- | --- | --- |");
+        Self::default()
+    }
+
     pub(crate) fn add(&mut self, row: Row) {
-        eprintln!("{}: {} and {}", row.name, row.value(0), row.value(1));
-        self.0.push(Line::Figure(row));
+        println!("| {} | {} | {} | {:.1} |", row.name, row.value(0), row.value(1), row.ratio);
+        self.0.push(row);
     }
 
-    pub(crate) fn note(&mut self, name: String, told: [String; 2]) {
-        eprintln!("{name}: {} and {}", told[0], told[1]);
-        self.0.push(Line::Note(name, told));
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub(crate) fn print(&self, version: &str) {
-        println!(
-            "| | neutron-ovn-metadata-agent {version} + haproxy | this agent | better by |\n| --- | --- | --- | --- |"
-        );
-        for line in &self.0 {
-            match line {
-                Line::Figure(row) => {
-                    println!("| {} | {} | {} | {:.1} |", row.name, row.value(0), row.value(1), row.ratio);
-                }
-                Line::Note(name, [theirs, ours]) => println!("| {name} | {theirs} | {ours} | |"),
-            }
-        }
+    /// What is no figure, but words or counts: theirs and ours.
+    pub(crate) fn note(&self, name: &str, [theirs, ours]: [String; 2]) {
+        println!("| {name} | {theirs} | {ours} | |");
     }
 
     /// Two bars for each figure, of which the longer one is as long as there is room.
     pub(crate) fn drawing(&self) -> String {
-        let rows: Vec<_> = self
-            .0
-            .iter()
-            .filter_map(|line| match line {
-                Line::Figure(row) => Some(row),
-                Line::Note(..) => None,
-            })
-            .collect();
-        let (width, height) = (NAMES + BARS + VALUES, TOP + ROW * rows.len() as f64 + 10.0);
+        let (width, height) = (NAMES + BARS + VALUES, TOP + ROW * self.0.len() as f64 + 10.0);
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
              font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
@@ -113,7 +88,7 @@ impl Report {
                 "<text x=\"{left}\" y=\"20\" fill=\"{colour}\" font-weight=\"bold\">{name}</text>"
             );
         }
-        for (number, row) in rows.iter().enumerate() {
+        for (number, row) in self.0.iter().enumerate() {
             let top = TOP + ROW * number as f64;
             let most = row.values[0].max(row.values[1]);
             let arrow = if row.better == Better::More { "more" } else { "less" };

@@ -83,7 +83,7 @@ fn measure(pair: &mut Pair, arguments: &Arguments, report: &mut Report, beside: 
         let failed = of(|figures| figures.failed);
         let [theirs, ours] = [0, 1].map(|side| Spread::of(failed.iter().map(|pair| pair[side])).middle);
         report.note(
-            name("answers that are none (502, 503)"),
+            &name("answers that are none (502, 503)"),
             [theirs, ours].map(|share| format!("{:.0} %", share * 100.0)),
         );
     }
