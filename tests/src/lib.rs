@@ -18,6 +18,7 @@
 //! cloud     a chassis, a Nova and an agent, ready for a test      check     what every test asks of an answer
 //! cloud_init   what Debian's suites have of it, run inside a guest
 //! first_answer   how soon a plugged guest is answered                              spread    figures of several rounds
+//! load      as much as a guest's connections can ask         world     a part of the machine for one program
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
 //! astray    a Nova that breaks framing, and marks each answer with whose it is          random    by a seed
 //! region    thousands of ports in a real Southbound, and the control planes of their hosts, without a kernel
@@ -38,6 +39,7 @@ pub mod guest;
 pub mod http;
 pub mod interpreter;
 pub mod kernel;
+pub mod load;
 pub mod machine;
 pub mod model;
 pub mod netns;
@@ -62,3 +64,4 @@ pub mod two_chassis;
 pub mod upstream;
 pub(crate) mod vlan;
 pub mod wait;
+pub mod world;

@@ -207,6 +207,11 @@ impl Lab {
         if self.is_split() { self.bridge_tap(&guest.port, ifindex) } else { Ok(()) }
     }
 
+    /// The namespace of the switch, which is the host's own where it is not apart.
+    pub fn switch(&self) -> &Namespace {
+        &self.ovs
+    }
+
     /// True if the switch is in a namespace of its own.
     fn is_split(&self) -> bool {
         self.host.name() != self.ovs.name()
@@ -278,6 +283,11 @@ impl Lab {
     /// The ifindex that the guest's tap has now.
     pub fn ifindex(&self, guest: &Guest) -> Result<u32> {
         self.host.ifindex(&guest.port.tap)
+    }
+
+    /// Remote of the Southbound that is reached from any namespace.
+    pub fn southbound_socket(&self) -> String {
+        self.daemons.southbound.sockets(&self.sandbox)
     }
 
     /// Remote of the local Open vSwitch's database.

@@ -137,11 +137,13 @@ pub fn memory_of(process: u32) -> Result<u64> {
 
 /// Time that all threads of a process, and of those that it has started, have used in user space and the kernel.
 pub fn cpu_time(process: u32) -> Result<Duration> {
-    let of = |process: u32| -> Result<Duration> {
-        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.cast_signed()))?;
-        Ok(clock_gettime(clock)?.into())
-    };
-    family(process)?.into_iter().map(of).sum()
+    family(process)?.into_iter().map(cpu_time_of).sum()
+}
+
+/// The same of a process alone.
+pub fn cpu_time_of(process: u32) -> Result<Duration> {
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.cast_signed()))?;
+    Ok(clock_gettime(clock)?.into())
 }
 
 /// The kernel sends the parent-death signal when the *thread* that forked ends, so one that never ends does it.

@@ -1,5 +1,7 @@
 //! A plain TCP or TLS server in Nova's place: keeps the exact bytes of each request, answers with given ones.
 
+pub mod constant;
+
 use std::{
     collections::HashMap,
     io::{self, Read, Write},

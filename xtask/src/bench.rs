@@ -42,6 +42,12 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// This agent beside neutron-ovn-metadata-agent with haproxy, on one chassis with a real OVN; draws the comparison.
+    Incumbent {
+        /// Options and parts of the measurement; `--help` tells them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// What the agents of all hosts cost the Southbound of a region, by how they ask for their ports.
     Southbound {
         /// Options of the measurement; `--help` tells them.
@@ -109,6 +115,10 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
         What::Soak { options } => {
             setup::for_tests()?;
             of_agent("bench-soak", options)
+        }
+        What::Incumbent { options } => {
+            let environment = format!("--environment={}", setup::for_incumbent_bench()?.display());
+            of_agent("bench-incumbent", &[&[environment], options.as_slice()].concat())
         }
         What::Proxy { part } => {
             setup::for_proxy_bench(matches!(part, Some(ProxyPart::Profile)))?;

@@ -1,5 +1,9 @@
 //! Makes a Debian machine able to build and test everything. Idempotent: what is there is left alone.
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, bail};
 
@@ -129,6 +133,17 @@ const CONTAINER_PROGRAMS: &[(&str, &str)] = &[("podman", "podman"), ("runc", "ru
 /// What the other agent has for each network, in tests and in measurements.
 const INCUMBENT_PROGRAMS: &[(&str, &str)] = &[("haproxy", "haproxy")];
 
+/// What Neutron's own agent for OVN needs besides haproxy, and what a virtual environment for it is made with.
+const NEUTRON_PROGRAMS: &[(&str, &str)] = &[
+    ("/usr/bin/python3", "python3"),
+    ("/usr/lib/python3/dist-packages/pip", "python3-pip"),
+    ("iptables-save", "iptables"),
+    ("unshare", "util-linux"),
+];
+
+/// Neutron of OpenStack 2026.2 with all that it needs, as PyPI has them.
+const NEUTRON_REQUIREMENTS: &str = include_str!("neutron.txt");
+
 /// Counts system calls and samples stacks.
 const PROFILE_PROGRAMS: &[(&str, &str)] = &[("perf", "linux-perf")];
 
@@ -205,6 +220,13 @@ pub(crate) fn for_proxy_bench(profile: bool) -> anyhow::Result<()> {
         packages(PROFILE_PROGRAMS)?;
     }
     for_tests()
+}
+
+/// What the comparison with Neutron's own agent needs; where that agent is.
+pub(crate) fn for_incumbent_bench() -> anyhow::Result<PathBuf> {
+    packages(NEUTRON_PROGRAMS)?;
+    for_tests()?;
+    neutron()
 }
 
 /// What the measurements of ovsdb-client need.
@@ -310,6 +332,29 @@ fn ec2_clients() -> anyhow::Result<()> {
     let mut npm = Command::new("npm");
     npm.args(["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]);
     modules(&folder.join("npm"), npm, NPM_CLIENTS)
+}
+
+/// Neutron in a virtual environment of its own, unless that very one is there. An environment cannot be moved: what is complete says
+/// so by its list.
+fn neutron() -> anyhow::Result<PathBuf> {
+    let folder = build::target().join("neutron");
+    let installed = folder.join(REQUIREMENTS);
+    if fs::read_to_string(&installed).unwrap_or_default() == NEUTRON_REQUIREMENTS {
+        return Ok(folder);
+    }
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    say("fetching neutron and what it needs");
+    let python = || Command::new("/usr/bin/python3");
+    run_quietly(python().args(["-m", "venv", "--without-pip"]).arg(&folder))?;
+    let draft = folder.join("requirements.draft");
+    fs::write(&draft, NEUTRON_REQUIREMENTS)?;
+    let mut pip = python();
+    pip.args(["-m", "pip", "--python"]).arg(folder.join("bin/python"));
+    run_quietly(pip.args(["install", "--quiet", "--root-user-action=ignore", "--requirement"]).arg(&draft))?;
+    fs::rename(draft, installed)?;
+    Ok(folder)
 }
 
 /// Installs modules into a folder, unless those very ones are there.

@@ -139,7 +139,7 @@ impl Lab {
     }
 
     /// A network's metadata port: its id and its MAC address.
-    fn metadata_port(&self, network: &Network) -> Result<(String, String)> {
+    pub fn metadata_port(&self, network: &Network) -> Result<(String, String)> {
         let ids = format!("external_ids:neutron\\:device_id=ovnmeta-{}", network.id);
         let find = |column: &str| -> Result<String> {
             let find = format!("--bare --columns={column} find Logical_Switch_Port");

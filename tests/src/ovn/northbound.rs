@@ -70,6 +70,9 @@ pub(super) fn write_network(
         &format!("{METADATA_PORT}/{PREFIX_LENGTH}"),
         "",
     ));
+    // Neutron's own agent reads it there.
+    nbctl.words(format!("-- set Logical_Switch_Port {metadata_port}"));
+    nbctl.arg(format!("external_ids:\"neutron:mtu\"=\"{mtu}\""));
 
     let group = port_group(security_group);
     nbctl.words(format!("-- pg-add {group} -- set Port_Group {group}")).arg(map(

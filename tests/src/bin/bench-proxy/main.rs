@@ -8,12 +8,10 @@
 
 mod crowd;
 mod haproxy;
-mod load;
 mod parked;
 mod profile;
 mod relay;
 mod tokens;
-mod upstream;
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -24,17 +22,18 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use haproxy::Haproxy;
-use load::{Load, Mode};
 use metadata_tests::{
     agent::Options,
     cloud::{Chassis as _, Cloud},
     guest::{Guest, METADATA},
+    load::{self, Load, Mode},
     netns::Namespace,
     nova,
     port::Network,
     process::{Daemon, cpu_time, memory},
     spread::Spread,
     stage::{Path, Stage},
+    upstream::constant,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parked::Noise;
@@ -58,7 +57,7 @@ const DESCRIPTORS: u64 = PARKED as u64 + 2_000;
 fn main() -> Result<()> {
     let upstream = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, nova::ADDRESS.port());
     if std::env::args().nth(1).as_deref() == Some("upstream") {
-        return upstream::serve(upstream);
+        return constant::serve(upstream);
     }
     if std::env::args().nth(1).as_deref() == Some("relay") {
         return relay::serve();

@@ -11,13 +11,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use inferno::flamegraph::{Options, from_lines};
-use metadata_tests::{cloud::Chassis as _, command::require, process::family};
+use metadata_tests::{cloud::Chassis as _, command::require, load, process::family};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use crate::{Bench, LOADS, WAYS, Way, load, name_of};
+use crate::{Bench, LOADS, WAYS, Way, name_of};
 
 /// Time under load.
 const COUNTED: Duration = Duration::from_secs(3);

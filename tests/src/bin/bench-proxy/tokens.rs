@@ -1,13 +1,13 @@
 //! The cost of session tokens: requests with a token that is checked, next to those of a guest without tokens, by one agent.
 
 use anyhow::{Result, ensure};
-use metadata_tests::{guest::METADATA, stage::Path};
-
-use crate::{
-    Bench, Figures, ROUNDS, Way,
+use metadata_tests::{
+    guest::METADATA,
     load::{Load, Mode},
-    median,
+    stage::Path,
 };
+
+use crate::{Bench, Figures, ROUNDS, Way, median};
 
 /// Connections of each load.
 const CONNECTIONS: [usize; 2] = [1, 32];

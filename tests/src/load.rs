@@ -8,12 +8,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use metadata_tests::netns::Namespace;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket},
 };
+
+use crate::netns::Namespace;
 
 const KEEP_ALIVE: &[u8] = b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n";
 const CLOSE: &[u8] =
@@ -25,7 +26,7 @@ const SILENCE: u16 = 10_000;
 
 /// Mode of a connection: the requests that it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub enum Mode {
     KeepAlive,
     /// The same, each of them this one.
     KeepAliveWith(&'static [u8]),
@@ -36,59 +37,81 @@ pub(crate) enum Mode {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Load {
-    pub(crate) connections: usize,
-    pub(crate) mode: Mode,
+pub struct Load {
+    pub connections: usize,
+    pub mode: Mode,
 }
 
 /// Measured requests and times.
 #[derive(Debug)]
-pub(crate) struct Measured {
-    pub(crate) requests: usize,
-    pub(crate) elapsed: Duration,
+pub struct Measured {
+    /// Requests with a whole answer of status 200.
+    pub requests: usize,
+    /// Requests with another answer, or none.
+    pub failed: usize,
+    pub elapsed: Duration,
     /// From the request, or the connection if there is one for each, to the end of the answer; in order.
     times: Vec<Duration>,
 }
 
 impl Measured {
-    pub(crate) fn rate(&self) -> f64 {
+    pub fn rate(&self) -> f64 {
         self.requests as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// In microseconds.
-    pub(crate) fn percentile(&self, percent: usize) -> f64 {
-        self.times[self.times.len() * percent / 100].as_secs_f64() * 1e6
+    /// In microseconds; nothing if no request had its answer.
+    pub fn percentile(&self, percent: usize) -> f64 {
+        self.times.get(self.times.len() * percent / 100).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
     }
 }
 
 /// Makes the load for that long. Every answer must be a whole 200.
-pub(crate) fn run(from: &Namespace, to: SocketAddrV4, load: Load, time: Duration) -> Result<Measured> {
-    from.run(|| drive(to, load, time))?.with_context(|| format!("{load:?} on {to}"))
+pub fn run(from: &Namespace, to: SocketAddrV4, load: Load, time: Duration) -> Result<Measured> {
+    from.run(|| drive(to, load, time, Failures::EndIt))?.with_context(|| format!("{load:?} on {to}"))
 }
 
-fn drive(to: SocketAddrV4, load: Load, time: Duration) -> Result<Measured> {
+/// The same where answers may be others: they are counted, and asked for again on a new connection.
+pub fn run_counting(from: &Namespace, to: SocketAddrV4, load: Load, time: Duration) -> Result<Measured> {
+    from.run(|| drive(to, load, time, Failures::Count))?.with_context(|| format!("{load:?} on {to}"))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failures {
+    EndIt,
+    Count,
+}
+
+fn drive(to: SocketAddrV4, load: Load, time: Duration, failures: Failures) -> Result<Measured> {
     let mut exchanges =
         (0..load.connections).map(|_| Exchange::open(to, load.mode)).collect::<Result<Vec<_>>>()?;
-    let mut times = Vec::new();
+    let (mut times, mut failed) = (Vec::new(), 0);
     let started = Instant::now();
     while started.elapsed() < time {
         let mut waiting: Vec<_> = exchanges.iter().map(Exchange::waits_for).collect();
         ensure!(poll(&mut waiting, PollTimeout::from(SILENCE))? > 0, "no answer in time");
         let ready: Vec<_> = waiting.iter().map(|entry| entry.any().unwrap_or(false)).collect();
         for (exchange, _) in exchanges.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
-            if let Some(time) = exchange.proceed()? {
-                times.push(time);
-                match load.mode {
-                    Mode::KeepAlive | Mode::KeepAliveWith(_) | Mode::Unpooled => exchange.ask()?,
-                    Mode::Close => *exchange = Exchange::open(to, load.mode)?,
+            match exchange.proceed() {
+                Ok(None) => {}
+                Ok(Some(time)) => {
+                    times.push(time);
+                    match load.mode {
+                        Mode::KeepAlive | Mode::KeepAliveWith(_) | Mode::Unpooled => exchange.ask()?,
+                        Mode::Close => *exchange = Exchange::open(to, load.mode)?,
+                    }
+                }
+                Err(error) if failures == Failures::EndIt => return Err(error),
+                Err(_) => {
+                    failed += 1;
+                    *exchange = Exchange::open(to, load.mode)?;
                 }
             }
         }
     }
     let elapsed = started.elapsed();
-    ensure!(!times.is_empty(), "nothing was answered in {elapsed:?}");
+    ensure!(!times.is_empty() || failed > 0, "nothing was answered in {elapsed:?}");
     times.sort();
-    Ok(Measured { requests: times.len(), elapsed, times })
+    Ok(Measured { requests: times.len(), failed, elapsed, times })
 }
 
 /// One connection, in the middle of a request.

@@ -17,7 +17,7 @@ const BODY: [u8; 200] = [b'm'; 200];
 const LONGEST_REQUEST: usize = 4096;
 
 /// Serves until it is killed. A request is expected to come in one piece, as those without a body do.
-pub(crate) fn serve(address: SocketAddrV4) -> Result<()> {
+pub fn serve(address: SocketAddrV4) -> Result<()> {
     let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
     let answer = [HEAD.as_bytes(), &BODY].concat();

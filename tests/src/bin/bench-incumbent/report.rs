@@ -1,0 +1,117 @@
+//! The table, and the same as bars.
+
+use std::fmt::Write as _;
+
+use metadata_tests::spread::Spread;
+
+const SIDES: [&str; 2] = ["neutron-ovn-metadata-agent + haproxy", "this agent"];
+const COLOURS: [&str; 2] = ["#d1571a", "#1f6feb"];
+const NAMES: f64 = 470.0;
+const BARS: f64 = 380.0;
+const VALUES: f64 = 90.0;
+const BAR: f64 = 11.0;
+const ROW: f64 = 32.0;
+const TOP: f64 = 40.0;
+
+/// Which of two values is the better one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Better {
+    More,
+    Less,
+}
+
+/// A figure of both, theirs first, with what lies between them in each round.
+#[derive(Debug)]
+pub(crate) struct Row {
+    name: String,
+    values: [f64; 2],
+    ratio: Spread,
+    digits: usize,
+    unit: &'static str,
+    better: Better,
+}
+
+impl Row {
+    pub(crate) fn new(
+        name: String,
+        rounds: Vec<[f64; 2]>,
+        digits: usize,
+        unit: &'static str,
+        better: Better,
+    ) -> Self {
+        let values = [0, 1].map(|side| Spread::of(rounds.iter().map(|round| round[side])).middle);
+        let ratio = Spread::of(rounds.iter().map(|[theirs, ours]| match better {
+            Better::More => ours / theirs,
+            Better::Less => theirs / ours,
+        }));
+        Self { name, values, ratio, digits, unit, better }
+    }
+
+    fn value(&self, side: usize) -> String {
+        format!("{:.*} {}", self.digits, self.values[side], self.unit).trim_end().to_owned()
+    }
+}
+
+/// The table so far. A line is printed as soon as it is known.
+#[derive(Debug, Default)]
+pub(crate) struct Report(Vec<Row>);
+
+impl Report {
+    /// Prints the head of the table.
+    pub(crate) fn begin(version: &str) -> Self {
+        println!("| | neutron-ovn-metadata-agent {version} + haproxy | this agent | better by |");
+        println!("| --- | --- | --- | --- |");
+        Self::default()
+    }
+
+    pub(crate) fn add(&mut self, row: Row) {
+        println!("| {} | {} | {} | {:.1} |", row.name, row.value(0), row.value(1), row.ratio);
+        self.0.push(row);
+    }
+
+    /// What is no figure, but words or counts: theirs and ours.
+    pub(crate) fn note(&self, name: &str, [theirs, ours]: [String; 2]) {
+        println!("| {name} | {theirs} | {ours} | |");
+    }
+
+    /// Two bars for each figure, of which the longer one is as long as there is room.
+    pub(crate) fn drawing(&self) -> String {
+        let (width, height) = (NAMES + BARS + VALUES, TOP + ROW * self.0.len() as f64 + 10.0);
+        let mut svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
+             font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+        );
+        for ((side, name), colour) in SIDES.iter().enumerate().zip(COLOURS) {
+            let left = NAMES + side as f64 * 260.0;
+            let _ = writeln!(
+                svg,
+                "<text x=\"{left}\" y=\"20\" fill=\"{colour}\" font-weight=\"bold\">{name}</text>"
+            );
+        }
+        for (number, row) in self.0.iter().enumerate() {
+            let top = TOP + ROW * number as f64;
+            let most = row.values[0].max(row.values[1]);
+            let arrow = if row.better == Better::More { "more" } else { "less" };
+            let _ = writeln!(
+                svg,
+                "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{} ({arrow} is better)</text>",
+                NAMES - 8.0,
+                top + BAR + 4.0,
+                row.name
+            );
+            for (side, (value, colour)) in row.values.iter().zip(COLOURS).enumerate() {
+                let (top, length) = (top + side as f64 * (BAR + 1.0), (BARS * value / most).max(1.0));
+                let _ = writeln!(
+                    svg,
+                    "<rect x=\"{NAMES}\" y=\"{top}\" width=\"{length:.1}\" height=\"{BAR}\" fill=\"{colour}\"/>\n\
+                     <text x=\"{:.1}\" y=\"{:.1}\" font-size=\"11\">{}</text>",
+                    NAMES + length + 5.0,
+                    top + BAR - 1.5,
+                    row.value(side)
+                );
+            }
+        }
+        svg.push_str("</svg>\n");
+        svg
+    }
+}
