@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use crate::command::require;
 
 const WITHIN: &str = "METADATA_WITHIN_A_WORLD";
-/// What is in /run is the world's own. The shell, its first process, reaps whom their parents left.
+/// Script of the world, whose /run is its own. The shell, its first process, reaps whom their parents left.
 const FURNISH: &str = "mount -t tmpfs tmpfs /run && mkdir -p /run/netns /run/lock /run/files && export TMPDIR=/run/files && \"$@\"; exit $?";
 
 /// Returns if this program is in a world of its own; if not, it is begun anew in one.

@@ -15,20 +15,20 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// What the datapath costs bystanders, guests, and the neighbours of a guest that floods it.
+    /// Cost of the datapath to bystanders, guests, and the neighbours of a guest that floods it.
     Datapath,
-    /// How soon guests are answered, what a restart takes from them, and memory by networks, on a real OVN.
+    /// Time to a guest's first answer, cost of a restart to guests, and memory by networks, on a real OVN.
     Control {
         /// Memory only.
         #[arg(long)]
         memory: bool,
     },
-    /// What the proxy costs next to a bare relay and haproxy, to one guest and to all of them.
+    /// Cost of the proxy next to a bare relay and haproxy, to one guest and to all of them.
     Proxy {
         /// Only this part of it.
         part: Option<ProxyPart>,
     },
-    /// What many guests on one node cost: start, adoption, memory, plugging, and the kernel's RTNL lock.
+    /// Cost of many guests on one node: start, adoption, memory, plugging, and the kernel's RTNL lock.
     Taps {
         /// Options of the measurement; `--help` tells them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -48,7 +48,7 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// What the agents of all hosts cost the Southbound of a region, by how they ask for their ports.
+    /// Cost of all hosts' agents to the Southbound of a region, by their way to ask for ports.
     Southbound {
         /// Options of the measurement; `--help` tells them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -74,7 +74,7 @@ enum ProxyPart {
     Profile,
     /// Memory for connections that are kept.
     Memory,
-    /// What session tokens cost.
+    /// Cost of session tokens.
     Tokens,
     /// One guest beside crowds.
     Crowd,

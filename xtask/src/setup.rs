@@ -13,10 +13,10 @@ use crate::{
     debian, ebpf, vm,
 };
 
-/// What building needs: a C compiler for a crate with C and assembler parts (aws-lc-sys), and for bpf-linker's.
+/// Programs that building needs: a C compiler for a crate with C and assembler parts (aws-lc-sys), and for bpf-linker's.
 const BUILD_PROGRAMS: &[(&str, &str)] = &[("cc", "gcc libc6-dev")];
 
-/// What tests and demo run, and the packages they come in.
+/// Programs that tests and demo run, and the packages they come in.
 const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
@@ -37,7 +37,7 @@ const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
 ];
 
-/// What cloud-init needs besides itself.
+/// Files that cloud-init needs besides itself.
 const CLOUD_INIT_FILES: &[(&str, &str)] = &[
     ("/usr/bin/python3", "python3"),
     ("/usr/lib/python3/dist-packages/configobj", "python3-configobj"),
@@ -49,7 +49,7 @@ const CLOUD_INIT_FILES: &[(&str, &str)] = &[
     ("/usr/lib/python3/dist-packages/yaml", "python3-yaml"),
 ];
 
-/// What configurations are compared with. The interpreter is Debian's, whose modules these are.
+/// Reader that configurations are compared with. The interpreter is Debian's, whose modules these are.
 const OSLO_CONFIG_FILES: &[(&str, &str)] =
     &[("/usr/bin/python3", "python3"), ("/usr/lib/python3/dist-packages/oslo_config", "python3-oslo.config")];
 
@@ -105,13 +105,13 @@ const DPDK_PACKAGES: &[&str] = &[
     "librte-vhost23",
 ];
 
-/// What virtual machines with other kernels need besides.
+/// Programs that virtual machines with other kernels need besides.
 const VM_PROGRAMS: &[(&str, &str)] = &[("dpkg-deb", "dpkg"), ("/usr/lib/systemd/systemd", "systemd")];
 
-/// What a guest's disk is made with.
+/// Programs that make a guest's disk.
 const CLOUD_GUEST_PROGRAMS: &[(&str, &str)] = &[("debootstrap", "debootstrap"), ("mke2fs", "e2fsprogs")];
 
-/// What packages are made with.
+/// Programs that make packages.
 const DIST_PROGRAMS: &[(&str, &str)] = &[
     ("dpkg-deb", "dpkg"),
     ("objcopy", "binutils"),
@@ -124,16 +124,16 @@ const DIST_PROGRAMS: &[(&str, &str)] = &[
     ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
 ];
 
-/// What the checks of a change run besides.
+/// Programs that the checks of a change run besides.
 const CHECK_PROGRAMS: &[(&str, &str)] = &[("cargo-clippy", "rust-web-clippy"), ("cargo-fmt", "rustfmt-web")];
 
-/// What a container is run by.
+/// Programs that run a container.
 const CONTAINER_PROGRAMS: &[(&str, &str)] = &[("podman", "podman"), ("runc", "runc")];
 
-/// What the other agent has for each network, in tests and in measurements.
+/// Programs of the other agent for each network, in tests and in measurements.
 const INCUMBENT_PROGRAMS: &[(&str, &str)] = &[("haproxy", "haproxy")];
 
-/// What Neutron's own agent for OVN needs besides haproxy, and what a virtual environment for it is made with.
+/// Files that Neutron's own agent for OVN needs besides haproxy, and that make a virtual environment for it.
 const NEUTRON_PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/python3", "python3"),
     ("/usr/lib/python3/dist-packages/pip", "python3-pip"),
@@ -147,7 +147,7 @@ const NEUTRON_REQUIREMENTS: &str = include_str!("neutron.txt");
 /// Counts system calls and samples stacks.
 const PROFILE_PROGRAMS: &[(&str, &str)] = &[("perf", "linux-perf")];
 
-/// What the measurements of ovsdb-client compare with, and the schema that they use.
+/// Clients that the measurements of ovsdb-client compare with, and the schema that they use.
 const OVSDB_BENCH_FILES: &[(&str, &str)] = &[
     ("ovsdb-server", "openvswitch-switch"),
     ("ovn-sbctl", "ovn-common"),
@@ -164,7 +164,7 @@ pub(crate) fn everything() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What building the agent needs.
+/// Installs for a build of the agent.
 pub(crate) fn for_build() -> anyhow::Result<()> {
     packages(BUILD_PROGRAMS)?;
     let toolchain = toolchain()?;
@@ -172,7 +172,7 @@ pub(crate) fn for_build() -> anyhow::Result<()> {
     linker()
 }
 
-/// What building and running the tests needs.
+/// Installs for the tests.
 pub(crate) fn for_tests() -> anyhow::Result<()> {
     packages(TEST_PROGRAMS)?;
     packages(INCUMBENT_PROGRAMS)?;
@@ -188,32 +188,32 @@ pub(crate) fn for_tests() -> anyhow::Result<()> {
     for_build()
 }
 
-/// What making packages needs.
+/// Installs for packages.
 pub(crate) fn for_dist() -> anyhow::Result<()> {
     packages(DIST_PROGRAMS)?;
     for_build()
 }
 
-/// What the tests in virtual machines need.
+/// Installs for the tests in virtual machines.
 pub(crate) fn for_vm_tests() -> anyhow::Result<()> {
     packages(VM_PROGRAMS)?;
     packages(DIST_PROGRAMS)?;
     for_tests()
 }
 
-/// What guests with cloud-init need.
+/// Installs for guests with cloud-init.
 pub(crate) fn for_cloud_guest() -> anyhow::Result<()> {
     packages(CLOUD_GUEST_PROGRAMS)?;
     for_tests()
 }
 
-/// What the checks of a change need, tests included.
+/// Installs for the checks of a change, tests included.
 pub(crate) fn for_checks() -> anyhow::Result<()> {
     packages(CHECK_PROGRAMS)?;
     for_tests()
 }
 
-/// What the measurements of the proxy need.
+/// Installs for the measurements of the proxy.
 pub(crate) fn for_proxy_bench(profile: bool) -> anyhow::Result<()> {
     packages(INCUMBENT_PROGRAMS)?;
     if profile {
@@ -222,14 +222,14 @@ pub(crate) fn for_proxy_bench(profile: bool) -> anyhow::Result<()> {
     for_tests()
 }
 
-/// What the comparison with Neutron's own agent needs; where that agent is.
+/// Installs for the comparison with Neutron's own agent; gives the folder of that agent.
 pub(crate) fn for_incumbent_bench() -> anyhow::Result<PathBuf> {
     packages(NEUTRON_PROGRAMS)?;
     for_tests()?;
     neutron()
 }
 
-/// What the measurements of ovsdb-client need.
+/// Installs for the measurements of ovsdb-client.
 pub(crate) fn for_ovsdb_bench() -> anyhow::Result<()> {
     packages(BUILD_PROGRAMS)?;
     packages(OVSDB_BENCH_FILES)

@@ -36,7 +36,7 @@ impl Incumbent {
     }
 }
 
-/// What serves one network.
+/// Parts that serve one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provision {
     /// The network.

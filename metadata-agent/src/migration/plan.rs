@@ -102,7 +102,7 @@ pub(super) fn list(names: &BTreeSet<String>) -> String {
     names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// What is to be done, and what is not.
+/// Plan of a migration: steps that are to be done, and those that are not.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// In their order.
@@ -189,7 +189,7 @@ pub fn forward(found: &Found, ports: &Ports, commands: &Commands) -> Plan {
     plan
 }
 
-/// How the other agent is stopped, and how it is started again.
+/// Ways to stop the other agent, and to start it again.
 fn stop(found: &Found, commands: &Commands) -> Result<(String, String), String> {
     if let (Some(stop), Some(start)) = (&commands.stop, &commands.start) {
         return Ok((stop.clone(), start.clone()));

@@ -70,7 +70,7 @@ pub struct Failure {
 }
 
 impl Host<'_> {
-    /// What the other agent has here now.
+    /// Parts of the other agent that are here now.
     pub fn find(&self) -> Result<Found, String> {
         let bound = self.runtime.block_on(bound_by_others(self.ovs.clone()));
         let bound = bound.map_err(|error| format!("the local Open vSwitch: {error}"))?;
@@ -110,7 +110,7 @@ struct Done {
 }
 
 impl Done {
-    /// What came of putting it back: problems, and whether the other agent serves again where it was started.
+    /// Outcome of putting it back: problems, and true if the other agent serves again where it was started.
     fn tell(&self, problems: &[String], other: Option<Result<(), String>>) -> String {
         if self.is_left {
             return "nothing is undone: the other agent serves, and this one was told to end for good".into();

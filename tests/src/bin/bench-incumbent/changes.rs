@@ -21,10 +21,10 @@ use crate::{
 
 /// A short answer: it is one packet.
 const INSTANCE: &str = "/latest/meta-data/instance-id";
-/// How long a guest waits before it sends its SYN once more: one that came too early is not answered.
+/// Timeout of a guest's SYN until it sends another: one that came too early is not answered.
 const ATTEMPT: Duration = Duration::from_millis(4);
 const PATIENCE: Duration = Duration::from_secs(300);
-/// How often a guest asks during a restart, and how long it waits for an answer.
+/// Period of a guest's requests during a restart, and timeout of an answer.
 const INTERVAL: Duration = Duration::from_millis(50);
 const GIVEN_UP: Duration = Duration::from_secs(5);
 /// Good answers in a row after which a restart is over.
@@ -93,7 +93,7 @@ pub(crate) fn first_answer(guest: &Guest, attempt: Duration, pause: Duration) ->
 /// Requests of one guest, in their order: when it was answered, and whether rightly.
 pub(crate) type Asked = Mutex<Vec<(Instant, bool)>>;
 
-/// What came of them.
+/// Outcome of them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
     pub(crate) failed: usize,

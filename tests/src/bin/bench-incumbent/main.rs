@@ -26,7 +26,7 @@ use metadata_tests::{nova, upstream::constant, world};
 use neutron::Neutron;
 use report::Report;
 
-/// What is measured, and how often.
+/// Parts of the measurement, and its rounds.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// The virtual environment that has neutron.
@@ -50,7 +50,7 @@ struct Arguments {
     /// `metadata_workers` of the other agent; its own choice if not given.
     #[arg(long)]
     workers: Option<u32>,
-    /// Where the comparison is drawn.
+    /// File in which the comparison is drawn.
     #[arg(long, default_value = "incumbent.svg")]
     svg: PathBuf,
     /// Only these parts of it.

@@ -81,7 +81,7 @@ fn migrate(pair: &mut Pair, guests: &str) -> Result<()> {
     Ok(())
 }
 
-/// What `migrate` prints, where the switch and the other agent's devices are.
+/// Output of `migrate`, where the switch and the other agent's devices are.
 fn command(pair: &Pair, arguments: &str) -> Result<String> {
     let chassis = &pair.cloud.chassis;
     let mut command = chassis.switch().command("sh")?;

@@ -37,7 +37,7 @@ const QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Neutron {
     agent: Option<Daemon>,
-    /// Where pip put it.
+    /// Folder in which pip put it.
     environment: PathBuf,
     /// Its state; each of its processes names it on its command line.
     folder: PathBuf,

@@ -13,7 +13,7 @@ const BAR: f64 = 11.0;
 const ROW: f64 = 32.0;
 const TOP: f64 = 40.0;
 
-/// Which of two values is the better one.
+/// Direction of the better one of two values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Better {
     More,
@@ -69,7 +69,7 @@ impl Report {
         self.0.push(row);
     }
 
-    /// What is no figure, but words or counts: theirs and ours.
+    /// Row of words or counts, theirs and ours.
     pub(crate) fn note(&self, name: &str, [theirs, ours]: [String; 2]) {
         println!("| {name} | {theirs} | {ours} | |");
     }
@@ -82,7 +82,7 @@ impl Report {
              font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
         );
         for ((side, name), colour) in SIDES.iter().enumerate().zip(COLOURS) {
-            let left = NAMES + side as f64 * 260.0;
+            let left = NAMES + side as f64 * 290.0;
             let _ = writeln!(
                 svg,
                 "<text x=\"{left}\" y=\"20\" fill=\"{colour}\" font-weight=\"bold\">{name}</text>"

@@ -55,7 +55,7 @@ pub(crate) fn starts(networks: usize, arguments: &Arguments, report: &mut Report
     Ok(())
 }
 
-/// When the last of all guests had its first answer.
+/// Time until the last of all guests had its first answer.
 fn until_all_answered(pair: &Pair) -> Result<Instant> {
     let pause = PAUSE * u32::try_from(pair.guests.len())?;
     thread::scope(|scope| {
