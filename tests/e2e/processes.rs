@@ -212,8 +212,7 @@ fn a_worker_that_is_stuck_is_replaced_with_its_process() -> Result<()> {
     let [guest, _] = cloud.overlapping_guests()?;
     own_identity(&guest)?;
     let process = cloud.agent.guest_process()?;
-    // It gives itself its name.
-    let worker = until("the worker has begun", SOON, || thread_of(process, "proxy-1"))?;
+    let worker = thread_of(process, "proxy-1")?;
     // It stands still, and the rest of its process does not.
     ptrace::seize(worker, ptrace::Options::empty())?;
     ptrace::interrupt(worker)?;

@@ -4,7 +4,7 @@ use std::{
     mem::MaybeUninit,
     net::{SocketAddr, TcpListener as StdListener},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -109,13 +109,16 @@ impl Workers {
         shutdown: &Shutdown,
     ) -> io::Result<(Self, Pulses)> {
         let mut pulses = Pulses::default();
+        let (begun, have_begun) = mpsc::channel::<()>();
         let start = |(number, listeners)| {
             let upstream = Upstream::new(nova.clone(), number);
             let (tick, heart) = (Tick::default(), pulses.add());
             let worker = Worker { proxy: proxy.clone(), upstream, tick, heart, shutdown: shutdown.clone() };
             let serving = serving.clone();
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            let begun = begun.clone();
             thread::Builder::new().name(format!("proxy-{number}")).spawn(move || {
+                drop(begun);
                 if let Err(error) = runtime.block_on(Arc::new(worker).serve(listeners, serving)) {
                     error!(%error, "cannot accept guests' connections");
                 }
@@ -124,6 +127,9 @@ impl Workers {
             })
         };
         let workers = listeners.into_iter().enumerate().map(start).collect::<io::Result<_>>()?;
+        drop(begun);
+        // A thread gives itself its name, which it may not once system calls are given up: nothing is sent, and all have begun.
+        let _ = have_begun.recv();
         Ok((Self(workers), pulses))
     }
 
