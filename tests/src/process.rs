@@ -24,6 +24,8 @@ use nix::{
 
 use crate::{sandbox, wait::until};
 
+/// Age of an agent from which on it has given back what its start took.
+pub const AT_REST: Duration = Duration::from_secs(8);
 const GRACE: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]

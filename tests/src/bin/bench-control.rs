@@ -34,8 +34,6 @@ const CHANGES: usize = 10;
 const NETWORKS: usize = 200;
 const KILLS: usize = 10;
 const UPGRADES: usize = 5;
-/// Age from which on a start's memory was given back.
-const AT_REST: Duration = Duration::from_secs(8);
 /// Delay of a restart by systemd in our unit (`RestartSec=`).
 const RESTART: Duration = Duration::from_millis(300);
 /// Age from which on the end of a guest-facing process is no crash loop.
@@ -235,7 +233,7 @@ fn memory(cloud: &mut Cloud<Lab>, mut guests: Vec<Guest>) -> Result<()> {
             cloud.agent.wait_served(guest, cloud.chassis.ifindex(guest)?)?;
         }
         own_identity(&guests[guests.len() - 1])?;
-        thread::sleep(AT_REST);
+        thread::sleep(process::AT_REST);
         process::memory(cloud.agent.id()?)
     };
     let one = measure(cloud, &guests)?;

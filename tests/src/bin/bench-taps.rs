@@ -40,8 +40,6 @@ const BATCH: usize = 100;
 /// Taps that are being attached when another one is plugged.
 const BACKLOG: usize = 500;
 const QUIET: Duration = Duration::from_secs(3);
-/// After which an agent has given back what its start took.
-const SETTLED: Duration = Duration::from_secs(8);
 /// Between two takings of the RTNL lock.
 const PAUSE: Duration = Duration::from_millis(1);
 /// Whom guests send to, who are told by hand.
@@ -284,7 +282,7 @@ impl Node {
             for guest in &self.guests {
                 own_identity(guest)?;
             }
-            thread::sleep(SETTLED);
+            thread::sleep(process::AT_REST);
             let processes = process::family(self.cloud.agent.id()?)?;
             let memory = processes.iter().map(|id| process::memory_of(*id)).collect::<Result<Vec<_>>>()?;
             let [control, guests] = memory[..] else { bail!("there are {} processes", memory.len()) };

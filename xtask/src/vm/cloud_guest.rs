@@ -32,14 +32,7 @@ const DISK_SIZE: &str = "2G";
 const MODULES: &[&str] = &["virtio_pci", "virtio_net", "virtio_blk", "crc32c_generic", "ext4"];
 
 /// Finds the disk, and leaves the machine to systemd.
-const INIT: &str = r#"#!/bin/busybox sh
-export PATH=/bin
-/bin/busybox --install -s /bin
-mount -t devtmpfs dev /dev
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-for module in /modules/*; do insmod "$module"; done
-mount -t ext4 /dev/vda /root || { echo 'no disk' >/dev/ttyS1; poweroff -f; }
+const INIT: &str = r#"mount -t ext4 /dev/vda /root || { echo 'no disk' >/dev/ttyS1; poweroff -f; }
 for tree in dev proc sys; do mount --move /$tree /root/$tree; done
 exec switch_root /root /sbin/init
 "#;
@@ -74,7 +67,7 @@ fn make(cache: &Path) -> anyhow::Result<()> {
     archive.base(&busybox)?;
     archive.folder("root");
     archive.modules(&kernel.modules, MODULES, &busybox)?;
-    archive.file("init", INIT.as_bytes());
+    archive.file("init", [guest::BEGINNING, INIT].concat().as_bytes());
     guest::boots(&folder, &kernel, archive)?;
     if disk.exists() {
         return Ok(());

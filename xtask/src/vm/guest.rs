@@ -28,15 +28,18 @@ echo ":up:"
 while read -r number line; do eval "$line"; status=$?; echo; echo ":$number:$status:"; done
 "#;
 
-/// Script that runs before that shell.
-const INIT: &str = r#"#!/bin/busybox sh
+/// Beginning of the first script of each guest: its file systems and its drivers.
+pub(super) const BEGINNING: &str = r#"#!/bin/busybox sh
 export PATH=/bin
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 for module in /modules/*; do insmod "$module"; done
-ip link set lo up
+"#;
+
+/// Script that runs before that shell.
+const INIT: &str = r#"ip link set lo up
 "#;
 
 /// Makes the image in a folder of the cache, unless it is there as it would be made.
@@ -46,7 +49,7 @@ pub(super) fn make(cache: &Path) -> anyhow::Result<()> {
     let mut archive = Archive::default();
     archive.base(&busybox)?;
     archive.modules(&kernel.modules, MODULES, &busybox)?;
-    archive.file("init", format!("{INIT}{SHELL}").as_bytes());
+    archive.file("init", format!("{BEGINNING}{INIT}{SHELL}").as_bytes());
     let folder = cache.join("guest");
     boots(&folder, &kernel, archive)
 }
