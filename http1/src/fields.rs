@@ -1,5 +1,7 @@
 //! The header lines of a head, and where a head ends.
-use super::{Malformed, is_token};
+use memchr::memchr;
+
+use super::{Malformed, has_control, is_token};
 
 /// More than any client or server sends.
 const MOST_FIELDS: usize = 100;
@@ -16,7 +18,7 @@ impl HeadEnd {
     /// Length of the head in `received`, its empty line and any that stand before it included. `received` begins with
     /// what was given the last time.
     pub fn find(&mut self, received: &[u8]) -> Result<Option<usize>, Malformed> {
-        while let Some(at) = received[self.seen..].iter().position(|byte| *byte == b'\n') {
+        while let Some(at) = memchr(b'\n', &received[self.seen..]) {
             let end = self.seen + at;
             if end == self.line || received[end - 1] != b'\r' {
                 return Err(Malformed::LineEnd);
@@ -41,7 +43,7 @@ pub(super) fn first_line(head: &[u8]) -> (&[u8], &[u8]) {
     while let Some(after) = rest.strip_prefix(b"\r\n") {
         rest = after;
     }
-    let end = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |at| at + 1);
+    let end = memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
     let (line, rest) = rest.split_at(end);
     (line.strip_suffix(b"\r\n").unwrap_or(line), rest)
 }
@@ -80,24 +82,57 @@ impl<'b> Fields<'b> {
             .filter_map(move |(other, value)| other.eq_ignore_ascii_case(name.as_bytes()).then_some(value))
     }
 
-    /// The members of all values of one name, which are lists.
-    pub fn members(self, name: &str) -> impl Iterator<Item = &'b [u8]> {
-        let members = self.values(name).flat_map(|value| value.split(|byte| *byte == b','));
+    /// The fields of several names, found together.
+    pub(super) fn named<const N: usize>(self, names: [&'static str; N]) -> [Named<'b>; N] {
+        let mut found = names.map(|name| Named { fields: self, name, first: None, count: 0 });
+        for (name, value) in self.iter() {
+            if let Some(named) =
+                found.iter_mut().find(|named| name.eq_ignore_ascii_case(named.name.as_bytes()))
+            {
+                named.first.get_or_insert(value);
+                named.count += 1;
+            }
+        }
+        found
+    }
+}
+
+/// The fields of one name, of which most heads have one or none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Named<'b> {
+    fields: Fields<'b>,
+    name: &'static str,
+    first: Option<&'b [u8]>,
+    count: usize,
+}
+
+impl<'b> Named<'b> {
+    /// True if there is one.
+    pub(super) fn exists(self) -> bool {
+        self.count > 0
+    }
+
+    /// The members of all values, which are lists.
+    pub(super) fn members(self) -> impl Iterator<Item = &'b [u8]> {
+        let further = if self.count > 1 { self.count } else { 0 };
+        let values = self.first.into_iter().chain(self.fields.values(self.name).take(further).skip(1));
+        let members = values.flat_map(|value| value.split(|byte| *byte == b','));
         members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
     }
 
-    /// The one value of a name that must not be repeated.
-    pub(super) fn only(self, name: &str, repeated: Malformed) -> Result<Option<&'b [u8]>, Malformed> {
-        let mut values = self.values(name);
-        match (values.next(), values.next()) {
-            (value, None) => Ok(value),
-            _ => Err(repeated),
-        }
+    /// True if the lists have that member, whatever its case.
+    pub(super) fn has_member(self, word: &str) -> bool {
+        self.members().any(|member| member.eq_ignore_ascii_case(word.as_bytes()))
     }
 
-    /// True if chunks follow.
+    /// The one value of a name that must not be repeated.
+    pub(super) fn only(self, repeated: Malformed) -> Result<Option<&'b [u8]>, Malformed> {
+        if self.count > 1 { Err(repeated) } else { Ok(self.first) }
+    }
+
+    /// True if chunks follow, as the Transfer-Encoding that this is says.
     pub(super) fn is_chunked(self) -> Result<bool, Malformed> {
-        match self.only("transfer-encoding", Malformed::TransferEncoding)? {
+        match self.only(Malformed::TransferEncoding)? {
             None => Ok(false),
             Some(coding) if coding.eq_ignore_ascii_case(b"chunked") => Ok(true),
             Some(_) => Err(Malformed::TransferEncoding),
@@ -115,19 +150,26 @@ pub(super) fn check(line: &[u8]) -> Result<(), Malformed> {
         return Err(Malformed::FieldName);
     }
     // CR alone is among the control characters.
-    if value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+    if has_control(value) {
         return Err(Malformed::FieldValue);
     }
     Ok(())
 }
 
-fn split(lines: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let lines = lines.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+/// The lines that are not empty, without their ends.
+fn split(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lines = std::iter::from_fn(move || {
+        let at = memchr(b'\n', rest);
+        let (line, after) = at.map_or((rest, &[][..]), |at| (&rest[..at], &rest[at + 1..]));
+        let has_ended = rest.is_empty();
+        rest = after;
+        (!has_ended).then(|| line.strip_suffix(b"\r").unwrap_or(line))
+    });
     lines.filter(|line| !line.is_empty())
 }
 
 fn field(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    let colon = line.iter().position(|byte| *byte == b':')?;
+    let colon = memchr(b':', line)?;
     let space = |byte: &u8| matches!(byte, b' ' | b'\t');
     let mut value = &line[colon + 1..];
     while value.first().is_some_and(space) {
@@ -189,7 +231,12 @@ mod tests {
     fn values_are_found_whatever_the_case() {
         let fields = Fields::parse(b"a:  b \t\r\nC: d, E ,,f\r\nA:\r\nc: \xff\r\n\r\n").unwrap();
         assert_eq!(fields.values("A").collect::<Vec<_>>(), [&b"b"[..], b""]);
-        assert_eq!(fields.members("c").collect::<Vec<_>>(), [&b"d"[..], b"E", b"f", b"\xff"]);
         assert_eq!(fields.iter().count(), 4);
+        let [c, b, a] = fields.named(["c", "b", "a"]);
+        assert_eq!(c.members().collect::<Vec<_>>(), [&b"d"[..], b"E", b"f", b"\xff"]);
+        assert!(c.has_member("D") && !c.has_member("d, E"));
+        assert_eq!(c.only(Malformed::Host), Err(Malformed::Host));
+        assert_eq!((b.exists(), b.members().count(), b.only(Malformed::Host)), (false, 0, Ok(None)));
+        assert_eq!(a.members().collect::<Vec<_>>(), [b"b"]);
     }
 }

@@ -85,8 +85,27 @@ pub enum Malformed {
 
 /// True if `bytes` may be a method or a field's name (RFC 9110, section 5.6.2).
 fn is_token(bytes: &[u8]) -> bool {
-    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    !bytes.is_empty() && bytes.iter().all(allowed)
+    /// The characters of a token.
+    const ALLOWED: [bool; 256] = {
+        let mut allowed = [false; 256];
+        let mut byte = 0;
+        while byte < 128 {
+            let c = byte as u8;
+            allowed[byte] = c.is_ascii_alphanumeric()
+                || matches!(
+                    c,
+                    b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+                );
+            byte += 1;
+        }
+        allowed
+    };
+    !bytes.is_empty() && bytes.iter().all(|byte| ALLOWED[usize::from(*byte)])
+}
+
+/// True if `bytes` have a control character other than a tab. All of them are looked at: so several are at once.
+fn has_control(bytes: &[u8]) -> bool {
+    bytes.iter().fold(false, |found, byte| found | ((*byte < b' ') & (*byte != b'\t')) | (*byte == 0x7f))
 }
 
 /// A Content-Length: digits only, no sign, no list.

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 
 use super::{
     Framing, Malformed,
-    fields::{Fields, first_line},
+    fields::{Fields, Named, first_line},
     is_token, length,
 };
 
@@ -51,22 +51,21 @@ impl<'b> Request<'b> {
         };
         let target = path(method, target, hosts)?;
         let fields = Fields::parse(rest)?;
-        fields.only("host", Malformed::Host)?;
-        let member = |list, word: &str| {
-            fields.members(list).any(|member| member.eq_ignore_ascii_case(word.as_bytes()))
-        };
+        let [host, connection, expect, encoding, length] =
+            fields.named(["host", "connection", "expect", "transfer-encoding", "content-length"]);
+        host.only(Malformed::Host)?;
         let keep_alive = match version {
-            Version::Http11 => !member("connection", "close"),
-            Version::Http10 => member("connection", "keep-alive") && !member("connection", "close"),
+            Version::Http11 => !connection.has_member("close"),
+            Version::Http10 => connection.has_member("keep-alive") && !connection.has_member("close"),
         };
         Ok(Self {
             method,
             target,
             version,
             fields,
-            body: framing(fields, version)?,
+            body: framing(encoding, length, version)?,
             keep_alive,
-            expects_continue: version == Version::Http11 && member("expect", "100-continue"),
+            expects_continue: version == Version::Http11 && expect.has_member("100-continue"),
         })
     }
 
@@ -111,9 +110,9 @@ fn is_one_of(hosts: &[&str], authority: &[u8]) -> bool {
     })
 }
 
-fn framing(fields: Fields<'_>, version: Version) -> Result<Framing, Malformed> {
-    let chunked = fields.is_chunked()?;
-    match fields.only("content-length", Malformed::ContentLength)? {
+fn framing(encoding: Named<'_>, told: Named<'_>, version: Version) -> Result<Framing, Malformed> {
+    let chunked = encoding.is_chunked()?;
+    match told.only(Malformed::ContentLength)? {
         Some(_) if chunked => Err(Malformed::BothFramings),
         Some(value) => Ok(Framing::Length(length(value)?)),
         // RFC 9112, section 6.1: what an HTTP/1.0 client means by it is anybody's guess.

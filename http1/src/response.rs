@@ -3,7 +3,7 @@ use bytes::Bytes;
 
 use super::{
     Framing, Malformed, Request, Version,
-    fields::{Fields, first_line},
+    fields::{Fields, Named, first_line},
     length,
 };
 
@@ -41,8 +41,10 @@ impl Response {
         let (line, rest) = first_line(&head);
         let (version, status) = status_line(line)?;
         let fields = Fields::parse(rest)?;
-        let chunked = fields.is_chunked()?;
-        let announced = announced(fields)?;
+        let [encoding, lengths, connection] =
+            fields.named(["transfer-encoding", "content-length", "connection"]);
+        let chunked = encoding.is_chunked()?;
+        let announced = announced(lengths)?;
         let body = match announced {
             _ if method == b"HEAD" || matches!(status, 100..=199 | 204 | 304) => Framing::Length(0),
             // Chunks tell the end, whatever else does (RFC 9112, section 6.3).
@@ -51,10 +53,10 @@ impl Response {
             None => Framing::Close,
         };
         // What is told twice may mean that somebody adds it who reads it otherwise.
-        let told_twice = chunked && announced.is_some() || fields.members("content-length").count() > 1;
-        let closes = fields.members("connection").any(|member| member.eq_ignore_ascii_case(b"close"));
+        let told_twice = chunked && announced.is_some() || lengths.members().count() > 1;
+        let closes = connection.has_member("close");
         let keep_alive = version == Version::Http11 && !closes && !told_twice && body != Framing::Close;
-        let names_fields = fields.values("connection").next().is_some();
+        let names_fields = connection.exists();
         Ok(Self { status, body, announced, keep_alive, names_fields, head })
     }
 
@@ -70,8 +72,11 @@ impl Response {
         out.extend_from_slice(&line[b"HTTP/1.x ".len()..]);
         out.extend_from_slice(b"\r\n");
         let fields = Fields::parsed(rest);
+        let named = self.names_fields.then(|| fields.named(["connection"]));
         let is_named = |name: &[u8]| {
-            self.names_fields && fields.members("connection").any(|named| named.eq_ignore_ascii_case(name))
+            named.is_some_and(|[connection]| {
+                connection.members().any(|other| other.eq_ignore_ascii_case(name))
+            })
         };
         for (name, value) in fields.iter() {
             let is_ours = OF_THE_CONNECTION.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()));
@@ -122,15 +127,14 @@ pub fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
 
 /// The body's length. A server, or one before it, may say it several times, in one field or more, as long as it is the same
 /// (RFC 9112, section 6.3).
-fn announced(fields: Fields<'_>) -> Result<Option<u64>, Malformed> {
-    if fields.values("content-length").next().is_none() {
+fn announced(told: Named<'_>) -> Result<Option<u64>, Malformed> {
+    if !told.exists() {
         return Ok(None);
     }
-    let lengths: Vec<u64> = fields.members("content-length").map(length).collect::<Result<_, _>>()?;
-    match lengths.first() {
-        Some(first) if lengths.iter().all(|length| length == first) => Ok(Some(*first)),
-        _ => Err(Malformed::ContentLength),
-    }
+    let mut lengths = told.members().map(length);
+    let first = lengths.next().unwrap_or(Err(Malformed::ContentLength))?;
+    let is_same = lengths.all(|length| length == Ok(first));
+    if is_same { Ok(Some(first)) } else { Err(Malformed::ContentLength) }
 }
 
 fn status_line(line: &[u8]) -> Result<(Version, u16), Malformed> {

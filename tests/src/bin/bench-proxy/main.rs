@@ -2,10 +2,11 @@
 //!
 //! All four are asked by the same load for the same upstream, in short rounds that alternate. Printed are medians over the
 //! rounds, also of the ratios within each, with the quartiles: absolute numbers say little about another machine. With
-//! `requests` as its argument it only measures those, with `profile` where the time of a request goes, with `memory` that,
+//! `requests` as its argument it only measures those, with `profile` where the time of a request goes (both with `kept` behind it: of kept connections), with `memory` that,
 //! with `tokens` what session tokens cost, with `crowd` one guest beside crowds.
 #![forbid(unsafe_code)]
 
+mod areas;
 mod crowd;
 mod haproxy;
 mod parked;
@@ -76,16 +77,19 @@ fn main() -> Result<()> {
     if std::env::args().nth(1).as_deref() == Some("tokens") {
         return bench.tokens();
     }
+    // A second argument.
+    let only_kept = std::env::args().nth(2).as_deref() == Some("kept");
+    let is_wanted = |load: &Load| !only_kept || load.mode == Mode::KeepAlive;
     if std::env::args().nth(1).as_deref() == Some("profile") {
-        return bench.profile();
+        return bench.profile(is_wanted);
     }
     if std::env::args().nth(1).as_deref() == Some("memory") {
         return bench.memory();
     }
-    bench.requests()?;
     if std::env::args().nth(1).as_deref() == Some("requests") {
-        return Ok(());
+        return bench.requests(is_wanted);
     }
+    bench.requests(is_wanted)?;
     bench.pools()?;
     bench.tokens()?;
     bench.memory()?;
@@ -179,12 +183,12 @@ impl Bench {
         ])
     }
 
-    fn requests(&self) -> Result<()> {
+    fn requests(&self, is_wanted: impl Fn(&Load) -> bool) -> Result<()> {
         let mut all = Vec::new();
         println!(
             "| connections | way | requests/s | p50 | p99 | CPU per request |\n| --- | --- | --- | --- | --- | --- |"
         );
-        for load in LOADS {
+        for load in LOADS.into_iter().filter(is_wanted) {
             let mut rounds = Vec::new();
             for _ in 0..ROUNDS {
                 let mut round = Vec::new();

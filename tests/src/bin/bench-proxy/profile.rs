@@ -1,4 +1,4 @@
-//! Profile of a request: system calls and switches of each way's proxy, and a flame graph of ours.
+//! Profile of a request: system calls, switches and time of each way's proxy, and a flame graph of ours.
 
 use std::{
     collections::BTreeMap,
@@ -11,13 +11,19 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use inferno::flamegraph::{Options, from_lines};
-use metadata_tests::{cloud::Chassis as _, command::require, load, process::family};
+use metadata_tests::{
+    cloud::Chassis as _,
+    command::require,
+    guest::METADATA,
+    load,
+    process::{cpu_time, family},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use crate::{Bench, LOADS, WAYS, Way, name_of};
+use crate::{Bench, LOADS, WAYS, Way, areas, name_of};
 
 /// Time under load.
 const COUNTED: Duration = Duration::from_secs(3);
@@ -28,20 +34,35 @@ const SAMPLES: u32 = 4999;
 /// Events that are counted besides system calls.
 const SWITCHES: &str = "context-switches";
 
+/// One load under `perf`.
+struct Watched {
+    /// Text that `perf` printed.
+    output: String,
+    requests: f64,
+    /// Time of the proxy's processes on processors.
+    cpu: Duration,
+}
+
 impl Bench {
-    /// Prints a table for each load, and draws what our processes do under it into the current folder.
-    pub(crate) fn profile(&self) -> Result<()> {
+    /// Prints tables for each load, and draws what our processes do under it into the current folder.
+    pub(crate) fn profile(&self, is_wanted: impl Fn(&load::Load) -> bool) -> Result<()> {
         require(&["perf"])?;
-        for load in LOADS {
+        for load in LOADS.into_iter().filter(is_wanted) {
             let mut counted = Vec::new();
             for way in self.ways()?.into_iter().skip(1) {
                 counted.push(self.count(&way, load)?);
             }
             print(&name_of(load), &counted);
-            let [.., ours] = self.ways()?;
             let name = format!("proxy-{}", name_of(load).replace(',', "").replace(' ', "-"));
-            let stacks = self.sample(&ours, load)?;
-            draw(&stacks, &name_of(load), Path::new(&name))?;
+            let mut spent = Vec::new();
+            for way in self.ways()?.into_iter().skip(1) {
+                let (stacks, cpu) = self.sample(&way, load)?;
+                spent.push(areas::spent(&stacks, cpu));
+                if way.address == METADATA {
+                    draw(&stacks, &name_of(load), Path::new(&name))?;
+                }
+            }
+            areas::print(&name_of(load), &spent);
             println!("\n{name}.svg is drawn from {name}.folded");
         }
         Ok(())
@@ -50,8 +71,8 @@ impl Bench {
     /// System calls and switches of a way's processes, for each request.
     fn count(&self, way: &Way<'_>, load: load::Load) -> Result<BTreeMap<String, f64>> {
         let events = format!("syscalls:sys_enter_*,{SWITCHES}");
-        let (output, requests) =
-            self.watched(way, load, &["stat", "--field-separator", ";", "--event", &events])?;
+        let watched = self.watched(way, load, &["stat", "--field-separator", ";", "--event", &events])?;
+        let (output, requests) = (watched.output, watched.requests);
         // Value, unit, event, and more (perf-stat(1), "CSV FORMAT").
         let line = |line: &str| {
             let mut fields = line.split(';');
@@ -62,33 +83,37 @@ impl Bench {
         Ok(output.lines().filter_map(line).collect())
     }
 
-    /// Stacks of a way's processes, each with how often it was seen.
-    fn sample(&self, way: &Way<'_>, load: load::Load) -> Result<BTreeMap<String, u64>> {
+    /// Stacks of a way's processes, each with how often it was seen, and microseconds of processors for each request.
+    fn sample(&self, way: &Way<'_>, load: load::Load) -> Result<(BTreeMap<String, u64>, f64)> {
         let file = self.cloud.chassis.sandbox().path("perf.data").to_string_lossy().into_owned();
         let rate = SAMPLES.to_string();
         let record =
             ["record", "--event", "cpu-clock", "--freq", &rate, "--call-graph", "fp", "--output", &file];
-        self.watched(way, load, &record)?;
+        let watched = self.watched(way, load, &record)?;
         let script = ["script", "--input", &file, "--fields", "comm,ip,sym"];
         let output = Command::new("perf").args(script).stderr(Stdio::null()).output()?;
-        Ok(folded(&String::from_utf8_lossy(&output.stdout)))
+        let cpu = watched.cpu.as_secs_f64() * 1e6 / watched.requests;
+        Ok((folded(&String::from_utf8_lossy(&output.stdout)), cpu))
     }
 
-    /// Runs `perf` on the processes of a way's proxy while the load is on them. Returns what it says, and the number of
-    /// requests: it has begun before the first, and ends after the last.
-    fn watched(&self, way: &Way<'_>, load: load::Load, arguments: &[&str]) -> Result<(String, f64)> {
-        let family = family(way.proxy.context("there is no proxy")?)?;
-        let of: Vec<_> = family.iter().map(u32::to_string).collect();
+    /// Runs `perf` on the processes of a way's proxy while the load is on them: it has begun before the first request, and
+    /// ends after the last.
+    fn watched(&self, way: &Way<'_>, load: load::Load, arguments: &[&str]) -> Result<Watched> {
+        let proxy = way.proxy.context("there is no proxy")?;
+        let of: Vec<_> = family(proxy)?.iter().map(u32::to_string).collect();
         let mut perf = Command::new("perf");
         perf.args(arguments).args(["--pid", &of.join(",")]).stdout(Stdio::null()).stderr(Stdio::piped());
         let perf = perf.spawn().context("cannot start perf")?;
         // It says nothing when it is ready.
         thread::sleep(START);
+        let before = cpu_time(proxy)?;
         let loaded = load::run(way.guest, way.address, load, COUNTED);
+        let cpu = cpu_time(proxy)?.saturating_sub(before);
         kill(Pid::from_raw(perf.id().cast_signed()), Signal::SIGINT)?;
         let output = perf.wait_with_output()?;
         self.cloud.agent.discard_log()?;
-        Ok((String::from_utf8_lossy(&output.stderr).into_owned(), loaded?.requests as f64))
+        let output = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(Watched { output, requests: loaded?.requests as f64, cpu })
     }
 }
 
