@@ -20,6 +20,7 @@ pub mod inventory;
 #[cfg(test)]
 mod layers;
 pub mod link;
+mod log_format;
 mod log_writer;
 pub mod logging;
 mod meminfo;

@@ -9,6 +9,7 @@ use tracing_subscriber::{
 
 use crate::{
     config::LogFormat,
+    log_format,
     log_writer::{LogGuard, LogWriter},
     panics,
 };
@@ -44,7 +45,7 @@ impl LogFilter {
         panics::end_the_process(move || last_words.flush_to(std::io::stderr()));
         let records = fmt::layer().with_writer(writer);
         let records = match format {
-            LogFormat::Text => records.boxed(),
+            LogFormat::Text => records.with_timer(log_format::Time).fmt_fields(log_format::Fields).boxed(),
             LogFormat::Json => records.json().flatten_event(true).boxed(),
         };
         tracing_subscriber::registry()

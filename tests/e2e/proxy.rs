@@ -12,7 +12,7 @@ use metadata_tests::{
     guest::Guest,
     http::{self, Response},
     nova::{self, Answer},
-    process::memory,
+    process::anonymous_memory,
     stage::Stage,
     upstream::{Script, Upstream},
     wait::until,
@@ -53,14 +53,14 @@ fn a_large_answer_takes_no_memory() -> Result<()> {
     own_identity(&guest)?;
     let user_data: Vec<u8> = (0..128_u32 << 20).map(|index| (index * 7 % 251) as u8).collect();
     cloud.nova.set_user_data(&guest.port, user_data.clone());
-    let before = memory(cloud.agent.id()?)?;
+    let before = anonymous_memory(cloud.agent.id()?)?;
     let mut connection = guest.connect()?;
     connection.send(&http::request_head("GET", "/latest/user-data", &[], 0))?;
     // What is on the way fills all buffers, while nothing is taken.
     thread::sleep(Duration::from_millis(500));
-    let during = memory(cloud.agent.id()?)?;
+    let during = anonymous_memory(cloud.agent.id()?)?;
     assert!(connection.response("GET")?.body == user_data, "the answer's body changed");
-    let after = memory(cloud.agent.id()?)?;
+    let after = anonymous_memory(cloud.agent.id()?)?;
     println!("{before} bytes, {during} within the answer, {after} after it");
     assert!(during.max(after) < before + (8 << 20), "{before}, {during}, {after} bytes");
     Ok(())
@@ -82,7 +82,7 @@ fn a_burst_of_bodies_leaves_no_memory() -> Result<()> {
     cloud.nova.pause();
     let held = Script::Held(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec());
     let upstream = Upstream::start(cloud.chassis.host(), nova::ADDRESS, held)?;
-    let before = memory(cloud.agent.id()?)?;
+    let before = anonymous_memory(cloud.agent.id()?)?;
     let body = vec![b'x'; 65_536];
     let mut posting = Vec::new();
     for _ in 0..BODIES {
@@ -97,14 +97,14 @@ fn a_burst_of_bodies_leaves_no_memory() -> Result<()> {
         ensure!(count == BODIES, "{count} are");
         Ok(())
     })?;
-    let during = memory(cloud.agent.id()?)?;
+    let during = anonymous_memory(cloud.agent.id()?)?;
     upstream.release();
     for connection in &mut posting {
         assert_eq!(connection.response("POST")?.text(), "ok");
     }
     drop(posting);
     let after = until("memory is given back", Duration::from_secs(60), || {
-        let now = memory(cloud.agent.id()?)?;
+        let now = anonymous_memory(cloud.agent.id()?)?;
         ensure!(now < before + (16 << 20), "{now} bytes, {before} before, {during} meanwhile");
         Ok(now)
     })?;

@@ -131,8 +131,20 @@ pub fn memory(process: u32) -> Result<u64> {
 
 /// The same of a process alone.
 pub fn memory_of(process: u32) -> Result<u64> {
+    rollup(process, "Pss:")
+}
+
+/// Anonymous memory of a process and those that it has started, in bytes: without the pages of their program, whose share
+/// grows when another process of the same program ends.
+pub fn anonymous_memory(process: u32) -> Result<u64> {
+    family(process)?.into_iter().map(|process| rollup(process, "Anonymous:")).sum()
+}
+
+/// A field of the sums over all mappings of a process, in bytes.
+fn rollup(process: u32, field: &str) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("the kernel tells no PSS")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    let line = line.with_context(|| format!("the kernel tells no {field}"))?;
     let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kilobytes * 1024)
 }

@@ -8,7 +8,7 @@ use std::{
 use http1::Request;
 use tracing::info;
 
-use super::{answer::Refusal, forward, metrics::Metrics, outcome::Outcome, token};
+use super::{answer::Refusal, forward, metrics::Metrics, outcome::Outcome, token, turn};
 use crate::directory::{Identity, LONGEST_REASON, OpenConnection, Port, Record, Resolution};
 
 /// The guest behind a connection, decided once, when it is accepted.
@@ -47,7 +47,7 @@ impl<'a> Exchange<'a> {
             metrics,
             caller,
             request,
-            started: Instant::now(),
+            started: turn::now(),
             outcome: Outcome { who, ..Outcome::default() },
         }
     }
@@ -57,7 +57,8 @@ impl Drop for Exchange<'_> {
     /// Never headers, query strings, odd paths or bodies: they hold secrets.
     fn drop(&mut self) {
         let Self { metrics, caller, request, started, outcome } = self;
-        let total = started.elapsed();
+        let now = turn::read();
+        let total = now.saturating_duration_since(*started);
         metrics.request(outcome, total);
         let (method, path) = (
             request.map(|request| method(request.method)),
@@ -78,7 +79,7 @@ impl Drop for Exchange<'_> {
         };
         let limit = outcome.refusal.as_ref().and_then(Refusal::limit);
         metrics.watch.note(&caller.port, &record);
-        caller.port.tally.note(record, limit, Instant::now());
+        caller.port.tally.note(record, limit, now);
         let identity = outcome.who.as_deref().map(|who| &who.identity);
         let of = |field: fn(&Identity) -> &String| identity.map(|identity| field(identity).as_str());
         info!(

@@ -5,12 +5,13 @@ mod body;
 
 use std::{
     io,
+    pin::{Pin, pin},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use account::Account;
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BytesMut};
 use http1::{Framing, HeadEnd, Request};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
@@ -30,6 +31,7 @@ use super::{
     seat::{Held, Seat},
     shutdown::Shutdown,
     tick::Tick,
+    turn::{self, within},
     upstream::{Answer, Upstream},
 };
 use crate::{
@@ -43,6 +45,9 @@ const MOST_EMPTY_LINES: u32 = 8;
 
 /// Names under which a guest may address us in a target.
 const HOSTS: [&str; 2] = ["169.254.169.254", "[fe80::a9fe:a9fe]"];
+
+/// Room for the head of an answer, which is seldom longer.
+const HEAD_ROOM: usize = 512;
 
 /// Timeout of a connection's first request when the agent stops.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
@@ -119,7 +124,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
 
     /// Waits until a request begins, or says how the connection ends.
     async fn begins(&mut self, is_fresh: bool) -> Result<(), End> {
-        let until = Instant::now() + self.common.limits.idle;
+        let until = turn::now() + self.common.limits.idle;
         // The last answer counts until it is acknowledged. Most often that comes with the next request.
         if !is_fresh {
             self.account.charge_answers(&self.stream).map_err(|_| End::Broken)?;
@@ -142,7 +147,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
                 self.received = BytesMut::new();
             }
             // The first look is shared with others: it is needed only if the next request takes its time.
-            let (is_left, now) = (self.account.charged() > 0, Instant::now());
+            let (is_left, now) = (self.account.charged() > 0, turn::now());
             let shares_look = is_left && acknowledging.is_none();
             let look = match &mut acknowledging {
                 Some(acknowledging) if is_left => {
@@ -170,7 +175,8 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     /// One request; tells how the connection ends, if it does. An error is the guest's: it went away.
     async fn exchange(&mut self) -> io::Result<Option<End>> {
         self.seat.begin(Phase::Reading);
-        let head = match timeout(self.common.limits.head, self.head()).await {
+        let head = within(self.common.limits.head, pin!(self.head())).await;
+        let head = match head {
             Ok(Ok(Ok(Some(head)))) => head,
             Ok(Ok(Ok(None))) => return Ok(Some(End::Closed)),
             Ok(Ok(Err(refusal))) => return self.refuse_unread(refusal).await,
@@ -188,12 +194,16 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     }
 
     /// The next head, or nothing if the guest left instead.
-    async fn head(&mut self) -> io::Result<Result<Option<Bytes>, Refusal>> {
+    async fn head(&mut self) -> io::Result<Result<Option<BytesMut>, Refusal>> {
         let limit = self.common.limits.head_bytes;
         let mut end = HeadEnd::default();
         loop {
             match end.find(&self.received) {
-                Ok(Some(end)) if end <= limit => return Ok(Ok(Some(self.received.split_to(end).freeze()))),
+                // Most often nothing follows it, and then nothing has to be shared.
+                Ok(Some(end)) if end <= limit && end == self.received.len() => {
+                    return Ok(Ok(Some(std::mem::take(&mut self.received))));
+                }
+                Ok(Some(end)) if end <= limit => return Ok(Ok(Some(self.received.split_to(end)))),
                 Ok(None) if self.received.len() < limit => {}
                 Ok(_) => return Ok(Err(Refusal::HeadTooLarge(limit))),
                 Err(problem) => return Ok(Err(Refusal::Malformed(problem))),
@@ -264,10 +274,8 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
                 return self.refuse(refusal, form, outcome).await;
             }
         };
-        let body = match timeout(self.common.limits.head, self.body(request))
-            .await
-            .unwrap_or(Ok(Err(Refusal::Slow)))?
-        {
+        let body = within(self.common.limits.head, pin!(self.body(request))).await;
+        let body = match body.unwrap_or(Ok(Err(Refusal::Slow)))? {
             Ok(body) => body,
             Err(refusal) => return self.refuse(refusal, Form { keep_alive: false, ..form }, outcome).await,
         };
@@ -281,14 +289,14 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             Ok((place, ())) => place,
             Err(limit) => return self.refuse(limited(limit), form, outcome).await,
         };
-        let asked = Instant::now();
+        let asked = turn::now();
         let is_v4 = self.caller.is_v4;
         let build = |host: &str| forward::to_nova(request, &body, &who, is_v4, host);
         let repeatable = request.is_safe() && body.is_empty();
         let answer =
             self.common.upstream.send(&who, &self.caller.port.tap, request.method, repeatable, build);
-        let answer = self.unless_departed(Phase::Waiting, answer).await?;
-        outcome.nova = Some(asked.elapsed());
+        let answer = self.unless_departed(Phase::Waiting, pin!(answer)).await?;
+        outcome.nova = Some(turn::now().saturating_duration_since(asked));
         match answer {
             Ok(answer) => self.pass_on(answer, request, !body.is_empty(), form, outcome).await,
             Err(refusal) => self.refuse(refusal, form, outcome).await,
@@ -296,7 +304,11 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     }
 
     /// Waits for something on the guest's behalf, for as long as the guest is there.
-    async fn unless_departed<T>(&mut self, phase: Phase, awaited: impl Future<Output = T>) -> io::Result<T> {
+    async fn unless_departed<F: Future>(
+        &mut self,
+        phase: Phase,
+        awaited: Pin<&mut F>,
+    ) -> io::Result<F::Output> {
         let Self { stream, received, seat, .. } = self;
         seat.begin(phase);
         tokio::select! {
@@ -310,7 +322,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     /// boot client understands.
     async fn admit(&mut self) -> io::Result<Result<Arc<SignedIdentity>, Refusal>> {
         let (port, limits, shutdown) = (&self.caller.port, self.common.limits, self.shutdown);
-        if let Err(wait) = port.tap.request(&limits.rates, Instant::now()) {
+        if let Err(wait) = port.tap.request(&limits.rates, turn::now()) {
             return Ok(Err(Refusal::Limited { limit: Limit::RequestRate, wait }));
         }
         let mut current = port.resolution();
@@ -326,7 +338,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
                     () = shutdown.retire.cancelled() => None,
                 }
             };
-            if let Some(resolved) = self.unless_departed(Phase::Waiting, resolved).await? {
+            if let Some(resolved) = self.unless_departed(Phase::Waiting, pin!(resolved)).await? {
                 current = resolved;
             }
             self.seat.begin(Phase::Reading);
@@ -347,8 +359,8 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         mut form: Form,
         outcome: &mut Outcome,
     ) -> io::Result<Option<End>> {
-        let mut out = Vec::new();
         let (mut piece, mut more) = answer.first();
+        let mut out = Vec::with_capacity(HEAD_ROOM + piece.len());
         outcome.status = Some(answer.head.status);
         let framing = answer.head.write_for(request, form.keep_alive, &mut out);
         form.keep_alive &= framing != Framing::Close;
@@ -361,7 +373,8 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             self.account.look(&self.stream).map_err(gave_way)?;
             out.clear();
             piece.clear();
-            more = match self.unless_departed(Phase::Sending, answer.read(&mut piece)).await? {
+            let read = self.unless_departed(Phase::Sending, pin!(answer.read(&mut piece))).await?;
+            more = match read {
                 Ok(more) => more,
                 Err(error) => {
                     self.common.upstream.broke_off(&answer, &error);
@@ -400,7 +413,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
         self.seat.begin(Phase::Sending);
         let mut left = bytes;
         loop {
-            match timeout(self.common.limits.pause, self.stream.write(left)).await {
+            match within(self.common.limits.pause, pin!(self.stream.write(left))).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     let (sent, rest) = left.split_at(written?);

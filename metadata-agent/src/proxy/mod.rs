@@ -14,6 +14,7 @@
 //! metrics     the numbers               token      session tokens (IMDSv2)
 //! errand      requests of the agent's own    watch      requests as they end
 //! tick        a timer for all               pulse     workers that are stuck
+//! turn        one time for all that is decided between two waits
 //! ```
 #![forbid(unsafe_code)]
 mod access;
@@ -34,6 +35,7 @@ mod shares;
 mod shutdown;
 mod tick;
 mod token;
+mod turn;
 mod upstream;
 mod watch;
 

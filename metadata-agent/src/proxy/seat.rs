@@ -1,7 +1,7 @@
 //! A seat: the limited resources that one connection holds, and gives back when it ends.
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
-use super::shares::Shares;
+use super::{shares::Shares, turn};
 use crate::directory::{Limit, Phase, Place, Resource, Tap};
 
 /// A connection's place among the others. What it holds is given back when it is dropped.
@@ -16,14 +16,14 @@ impl Seat {
     /// For one more connection of that tap.
     pub(super) fn take(shares: &Arc<Shares>, tap: &Arc<Tap>) -> Result<Self, Limit> {
         shares.take(tap, Resource::Connections, 1)?;
-        let place = Arc::new(Place::new(Instant::now()));
+        let place = Arc::new(Place::new(turn::now()));
         tap.enter(&place);
         Ok(Self { shares: shares.clone(), tap: tap.clone(), place })
     }
 
     /// Says what it is doing from now on.
     pub(super) fn begin(&self, phase: Phase) {
-        self.place.begin(phase, Instant::now());
+        self.place.begin(phase, turn::now());
     }
 
     /// One of those, until what is returned is dropped.

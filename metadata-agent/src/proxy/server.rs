@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use metadata_ebpf::address::Tag;
 use socket2::SockRef;
 use tokio::{
@@ -31,6 +32,7 @@ use super::{
     shares::Shares,
     shutdown::Shutdown,
     tick::Tick,
+    turn::in_turns,
     upstream::{Nova, Upstream},
 };
 use crate::{
@@ -356,20 +358,28 @@ impl Worker {
             shutdown.stop();
             sleep_until(deadline + OVERTIME).await;
         };
+        let interrupted = async {
+            tokio::select! {
+                biased;
+                // With the port gone, segments still to be sent have nowhere to go.
+                () = caller.port.gone.cancelled() => End::Broken,
+                (limit, phase) = seat.evicted() => End::Evicted(limit, phase),
+                () = outlived => End::Broken,
+            }
+        };
+        // With a waker of its own it is looked at when it happens, and not whenever the connection is.
+        let mut interruption = FuturesUnordered::from_iter([interrupted]);
         let end = {
             let common = Common { limits, metrics, upstream: &self.upstream, tick: &self.tick };
             let mut connection = Connection::new(&mut stream, &caller, common, &seat, &shutdown);
             let conversation = pin!(async {
                 tokio::select! {
                     biased;
-                    // With the port gone, segments still to be sent have nowhere to go.
-                    () = caller.port.gone.cancelled() => End::Broken,
-                    (limit, phase) = seat.evicted() => End::Evicted(limit, phase),
+                    Some(end) = interruption.next() => end,
                     end = connection.serve() => end,
-                    () = outlived => End::Broken,
                 }
             });
-            panics::bounded(conversation).await.unwrap_or_else(|| {
+            in_turns(pin!(panics::bounded(conversation))).await.unwrap_or_else(|| {
                 metrics.panics.inc();
                 End::Broken
             })

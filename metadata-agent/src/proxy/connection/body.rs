@@ -1,14 +1,11 @@
 //! The body of a request, which is read whole.
-use std::io;
+use std::{io, pin::pin};
 
 use http1::{Chunks, Framing, Malformed, Request};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::timeout,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    super::{answer::Refusal, closing::GuestSocket, receive::receive},
+    super::{answer::Refusal, closing::GuestSocket, receive::receive, turn::within},
     Connection, limited,
 };
 
@@ -58,7 +55,8 @@ impl<S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'_, S> {
             if let Err(limit) = self.account.charge((self.received.len() + body.len()) as u32) {
                 return Ok(Err(limited(limit)));
             }
-            match timeout(self.common.limits.pause, receive(&mut self.stream, &mut self.received)).await {
+            match within(self.common.limits.pause, pin!(receive(&mut self.stream, &mut self.received))).await
+            {
                 // It may have ended its side only, and wait for what we say.
                 Ok(Ok(0)) => return Ok(Err(Refusal::Malformed(Malformed::Truncated))),
                 Ok(received) => drop(received?),

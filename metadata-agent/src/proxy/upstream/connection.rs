@@ -3,7 +3,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::fd::AsFd as _,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Waker},
     time::{Duration, Instant},
@@ -15,14 +15,13 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
-    time::timeout,
 };
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
 use crate::{
     directory::{Identity, SignedIdentity},
-    proxy::receive::receive,
+    proxy::{receive::receive, turn::within},
 };
 
 /// More than any head of Nova's has; what is beyond it would only be memory.
@@ -250,7 +249,7 @@ impl Answer {
     /// Appends what comes next of the body, and waits for it if need be; false when that was the last of it.
     pub(in crate::proxy) async fn read(&mut self, body: &mut Vec<u8>) -> Result<bool, Broken> {
         let pause = self.connection.pause;
-        timeout(pause, self.next(body)).await.unwrap_or(Err(Broken::Stalled))
+        within(pause, pin!(self.next(body))).await.unwrap_or(Err(Broken::Stalled))
     }
 
     async fn next(&mut self, body: &mut Vec<u8>) -> Result<bool, Broken> {

@@ -16,6 +16,7 @@ pub(super) mod testing;
 use std::{
     io,
     net::TcpStream as StdStream,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -26,7 +27,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::{
     net::TcpStream,
-    time::{Instant as Deadline, sleep, timeout, timeout_at},
+    time::{sleep, timeout_at},
 };
 use tokio_util::either::Either;
 use tracing::{debug, warn};
@@ -38,7 +39,7 @@ use self::{
     endpoint::Endpoint,
     pool::{Pool, WorkerId},
 };
-use super::answer::Refusal;
+use super::{answer::Refusal, turn};
 use crate::{
     config,
     directory::{SignedIdentity, Tap},
@@ -144,8 +145,8 @@ impl Nova {
         patience: Instant,
         deadline: Instant,
     ) -> Result<Connection, ConnectError> {
-        while Instant::now() + LOOK < patience {
-            if self.endpoints[index].shall_look(Instant::now(), LOOK) {
+        while turn::now() + LOOK < patience {
+            if self.endpoints[index].shall_look(turn::now(), LOOK) {
                 match self.connect(index, deadline).await {
                     Err(error) if error.is_refused() => {}
                     connected => return connected,
@@ -158,16 +159,17 @@ impl Nova {
 
     /// Opens a connection to an endpoint, in that time at most.
     async fn open(&self, index: usize, time: Duration) -> Result<Stream, ConnectError> {
-        let deadline = Deadline::now() + time;
+        let deadline = turn::now() + time;
         let dialling = self.dialler.dial(index, time);
-        let dialled = timeout_at(deadline, dialling).await.map_err(|_| ConnectError::Timeout(time))??;
+        let dialled =
+            timeout_at(deadline.into(), dialling).await.map_err(|_| ConnectError::Timeout(time))??;
         let stream = TcpStream::from_std(dialled).map_err(|error| Failure {
             kind: FailureKind::Local,
             text: format!("cannot use a connection: {error}"),
         })?;
         let Some(tls) = &self.tls else { return Ok(Either::Left(stream)) };
         let greeting = tls.connect(&self.endpoints[index].address().host, stream);
-        match timeout_at(deadline, greeting).await {
+        match timeout_at(deadline.into(), greeting).await {
             Ok(greeted) => Ok(Either::Right(Box::new(greeted.map_err(ConnectError::Tls)?))),
             Err(_) => Err(ConnectError::Timeout(time)),
         }
@@ -176,7 +178,7 @@ impl Nova {
     /// Makes a connection to one endpoint, before `deadline`, and tells it how that went.
     async fn connect(&self, index: usize, deadline: Instant) -> Result<Connection, ConnectError> {
         let endpoint = &self.endpoints[index];
-        let begun = Instant::now();
+        let begun = turn::now();
         let left = deadline.saturating_duration_since(begun);
         // One that is silent leaves time for another.
         let share = if self.endpoints.len() > 1 { left / 2 } else { left };
@@ -187,7 +189,7 @@ impl Nova {
                 Ok(Connection::new(stream, index, begun, self.response_timeout))
             }
             Err(error) => {
-                let now = Instant::now();
+                let now = turn::now();
                 if error.is_local() {
                     endpoint.undecided(now);
                     if let Some(times) = self.exhausted.times(now) {
@@ -242,19 +244,19 @@ impl Upstream {
         repeatable: bool,
         build: impl Fn(&str) -> Vec<u8>,
     ) -> Result<Answer, Refusal> {
-        let started = Instant::now();
+        let started = turn::now();
         let deadline = started + self.nova.response_timeout;
         let mut errand =
             Errand { nova: &self.nova, who, tap, method, repeatable, build, deadline, mute: Vec::new() };
         let Order { on_trial, up, mut down } = self.nova.order(tap, started, repeatable);
         let mut refusal = Refusal::Unreachable;
-        for index in on_trial.into_iter().chain(up).take_while(|_| Instant::now() < deadline) {
+        for index in on_trial.into_iter().chain(up).take_while(|_| turn::now() < deadline) {
             let time =
                 if on_trial == Some(index) { self.nova.connect_timeout } else { self.nova.response_timeout };
             let tls = self.nova.tls.as_deref();
             if repeatable
                 && let Some(connection) =
-                    self.nova.pool.take(index, &who.identity, tls, self.worker, Instant::now())
+                    self.nova.pool.take(index, &who.identity, tls, self.worker, turn::now())
             {
                 match errand.run(connection, time).await {
                     // It was closed while it was idle, as the request went out, or something was left over on it: that
@@ -285,15 +287,15 @@ impl Upstream {
                     // A Nova that is stopped loses what it has in hand. Without another to ask it is asked once more, a
                     // little later.
                     if error.is_loss() && self.nova.endpoints.len() == 1 {
-                        self.nova.endpoints[index].is_away(Instant::now());
+                        self.nova.endpoints[index].is_away(turn::now());
                         down.push(index);
                     }
                 }
             }
         }
         // Nobody knows which of those that failed lately will be back first: whoever takes a connection.
-        let patience = deadline.min(Instant::now() + RESTART);
-        while !down.is_empty() && Instant::now() < deadline {
+        let patience = deadline.min(turn::now() + RESTART);
+        while !down.is_empty() && turn::now() < deadline {
             let attempts = down.iter().map(|index| self.nova.connect_patiently(*index, patience, deadline));
             let Ok(connection) = race(attempts.collect(), Duration::ZERO).await else { break };
             let index = connection.endpoint;
@@ -308,7 +310,7 @@ impl Upstream {
 
     /// An answer whose body did not come to its end.
     pub(super) fn broke_off(&self, answer: &Answer, error: &Broken) {
-        self.nova.endpoints[answer.endpoint()].broke_off(error, Instant::now());
+        self.nova.endpoints[answer.endpoint()].broke_off(error, turn::now());
     }
 
     /// Takes the connection of an answer that was read to its end.
@@ -320,13 +322,13 @@ impl Upstream {
             return;
         }
         if let Some(connection) = answer.into_reusable() {
-            self.nova.pool.put(connection, self.worker, Instant::now());
+            self.nova.pool.put(connection, self.worker, turn::now());
         }
     }
 
     /// Closes what was not used for a while, or is protected by files that have changed.
     pub(super) fn sweep(&self) {
-        self.nova.pool.sweep(self.nova.tls.as_deref(), Instant::now());
+        self.nova.pool.sweep(self.nova.tls.as_deref(), turn::now());
     }
 }
 
@@ -350,22 +352,23 @@ impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
         connection.belong_to(self.who);
         let endpoint = &self.nova.endpoints[connection.endpoint];
         let request = (self.build)(&endpoint.address().authority());
-        let time = time.min(self.deadline.saturating_duration_since(Instant::now()));
-        let exchange = connection.exchange(&request, self.method);
-        let answer = timeout(time, exchange).await.unwrap_or(Err(Broken::Late(time)))?;
+        let time = time.min(self.deadline.saturating_duration_since(turn::now()));
+        let exchange = pin!(connection.exchange(&request, self.method));
+        let answer =
+            timeout_at((turn::now() + time).into(), exchange).await.unwrap_or(Err(Broken::Late(time)))?;
         endpoint.answered(self.tap);
         if answer.head.status == 403 {
-            endpoint.forbade(Instant::now());
+            endpoint.forbade(turn::now());
         }
         for index in self.mute.drain(..) {
-            self.nova.endpoints[index].suspect(self.tap, &Broken::Unanswered, Instant::now());
+            self.nova.endpoints[index].suspect(self.tap, &Broken::Unanswered, turn::now());
         }
         Ok(answer)
     }
 
     /// The refusal if nobody else answers, or, as an error, the one that ends the attempts.
     fn broke(&mut self, index: usize, error: &Broken) -> Result<Refusal, Refusal> {
-        let (endpoint, now) = (&self.nova.endpoints[index], Instant::now());
+        let (endpoint, now) = (&self.nova.endpoints[index], turn::now());
         match error {
             Broken::Unanswered => {
                 endpoint.kept_mute(now);
