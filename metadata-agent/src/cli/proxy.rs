@@ -36,7 +36,7 @@ use crate::{
     metrics,
     open_sources::SourceTable,
     packets::{AsyncChannel, Channel},
-    proxy::{Metrics, Nova, Observer, Proxy, Pulses, Shutdown, Watch, Workers},
+    proxy::{Metrics, NovaClient, Observer, Proxy, Pulses, Shutdown, Watch, Workers},
     tls::Tls,
 };
 
@@ -84,7 +84,7 @@ pub(super) fn serve_guests() -> anyhow::Result<()> {
     let channel = Arc::new(AsyncChannel::new(channel)?);
     let dialling = Arc::new(Dialling::new(&channel));
     let observer: Arc<dyn Observer> = Arc::new(proxy_metrics.clone());
-    let nova = Arc::new(Nova::new(&setup.nova, dialling.clone(), tls.clone(), &observer));
+    let nova = Arc::new(NovaClient::new(&setup.nova, dialling.clone(), tls.clone(), &observer));
     let proxy = Arc::new(Proxy::new(directory.clone(), sources.clone(), setup.limits.clone(), proxy_metrics));
     let listeners = by_worker(listeners, &setup);
     let (workers, pulses) = Workers::start(listeners, &proxy, &nova, &serving, &shutdown)?;

@@ -24,10 +24,10 @@ pub(super) struct Caller {
     pub(super) open: Option<OpenConnection>,
 }
 
-/// One exchange with a guest, told of when it ends, however it ends: also when its future is dropped, with the port or
-/// the agent gone.
+/// Entry of the access log for one request, written when its handling ends, however it ends: also when its future is dropped,
+/// with the port or the agent gone.
 #[derive(Debug)]
-pub(super) struct Exchange<'a> {
+pub(super) struct AccessEntry<'a> {
     metrics: &'a Metrics,
     caller: &'a Caller,
     /// Missing if what came was none.
@@ -36,7 +36,7 @@ pub(super) struct Exchange<'a> {
     pub(super) outcome: Outcome,
 }
 
-impl<'a> Exchange<'a> {
+impl<'a> AccessEntry<'a> {
     pub(super) fn begin(metrics: &'a Metrics, caller: &'a Caller, request: Option<&'a Request<'a>>) -> Self {
         // Who it is, if that can be said at once.
         let who = match caller.port.resolution() {
@@ -53,7 +53,7 @@ impl<'a> Exchange<'a> {
     }
 }
 
-impl Drop for Exchange<'_> {
+impl Drop for AccessEntry<'_> {
     /// Never headers, query strings, odd paths or bodies: they hold secrets.
     fn drop(&mut self) {
         let Self { metrics, caller, request, started, outcome } = self;

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
-    access::{Caller, Exchange},
+    access::{AccessEntry, Caller},
     answer::{Form, Refusal, Whom},
     closing::{Acknowledging, GuestSocket},
     forward,
@@ -32,7 +32,7 @@ use super::{
     shutdown::Shutdown,
     tick::Tick,
     turn::{self, within},
-    upstream::{Answer, Upstream},
+    upstream::{NovaAnswer, Upstream},
 };
 use crate::{
     config::Limits,
@@ -187,10 +187,10 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
             Ok(request) => request,
             Err(problem) => return self.refuse_unread(Refusal::Malformed(problem)).await,
         };
-        let mut exchange = Exchange::begin(self.common.metrics, self.caller, Some(&request));
-        self.limit_answers(exchange.outcome.policy())?;
-        let end = self.answer(&request, &mut exchange.outcome).await;
-        concluded(end, &mut exchange.outcome)
+        let mut entry = AccessEntry::begin(self.common.metrics, self.caller, Some(&request));
+        self.limit_answers(entry.outcome.policy())?;
+        let end = self.answer(&request, &mut entry.outcome).await;
+        concluded(end, &mut entry.outcome)
     }
 
     /// The next head, or nothing if the guest left instead.
@@ -219,10 +219,10 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
 
     /// Answers something that is no request, or that is not known to be one yet.
     async fn refuse_unread(&mut self, refusal: Refusal) -> io::Result<Option<End>> {
-        let mut exchange = Exchange::begin(self.common.metrics, self.caller, None);
-        self.limit_answers(exchange.outcome.policy())?;
-        let end = self.refuse(refusal, Form::LAST, &mut exchange.outcome).await;
-        concluded(end, &mut exchange.outcome)
+        let mut entry = AccessEntry::begin(self.common.metrics, self.caller, None);
+        self.limit_answers(entry.outcome.policy())?;
+        let end = self.refuse(refusal, Form::LAST, &mut entry.outcome).await;
+        concluded(end, &mut entry.outcome)
     }
 
     async fn refuse(
@@ -353,7 +353,7 @@ impl<'a, S: AsyncRead + AsyncWrite + GuestSocket + Unpin> Connection<'a, S> {
     /// Nova's answer, piece by piece. Its head goes with the first: most answers are complete with it.
     async fn pass_on(
         &mut self,
-        mut answer: Answer,
+        mut answer: NovaAnswer,
         request: &Request<'_>,
         request_had_body: bool,
         mut form: Form,

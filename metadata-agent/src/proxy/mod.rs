@@ -44,5 +44,5 @@ pub use pulse::Pulses;
 pub use seat::held;
 pub use server::{Proxy, Workers};
 pub use shutdown::Shutdown;
-pub use upstream::{Dial, Nova, Observer};
+pub use upstream::{Dial, NovaClient, Observer};
 pub use watch::Watch;

@@ -33,7 +33,7 @@ use super::{
     shutdown::Shutdown,
     tick::Tick,
     turn::in_turns,
-    upstream::{Nova, Upstream},
+    upstream::{NovaClient, Upstream},
 };
 use crate::{
     config::Limits,
@@ -106,7 +106,7 @@ impl Workers {
     pub fn start(
         listeners: Vec<Vec<StdListener>>,
         proxy: &Arc<Proxy>,
-        nova: &Arc<Nova>,
+        nova: &Arc<NovaClient>,
         serving: &CancellationToken,
         shutdown: &Shutdown,
     ) -> io::Result<(Self, Pulses)> {

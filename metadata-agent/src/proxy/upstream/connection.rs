@@ -142,7 +142,7 @@ impl Connection {
 
     /// Sends a request and waits for the answer's head, and for the first of its body: one that breaks off before can
     /// still be had from somebody else.
-    pub(super) async fn exchange(mut self, request: &[u8], method: &[u8]) -> Result<Answer, Broken> {
+    pub(super) async fn exchange(mut self, request: &[u8], method: &[u8]) -> Result<NovaAnswer, Broken> {
         self.send(request).await.map_err(Broken::before_answer)?;
         let mut plain = method == b"GET";
         loop {
@@ -158,7 +158,8 @@ impl Connection {
                     Framing::Close => Left::Close,
                 };
                 plain &= head.keep_alive && PLAIN.contains(&head.status);
-                let answer = Answer { head, connection: self, left, first: Vec::new(), more: true, plain };
+                let answer =
+                    NovaAnswer { head, connection: self, left, first: Vec::new(), more: true, plain };
                 return answer.begin().await;
             }
             plain = false;
@@ -207,7 +208,7 @@ impl Connection {
 
 /// An answer whose body has begun.
 #[derive(Debug)]
-pub(in crate::proxy) struct Answer {
+pub(in crate::proxy) struct NovaAnswer {
     pub(in crate::proxy) head: Response,
     connection: Connection,
     left: Left,
@@ -228,7 +229,7 @@ enum Left {
     Nothing,
 }
 
-impl Answer {
+impl NovaAnswer {
     async fn begin(mut self) -> Result<Self, Broken> {
         let mut first = Vec::new();
         self.more = self.next(&mut first).await?;

@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::either::Either;
 use tracing::{debug, warn};
 
-pub(super) use self::connection::Answer;
+pub(super) use self::connection::NovaAnswer;
 pub use self::endpoint::Observer;
 use self::{
     connection::{Broken, Connection, Stream},
@@ -84,9 +84,9 @@ impl ConnectError {
 const RESTART: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(250);
 
-/// The upstream, Nova: endpoints with their health and pools, shared by all workers.
+/// Client of Nova, the upstream: endpoints with their health and pools, shared by all workers.
 #[derive(Debug)]
-pub struct Nova {
+pub struct NovaClient {
     endpoints: Vec<Endpoint>,
     dialler: Arc<dyn Dial>,
     tls: Option<Arc<Tls>>,
@@ -98,7 +98,7 @@ pub struct Nova {
     exhausted: Notice,
 }
 
-impl Nova {
+impl NovaClient {
     /// As configured. Without a TLS client it is spoken to in plain HTTP.
     pub(crate) fn new(
         settings: &NovaSettings,
@@ -221,13 +221,13 @@ struct Order {
 /// One worker's way to Nova.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    nova: Arc<Nova>,
+    nova: Arc<NovaClient>,
     worker: WorkerId,
 }
 
 impl Upstream {
     /// That of the worker with this number.
-    pub(super) fn new(nova: Arc<Nova>, worker: usize) -> Self {
+    pub(super) fn new(nova: Arc<NovaClient>, worker: usize) -> Self {
         Self { nova, worker: WorkerId(worker) }
     }
 
@@ -243,11 +243,11 @@ impl Upstream {
         method: &[u8],
         repeatable: bool,
         build: impl Fn(&str) -> Vec<u8>,
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<NovaAnswer, Refusal> {
         let started = turn::now();
         let deadline = started + self.nova.response_timeout;
-        let mut errand =
-            Errand { nova: &self.nova, who, tap, method, repeatable, build, deadline, mute: Vec::new() };
+        let mut attempts =
+            Attempts { nova: &self.nova, who, tap, method, repeatable, build, deadline, mute: Vec::new() };
         let Order { on_trial, up, mut down } = self.nova.order(tap, started, repeatable);
         let mut refusal = Refusal::Unreachable;
         for index in on_trial.into_iter().chain(up).take_while(|_| turn::now() < deadline) {
@@ -258,14 +258,14 @@ impl Upstream {
                 && let Some(connection) =
                     self.nova.pool.take(index, &who.identity, tls, self.worker, turn::now())
             {
-                match errand.run(connection, time).await {
+                match attempts.run(connection, time).await {
                     // It was closed while it was idle, as the request went out, or something was left over on it: that
                     // says nothing of its endpoint.
                     Err(error) if error.is_nonsense() => {
                         debug!(nova = %self.nova.endpoints[index], %error, "a pooled connection is of no use");
                     }
                     Err(error) => {
-                        refusal = errand.broke(index, &error)?;
+                        refusal = attempts.broke(index, &error)?;
                         // Its machine died meanwhile; a new connection may lead to another.
                         down.extend(error.is_loss().then_some(index));
                         continue;
@@ -280,10 +280,10 @@ impl Upstream {
                     continue;
                 }
             };
-            match errand.run(connection, time).await {
+            match attempts.run(connection, time).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
-                    refusal = errand.broke(index, &error)?;
+                    refusal = attempts.broke(index, &error)?;
                     // A Nova that is stopped loses what it has in hand. Without another to ask it is asked once more, a
                     // little later.
                     if error.is_loss() && self.nova.endpoints.len() == 1 {
@@ -296,20 +296,20 @@ impl Upstream {
         // Nobody knows which of those that failed lately will be back first: whoever takes a connection.
         let patience = deadline.min(turn::now() + RESTART);
         while !down.is_empty() && turn::now() < deadline {
-            let attempts = down.iter().map(|index| self.nova.connect_patiently(*index, patience, deadline));
-            let Ok(connection) = race(attempts.collect(), Duration::ZERO).await else { break };
+            let connecting = down.iter().map(|index| self.nova.connect_patiently(*index, patience, deadline));
+            let Ok(connection) = race(connecting.collect(), Duration::ZERO).await else { break };
             let index = connection.endpoint;
             down.retain(|other| *other != index);
-            match errand.run(connection, self.nova.response_timeout).await {
+            match attempts.run(connection, self.nova.response_timeout).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) => refusal = errand.broke(index, &error)?,
+                Err(error) => refusal = attempts.broke(index, &error)?,
             }
         }
         Err(refusal)
     }
 
     /// An answer whose body did not come to its end.
-    pub(super) fn broke_off(&self, answer: &Answer, error: &Broken) {
+    pub(super) fn broke_off(&self, answer: &NovaAnswer, error: &Broken) {
         self.nova.endpoints[answer.endpoint()].broke_off(error, turn::now());
     }
 
@@ -317,7 +317,7 @@ impl Upstream {
     ///
     /// Not after a request with a body: a server that answers without reading it would take the body for the next
     /// request, and each guest would get the answer of the one before.
-    pub(super) fn give_back(&self, answer: Answer, request_had_body: bool) {
+    pub(super) fn give_back(&self, answer: NovaAnswer, request_had_body: bool) {
         if request_had_body {
             return;
         }
@@ -333,8 +333,8 @@ impl Upstream {
 }
 
 /// One request, on its way from endpoint to endpoint.
-struct Errand<'a, B> {
-    nova: &'a Nova,
+struct Attempts<'a, B> {
+    nova: &'a NovaClient,
     who: &'a Arc<SignedIdentity>,
     tap: &'a Tap,
     method: &'a [u8],
@@ -346,9 +346,9 @@ struct Errand<'a, B> {
     mute: Vec<usize>,
 }
 
-impl<B: Fn(&str) -> Vec<u8>> Errand<'_, B> {
+impl<B: Fn(&str) -> Vec<u8>> Attempts<'_, B> {
     /// Has it answered over that connection, within `time` and before the deadline.
-    async fn run(&mut self, mut connection: Connection, time: Duration) -> Result<Answer, Broken> {
+    async fn run(&mut self, mut connection: Connection, time: Duration) -> Result<NovaAnswer, Broken> {
         connection.belong_to(self.who);
         let endpoint = &self.nova.endpoints[connection.endpoint];
         let request = (self.build)(&endpoint.address().authority());

@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 
-use super::{Dial, Nova, Observer};
+use super::{Dial, NovaClient, Observer};
 use crate::{
     config,
     directory::{Identity, SignedIdentity, Signer},
@@ -42,12 +42,12 @@ pub(super) fn refusing() -> SocketAddr {
 }
 
 /// With those endpoints, one second for a connection and two for an answer.
-pub(in crate::proxy) fn nova(addresses: &[SocketAddr]) -> Nova {
+pub(in crate::proxy) fn nova(addresses: &[SocketAddr]) -> NovaClient {
     observed_nova(addresses, &(Arc::new(Deaf) as _))
 }
 
 /// The same, and who is told of it.
-pub(in crate::proxy) fn observed_nova(addresses: &[SocketAddr], observer: &Arc<dyn Observer>) -> Nova {
+pub(in crate::proxy) fn observed_nova(addresses: &[SocketAddr], observer: &Arc<dyn Observer>) -> NovaClient {
     let endpoint =
         |address: &SocketAddr| config::Endpoint { host: address.ip().to_string(), port: address.port() };
     let settings = NovaSettings {
@@ -55,7 +55,7 @@ pub(in crate::proxy) fn observed_nova(addresses: &[SocketAddr], observer: &Arc<d
         connect_timeout: Duration::from_secs(1),
         response_timeout: Duration::from_secs(2),
     };
-    Nova::new(&settings, Arc::new(Direct(addresses.to_owned())), None, observer)
+    NovaClient::new(&settings, Arc::new(Direct(addresses.to_owned())), None, observer)
 }
 
 /// Runs on a runtime of its own.

@@ -38,7 +38,7 @@ const AREAS: [(&str, Place, &[&str]); 14] = [
     (
         "line of the log",
         Place::User,
-        &["tracing", "fmt", "LogWriter", "flt2dec", "write_str", "write_char", "Exchange"],
+        &["tracing", "fmt", "LogWriter", "flt2dec", "write_str", "write_char", "AccessEntry"],
     ),
     ("HTTP", Place::User, &["http1", "forward", "try_fold", "GenericShunt"]),
     ("runtime", Place::User, &["tokio", "mio::"]),
