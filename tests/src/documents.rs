@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use crate::{cloud_init::fetched, command::run};
+use crate::{cloud_init::fetched, command::run, dashboard::Dashboard};
 
 /// Tests by file, as the rows of a table name them: a file, and its tests behind it.
 fn named(rows: &str) -> Vec<(&str, &str)> {
@@ -114,18 +114,8 @@ fn the_metrics_of_the_docs_are_those_that_there_are() {
 
 /// Expressions of the dashboard's panels, with values for Grafana's variables.
 fn expressions() -> Vec<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let text = fs::read_to_string(root.join("packaging/grafana/metadata-agent.json")).unwrap();
-    let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let panels = dashboard["panels"].as_array().unwrap();
-    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
-    assert_eq!(ids.len(), panels.len(), "two panels have one id");
-    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
-    targets
-        .map(|target| {
-            target["expr"].as_str().unwrap().replace("$__rate_interval", "5m").replace("$instance", ".*")
-        })
-        .collect()
+    let panels = Dashboard::packaged().unwrap().panels;
+    panels.iter().flat_map(|panel| &panel.targets).map(|target| target.expression("5m")).collect()
 }
 
 #[test]
