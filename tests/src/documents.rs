@@ -1,13 +1,8 @@
 //! Documents, held against the sources: the tests that ARCHITECTURE.md's invariants name are there, and so are the metrics of
 //! the docs, of the alert rules and of the dashboard, whose expressions Prometheus' own tool reads.
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use crate::{cloud_init::fetched, command::run, dashboard::Dashboard};
+use crate::{command::run, dashboard::Dashboard, prometheus::program};
 
 /// Tests by file, as the rows of a table name them: a file, and its tests behind it.
 fn named(rows: &str) -> Vec<(&str, &str)> {
@@ -133,23 +128,16 @@ fn the_dashboards_expressions_are_prometheus() {
         });
     let file = std::env::temp_dir().join(format!("metadata-panels-{}.yml", std::process::id()));
     fs::write(&file, rules).unwrap();
-    let said = run(Command::new(promtool()).args(["check", "rules"]).arg(&file));
+    let said = run(Command::new(program("promtool").unwrap()).args(["check", "rules"]).arg(&file));
     fs::remove_file(file).unwrap();
     let said = said.unwrap();
     assert!(said.contains("SUCCESS") && !said.contains("$"), "{said}");
 }
 
-/// Prometheus' own tool.
-fn promtool() -> PathBuf {
-    let promtool = fetched("prometheus").unwrap().join("root/usr/bin/promtool");
-    assert!(promtool.exists(), "there is no {} (`cargo xtask setup` unpacks it)", promtool.display());
-    promtool
-}
-
 #[test]
 fn alert_rules_are_rules_and_fire_as_their_cases_say() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let promtool = promtool();
+    let promtool = program("promtool").unwrap();
     for (task, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
         let mut command = Command::new(&promtool);
         command.args([task, "rules", file]).current_dir(root.join("packaging/prometheus"));

@@ -19,6 +19,7 @@
 //! cloud_init   what Debian's suites have of it, run inside a guest
 //! first_answer   how soon a plugged guest is answered                              spread    figures of several rounds
 //! dashboard  the packages' one: its panels and their queries, held against Grafana's types
+//! prometheus  a real one that scrapes an agent             chart     lines as a picture
 //! load      as much as a guest's connections can ask         world     a part of the machine for one program
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
 //! astray    a Nova that breaks framing, and marks each answer with whose it is          random    by a seed
@@ -28,6 +29,7 @@
 pub mod agent;
 pub mod astray;
 pub mod capture;
+pub mod chart;
 pub mod check;
 pub mod cloud;
 pub mod cloud_init;
@@ -52,6 +54,7 @@ pub mod port;
 pub mod process;
 pub mod program;
 pub mod programs;
+pub mod prometheus;
 pub mod random;
 pub mod region;
 pub mod sandbox;
