@@ -30,7 +30,7 @@ use self::{
 };
 use crate::{
     admin,
-    config::{self, Config, Source},
+    config::{self, Config, SourceOptions},
     control::{self, Ending},
     datapath::{Datapath, Netns, ServiceDevice},
     inventory::remove_network_devices,
@@ -198,7 +198,7 @@ fn remove_all(config: &Config, lock: Option<startup::RunLock>) -> anyhow::Result
     Orphan::end_all(&config.run_dir)
         .context("cannot end the guest-facing process of an agent that was killed")?;
     // Before their programs go: what these devices receive is for nobody else.
-    if let Source::Ovn { ovs, .. } = &config.source
+    if let SourceOptions::Ovn { ovs, .. } = &config.source
         && let Err(error) = remove_devices(ovs)
     {
         eprintln!(

@@ -2,7 +2,7 @@
 use std::{io, net::TcpListener, os::fd::AsFd as _, path::Path, sync::Arc};
 
 use anyhow::{Context as _, bail};
-use metadata_ebpf::map::Limit;
+use metadata_ebpf::map::FrameLimit;
 use nix::unistd::geteuid;
 use tokio::runtime;
 use tokio_util::sync::CancellationToken;
@@ -198,7 +198,7 @@ fn offering(config: &Config, lock: &RunLock, listeners: &[Vec<TcpListener>]) -> 
     })
 }
 
-fn limits(config: &Config) -> reconcile::Limits {
-    let limit = |rate: Rate| Limit::new(rate.rate, rate.burst);
-    reconcile::Limits { connections: limit(config.connections), answers: limit(config.answers) }
+fn limits(config: &Config) -> reconcile::FrameLimits {
+    let limit = |rate: Rate| FrameLimit::new(rate.rate, rate.burst);
+    reconcile::FrameLimits { connections: limit(config.connections), answers: limit(config.answers) }
 }
