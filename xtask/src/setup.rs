@@ -124,6 +124,9 @@ const DIST_PROGRAMS: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("rpmbuild", "rpm"),
     ("lintian", "lintian"),
+    ("rpmlint", "rpmlint"),
+    ("dnf", "dnf"),
+    ("createrepo_c", "createrepo-c"),
     ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
 ];
 

@@ -82,12 +82,8 @@ pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
     let kernels = kernel::choose(&options.kernels)?;
     setup::for_vm_tests()?;
     let agent = build::build(&build::Options { release: false })?;
-    let program = Program {
-        package: dist::package_of(&agent)?.canonicalize()?,
-        agent,
-        suites: Vec::new(),
-        tests: build_tests()?,
-    };
+    let program =
+        Program { packages: dist::Packages::of(&agent)?, agent, suites: Vec::new(), tests: build_tests()? };
     let suites = match options {
         Options { without_ipv6: true, .. } => vec!["without_ipv6"],
         Options { is_short: true, .. } => SUITES.to_vec(),
@@ -135,8 +131,8 @@ fn cache() -> anyhow::Result<PathBuf> {
 /// Programs that run in the machines.
 struct Program {
     agent: PathBuf,
-    /// The same, as a package.
-    package: PathBuf,
+    /// The same, as packages.
+    packages: dist::Packages,
     tests: PathBuf,
     /// Names of the tests of each suite.
     suites: Vec<Vec<String>>,
@@ -167,10 +163,13 @@ impl Program {
     /// The script that a machine runs; its status is the machine's.
     fn script(&self) -> String {
         let agent = quoted(&self.agent.to_string_lossy());
-        let package = quoted(&self.package.to_string_lossy());
+        let package = quoted(&self.packages.deb.to_string_lossy());
+        let [rpm, next_rpm] = self.packages.rpms.each_ref().map(|package| quoted(&package.to_string_lossy()));
         let tests = quoted(&self.tests.to_string_lossy());
-        let mut script =
-            format!("export METADATA_AGENT_BIN={agent} METADATA_AGENT_PACKAGE={package}\nstatus=0\n");
+        let mut script = format!(
+            "export METADATA_AGENT_BIN={agent} METADATA_AGENT_PACKAGE={package}\n\
+             export METADATA_AGENT_RPM={rpm} METADATA_AGENT_NEXT_RPM={next_rpm}\nstatus=0\n"
+        );
         for suite in &self.suites {
             let names = suite.join(" ");
             // One test at a time: the machine is slow, and one can use the chassis of another.
