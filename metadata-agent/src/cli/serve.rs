@@ -8,7 +8,7 @@ use tokio::runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::preflight;
+use super::{kolla, preflight};
 use crate::{
     boot_clock,
     config::{Config, Rate},
@@ -123,6 +123,7 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
         numbers: proxy::Metrics::names().into_iter().map(Metrics::name).collect(),
     };
     let supervisor = Supervisor::start(parts, guests.clone(), orders)?;
+    kolla::remember(config).context("cannot write to the run directory")?;
     // On the thread that may hang.
     control_plane.spawn(watchdog::give_signs_of_life());
     let result = control_plane.block_on(control.run());

@@ -43,6 +43,8 @@ pub use tokens::Tokens;
 pub struct Config {
     /// The files that were read, those of folders included, in their order.
     pub files: Vec<PathBuf>,
+    /// Digest of their names and contents, by which one reading is told from another.
+    pub digest: Vec<u8>,
     /// Options that are set to something else than their default, each as the file has it; no secret is in them.
     pub differing: Vec<String>,
     /// `[DEFAULT] debug`: log more.
@@ -244,6 +246,7 @@ impl Config {
         };
         let config = Self {
             files: options.files(),
+            digest: options.digest(),
             differing: Vec::new(),
             state_dir: options.get(&table::STATE_PATH)?.join("metadata-agent"),
             debug: options.get(&table::DEBUG)?,
