@@ -3,6 +3,7 @@
 mod agent_place;
 mod config_files;
 mod explain;
+mod kolla;
 mod log;
 mod migrate;
 mod preflight;
@@ -30,7 +31,7 @@ use self::{
 };
 use crate::{
     admin,
-    config::{self, Config, Source},
+    config::{self, Config, SourceOptions},
     control::{self, Ending},
     datapath::{Datapath, Netns, ServiceDevice},
     inventory::remove_network_devices,
@@ -116,6 +117,9 @@ pub fn command() -> clap::Command {
 
 /// Parses the command line, does what it says, and tells what the process ends with.
 pub fn run() -> anyhow::Result<ExitCode> {
+    if kolla::is_asked() {
+        return kolla::check();
+    }
     match Cli::parse().command {
         Command::Run { no_takeover, files } => {
             return Ok(match serve(&files.read()?, !no_takeover)? {
@@ -198,7 +202,7 @@ fn remove_all(config: &Config, lock: Option<startup::RunLock>) -> anyhow::Result
     Orphan::end_all(&config.run_dir)
         .context("cannot end the guest-facing process of an agent that was killed")?;
     // Before their programs go: what these devices receive is for nobody else.
-    if let Source::Ovn { ovs, .. } = &config.source
+    if let SourceOptions::Ovn { ovs, .. } = &config.source
         && let Err(error) = remove_devices(ovs)
     {
         eprintln!(
@@ -210,7 +214,7 @@ fn remove_all(config: &Config, lock: Option<startup::RunLock>) -> anyhow::Result
     Datapath::remove(&config.run_dir)?;
     ServiceDevice::remove().context("cannot remove the service device")?;
     Netns::remove(&config.netns).with_context(|| format!("cannot remove the namespace {}", config.netns))?;
-    for file in [admin::SOCKET, takeover::SOCKET, "lock"].into_iter().chain(tokens::FILES) {
+    for file in [admin::SOCKET, takeover::SOCKET, kolla::FILE, "lock"].into_iter().chain(tokens::FILES) {
         match std::fs::remove_file(config.run_dir.join(file)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}

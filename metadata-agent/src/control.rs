@@ -26,7 +26,7 @@ use crate::{
     datapath::{self, Family, Probe, ServiceDevice},
     directory::Directory,
     health::{DataPlane, Health, Problem, Reachability},
-    inventory::{Links, Unserved},
+    inventory::{HostLinks, Unserved},
     logging::LogFilter,
     metrics::Metrics,
     nova::Dialler,
@@ -52,7 +52,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Everything the control plane owns.
 #[derive(Debug)]
 pub struct Control {
-    links: Links,
+    links: HostLinks,
     source: PortSource,
     reconciler: Reconciler,
     service: ServiceDevice,
@@ -125,7 +125,7 @@ impl Control {
         let frames = FrameLog::start(reconciler.datapath_mut().records()?, directory, watchers.clone());
         Ok(Self {
             source: PortSource::open(config, nova.clone())?,
-            links: Links::subscribe(reconciler.is_removable()).await?,
+            links: HostLinks::subscribe(reconciler.is_removable()).await?,
             reconciler,
             service,
             probe: None,

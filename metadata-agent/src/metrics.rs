@@ -19,7 +19,7 @@ pub const PREFIX: &str = "metadata";
 pub struct Metrics {
     registry: Registry,
     frames: Family<Frames, Counter>,
-    ports: Family<Ports, Gauge>,
+    ports: Family<IdentityLabel, Gauge>,
     unserved: Gauge,
     ready: Gauge,
     restarts: Counter,
@@ -45,7 +45,7 @@ struct Frames {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Ports {
+struct IdentityLabel {
     identity: &'static str,
 }
 
@@ -58,7 +58,11 @@ impl Metrics {
         let build = Info::new([("version", version::RELEASE), ("commit", version::COMMIT)]);
         registry.register("build", "Version of the agent, and the commit that it was built from", build);
         registry.register("frames", "Frames that the datapath took, by what became of them", frames.clone());
-        registry.register("ports", "Ports of this host, by what is known of their identity", ports.clone());
+        registry.register(
+            "ports",
+            "IdentityLabel of this host, by what is known of their identity",
+            ports.clone(),
+        );
         registry.register("ports_unserved", "Ports that are plugged here and not served", unserved.clone());
         registry.register("ready", "Whether nothing is missing that concerns all guests", ready.clone());
         let restarts = Counter::default();
@@ -79,7 +83,7 @@ impl Metrics {
             copy.inner().store(value, std::sync::atomic::Ordering::Relaxed);
         }
         for (identity, count) in reconciler.identities() {
-            self.ports.get_or_create(&Ports { identity }).set(count);
+            self.ports.get_or_create(&IdentityLabel { identity }).set(count);
         }
         self.unserved.set(i64::try_from(overview.unserved)?);
         self.ready.set(overview.ready.into());

@@ -28,7 +28,7 @@ use crate::{
 };
 use ending::Ended;
 pub use seen::PortLine;
-pub use served::Limits;
+pub use served::FrameLimits;
 use served::{Issuer, NOT_YET, Served, limited_as, network, owner};
 
 /// Time slice of attaching, for which the control plane does no other work: a TCX link waits for the kernel's RCU grace period,
@@ -40,7 +40,7 @@ const ATTACHING: Duration = Duration::from_millis(100);
 pub struct Reconciler {
     datapath: Datapath,
     indexes: Indexes,
-    limits: Limits,
+    limits: FrameLimits,
     /// Assignments of a former agent, until the first time that something is applied.
     adopted: Option<BTreeMap<PortKey, Adopted>>,
     /// True if agents of other layouts may have left something.
@@ -75,7 +75,7 @@ impl Reconciler {
     /// Over a datapath that may hold the assignments of a former agent.
     pub fn new(
         mut datapath: Datapath,
-        limits: Limits,
+        limits: FrameLimits,
         directory: Arc<Directory>,
         signer: Signer,
     ) -> Result<Self, Error> {

@@ -8,7 +8,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{address::SOURCES_PER_PORT, counter};
 
-pub use limit::Limit;
+pub use limit::FrameLimit;
 pub use mac::{InvalidMac, Mac};
 pub use record::{
     FrameRecord, RECORD_ALL, RECORD_DROPPED, RECORD_LIMIT, RECORD_PORT, RECORDED_HEAD, Recorded, is_recorded,
@@ -112,9 +112,9 @@ pub struct Port {
     /// Keeps what follows aligned.
     pub reserved: u32,
     /// Rate of the connections that the tap may open.
-    pub connections: Limit,
+    pub connections: FrameLimit,
     /// Rate of the ARP, neighbour discovery and echo requests of the tap that are answered.
-    pub answers: Limit,
+    pub answers: FrameLimit,
     /// Until then, on the kernel's monotonic clock in nanoseconds, segments of connections that are not ours pass: they
     /// may belong to who served this tap before. 0 where nobody did.
     pub foreign_until: u64,
@@ -194,8 +194,9 @@ pub struct Source {
 
 const _: () = assert!(size_of::<PortKey>() == 16);
 const _: () = assert!(size_of::<Network>() == 8 + NETWORK_ADDRESSES * 16);
-const _: () =
-    assert!(size_of::<Port>() == 16 + 2 * size_of::<Limit>() + 8 + OWN_ADDRESSES * 16 + size_of::<Owner>());
+const _: () = assert!(
+    size_of::<Port>() == 16 + 2 * size_of::<FrameLimit>() + 8 + OWN_ADDRESSES * 16 + size_of::<Owner>()
+);
 const _: () = assert!(size_of::<Owner>() == 32);
 const _: () = assert!(size_of::<Control>() == 24);
 const _: () = assert!(size_of::<OpenSources>() == SOURCES_PER_PORT * (4 + 16));
@@ -250,7 +251,7 @@ fn contains<const N: usize>(list: &[[u32; 4]; N], address: [u32; 4]) -> bool {
 impl Port {
     /// An assignment without limits, of nobody in particular.
     pub const fn new(index: u32, generation: u8) -> Self {
-        let unlimited = Limit::new(0, 0);
+        let unlimited = FrameLimit::new(0, 0);
         Self {
             index,
             generation: generation as u32,

@@ -3,6 +3,7 @@
 //! A [`Session`] outlives connections: it remembers the last transaction and the conditions that the server knew, to
 //! resume from there. It is given messages and the time, and asked for messages and events.
 
+mod config;
 mod event;
 mod filling;
 mod greeting;
@@ -11,6 +12,8 @@ mod lock;
 mod log;
 mod mailbox;
 mod monitor;
+mod pending;
+mod receiving;
 mod resume;
 mod server;
 mod silence;
@@ -24,13 +27,13 @@ use serde_json::json;
 
 use crate::condition::Conditions;
 use crate::counters::SharedTally;
-use crate::error::{Error, describe};
-use crate::message::{Envelope, Payload};
-use crate::replica::Dialect;
+use crate::error::Error;
 
+pub(crate) use config::SessionConfig;
 pub(crate) use event::{SessionEvent, Transmit};
 pub use greeting::Awaited;
 pub use hangup::Hangup;
+use pending::Pending;
 pub(crate) use table::TableSpec;
 pub(crate) use turn::TurnConfig;
 
@@ -40,28 +43,6 @@ const MAX_DEFERRED: usize = 1024;
 /// The names by which updates say which monitor they belong to (RFC 7047, section 4.1.5).
 const SERVER_MONITOR: &str = "server";
 const DATA_MONITOR: &str = "data";
-
-/// Settings of a session.
-#[derive(Debug, Clone)]
-pub(crate) struct SessionConfig {
-    /// The database's name.
-    pub(crate) database: String,
-    /// The tables to replicate.
-    pub(crate) tables: Vec<TableSpec>,
-    /// Time that a server may be silent before it is asked for a sign of life, and then before it is given up;
-    /// zero never asks.
-    pub(crate) probe_interval: Duration,
-    /// Time that each step of a new connection may take, up to the first contents, if there are other servers.
-    pub(crate) greeting_timeout: Duration,
-    /// Limit in bytes of the updates that are kept although they come before the answer to the monitor request.
-    pub(crate) deferred_limit: usize,
-    /// Number of servers, each of which is tried in turn.
-    pub(crate) servers: usize,
-    /// True if to refuse servers of a cluster that are not its leader.
-    pub(crate) leader_only: bool,
-    /// Turns in which clients ask for contents; `None` where they take none.
-    pub(crate) turns: Option<TurnConfig>,
-}
 
 /// Context for a part of a session: the settings, when the server was last heard of, and the way out.
 #[derive(Debug)]
@@ -88,34 +69,6 @@ pub(crate) struct Session {
     tally: SharedTally,
 }
 
-#[derive(Debug)]
-enum Pending {
-    Probe,
-    ChangeAware,
-    Server,
-    LogEnd,
-    Schema,
-    Monitor(Dialect),
-    Fill,
-    StartOver,
-    ConditionChange,
-    Cancel,
-    Turn,
-    Lock(String),
-    Unlock,
-    User(String),
-}
-
-impl Pending {
-    /// True if the answer brings a new connection forward.
-    fn is_step(&self) -> bool {
-        matches!(
-            self,
-            Self::Server | Self::LogEnd | Self::Schema | Self::Monitor(_) | Self::Fill | Self::StartOver
-        )
-    }
-}
-
 /// The context of a part of `$session`, which can be borrowed beside it.
 macro_rules! context {
     ($session:expr) => {
@@ -126,6 +79,8 @@ macro_rules! context {
         }
     };
 }
+
+use context;
 
 impl Session {
     /// A session that was never connected.
@@ -265,132 +220,6 @@ impl Session {
     /// Sends an `echo`, so that the server hears from a client that does not read at the moment.
     pub(crate) fn probe(&mut self) {
         self.mailbox.ask("echo", &json!([]), Pending::Probe);
-    }
-
-    /// Takes a complete message. After an error the connection has to be closed.
-    pub(crate) fn receive(&mut self, now: Instant, message: Vec<u8>) -> Result<(), Hangup> {
-        self.activity(now);
-        let envelope: Envelope<'_> = serde_json::from_slice(&message)?;
-        let Some(method) = &envelope.method else {
-            let Some(id) = envelope.id.and_then(|id| id.get().parse().ok()) else { return Ok(()) };
-            let Some(pending) = self.mailbox.take(id) else { return Ok(()) };
-            let result = match (envelope.error, envelope.result) {
-                (Some(error), _) => Err(describe(error.get())),
-                (None, Some(result)) => Ok(Payload::range_of(&message, result)),
-                (None, None) => Ok(0..0),
-            };
-            let result = result.map(|range| Payload::new(message, range));
-            return self.answered(id, pending, result);
-        };
-        if let Some(id) = envelope.id {
-            self.mailbox.answer(method, id, envelope.params);
-            return Ok(());
-        }
-        let Some(params) = envelope.params else { return Ok(()) };
-        match method.as_ref() {
-            "update" | "update2" | "update3" => {
-                let update = monitor::Notification::read(method, params.get())?;
-                if update.monitor == SERVER_MONITOR {
-                    return self.server.changed(&self.config, update.updates.get());
-                }
-                if update.monitor != DATA_MONITOR {
-                    return Ok(());
-                }
-                let range = Payload::range_of(&message, update.updates);
-                let (dialect, transaction) = (update.dialect, update.transaction);
-                let updates = Payload::new(message, range);
-                self.monitor.updated(updates, dialect, transaction, context!(self))
-            }
-            "monitor_canceled" => {
-                let (monitor,): (serde_json::Value,) = serde_json::from_str(params.get())?;
-                if monitor == DATA_MONITOR { Err(Hangup::Canceled) } else { Ok(()) }
-            }
-            // RFC 7047, sections 4.1.9 and 4.1.10.
-            "locked" | "stolen" => {
-                let (name,): (String,) = serde_json::from_str(params.get())?;
-                if TurnConfig::is_of(&self.config, &name) {
-                    return if method == "locked" { self.turn_came() } else { Ok(()) };
-                }
-                self.locks.changed(name, method == "locked", &mut self.mailbox);
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn answered(&mut self, id: u64, pending: Pending, result: Result<Payload, String>) -> Result<(), Hangup> {
-        let last_received = self.silence.last_received();
-        if pending.is_step()
-            && let (Some(now), false) = (last_received, self.ready)
-        {
-            self.greeting.restart(now);
-        }
-        match (pending, result) {
-            // Servers before Open vSwitch 2.9 know neither change awareness nor the database _Server.
-            (Pending::Probe | Pending::ChangeAware | Pending::Unlock, _) => Ok(()),
-            (Pending::Server, Ok(contents)) => {
-                self.server.answered(&self.config, contents.as_bytes())?;
-                self.greeted()
-            }
-            (Pending::LogEnd, Ok(result)) => {
-                self.log_end.check(&self.config, result.as_bytes(), last_received)?;
-                self.greeted()
-            }
-            (Pending::Server | Pending::LogEnd, Err(_)) => self.greeted(),
-            (Pending::Schema, Ok(schema)) => {
-                self.monitor.set_schema(serde_json::from_slice(schema.as_bytes())?);
-                self.greeted()
-            }
-            (Pending::Schema, Err(error)) => {
-                Err(Hangup::NoDatabase { database: self.config.database.clone(), error })
-            }
-            (Pending::Monitor(dialect), result) => {
-                match self.monitor.answered(dialect, result, context!(self))? {
-                    Some(contents) => self.publish(contents),
-                    None => Ok(()),
-                }
-            }
-            (Pending::Fill, result) => {
-                let Some((contents, last)) = self.monitor.filled(result, context!(self))? else {
-                    return Ok(());
-                };
-                self.publish(contents)?;
-                // What came before those rows is told after them.
-                self.monitor.resume.transaction = last;
-                Ok(())
-            }
-            (Pending::StartOver, result) => self.monitor.start_over(result, context!(self)),
-            // What is not locked yet is told of later.
-            (Pending::Turn, Ok(result)) => {
-                let result: serde_json::Value = serde_json::from_slice(result.as_bytes())?;
-                if result["locked"] == true { self.turn_came() } else { Ok(()) }
-            }
-            (Pending::Turn, Err(error)) => {
-                tracing::debug!(error, "the server gives no turns");
-                self.turn_came()
-            }
-            (Pending::ConditionChange, Ok(_)) => {
-                self.monitor.conditions_answered(context!(self));
-                Ok(())
-            }
-            (Pending::ConditionChange, Err(error)) => {
-                self.monitor.conditions_refused(error, context!(self));
-                Ok(())
-            }
-            (Pending::Cancel, result) => self.monitor.cancel_answered(result, context!(self)),
-            (Pending::Lock(name), Ok(result)) => {
-                Ok(self.locks.answered(id, name, &result, &mut self.mailbox)?)
-            }
-            (Pending::Lock(name), Err(error)) => {
-                self.locks.refused(id, &name, &error);
-                Ok(())
-            }
-            (Pending::User(method), result) => {
-                let result = result.map_err(|error| Error::Refused { method, error });
-                self.mailbox.tell(SessionEvent::Reply { id, result });
-                Ok(())
-            }
-        }
     }
 
     /// The contents are here: the server is of use.

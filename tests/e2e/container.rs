@@ -1,6 +1,6 @@
 //! The agent in a container: it serves, is restarted and upgraded without a lost guest, and names what it is not given.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
 use metadata_tests::{
@@ -90,4 +90,40 @@ fn what_is_not_shared_is_named() -> Result<()> {
     cloud.agent.wait_logged(&["is not shared with the host's", &run_dir, ":shared"])?;
     cloud.agent.set_program(&program);
     Ok(())
+}
+
+/// kolla-ansible asks on each run, and makes the container anew where the answer is that files have changed.
+#[test]
+fn changed_files_are_noticed_as_kolla_ansible_asks() -> Result<()> {
+    // Dropped last: what the agent leaves is removed by its program.
+    let image;
+    let lab = Lab::start()?;
+    image = Image::load(lab.sandbox())?;
+    let cloud = Cloud::on(lab, &Options::default())?;
+    let guests = cloud.overlapping_guests()?;
+    let folder = cloud.chassis.sandbox().path("kolla");
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("neutron.conf"), "[DEFAULT]\n")?;
+    let file = folder.join("neutron_ovn_metadata_agent.ini");
+    let options = fs::read_to_string(cloud.chassis.sandbox().path("agent.conf"))?;
+    fs::write(&file, &options)?;
+    // It takes over from the host's.
+    image.start(cloud.chassis.host(), "kolla", &folder)?;
+    let asked = |expected: i32| {
+        until(&format!("the answer is {expected}"), SOON, || {
+            let status = image.compare_config("kolla")?;
+            ensure!(status == expected, "{status}");
+            Ok(())
+        })
+    };
+    asked(0)?;
+    guests.iter().try_for_each(own_identity)?;
+    fs::write(&file, format!("{options}\n[DEFAULT]\ndebug = true\n"))?;
+    asked(1)?;
+    // What no agent could start with has kolla-ansible stop: any other status.
+    fs::write(&file, format!("{options}\n[metadata_ebpf]\nnothing = 1\n"))?;
+    asked(78)?;
+    guests.iter().try_for_each(own_identity)?;
+    fs::write(&file, &options)?;
+    asked(0)
 }

@@ -13,10 +13,9 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use metadata_tests::{
     check::{META_DATA, is_identity_of, was_signed_for},
     cloud::Chassis as _,
@@ -24,30 +23,17 @@ use metadata_tests::{
     guest::Guest,
     nova::Nova,
     port::Port,
-    process::family,
-    service::{NETNS, PATIENCE, RUN_DIR, Service, UNIT, install_package, remove_package},
+    service::{NETNS, PATIENCE, RUN_DIR, Service},
     stage::{self, Nic, Stage},
     wait::until,
 };
 
-/// Capabilities by their number in linux/capability.h.
-const CAPABILITIES: [(&str, u32); 12] = [
-    ("CAP_DAC_OVERRIDE", 1),
-    ("CAP_KILL", 5),
-    ("CAP_SETGID", 6),
-    ("CAP_SETUID", 7),
-    ("CAP_SETPCAP", 8),
-    ("CAP_NET_BIND_SERVICE", 10),
-    ("CAP_NET_RAW", 13),
-    ("CAP_NET_ADMIN", 12),
-    ("CAP_SYS_CHROOT", 18),
-    ("CAP_SYS_ADMIN", 21),
-    ("CAP_PERFMON", 38),
-    ("CAP_BPF", 39),
-];
+mod confinement;
+mod ends;
+mod packages;
+
 /// `EX_CONFIG` of sysexits.h.
 const EX_CONFIG: &str = "78";
-const ENDED_WELL: &str = "metadata-agent.service: Deactivated successfully.";
 /// Parts of lines of /proc/mounts.
 const MOUNTS: [&str; 2] = [" /run/metadata-agent/bpf bpf ", " /run/netns/metadata nsfs "];
 /// The device of the agent's own guest.
@@ -180,180 +166,6 @@ fn what_it_mounts_is_seen_by_all() -> Result<()> {
     })
 }
 
-#[test]
-#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
-fn the_process_is_confined_as_the_unit_says() -> Result<()> {
-    on_host(|host| {
-        let status = fs::read_to_string(format!("/proc/{}/status", host.service.pid()?))?;
-        let value = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.map(str::trim).with_context(|| format!("no {name} in {status}"))
-        };
-        let granted = u64::from_str_radix(value("CapBnd")?, 16)?;
-        let named = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
-        let named: Vec<_> = named.context("the unit bounds no capabilities")?.split(' ').collect();
-        let expected = CAPABILITIES.iter().filter(|(name, _)| named.contains(name));
-        assert_eq!(named.len(), CAPABILITIES.len(), "{named:?}");
-        assert_eq!(granted, expected.map(|(_, number)| 1 << number).sum::<u64>());
-        assert_eq!(value("CapEff")?, value("CapBnd")?);
-        assert_eq!(value("NoNewPrivs")?, "1");
-        // A filter of system calls is in force.
-        assert_eq!(value("Seccomp")?, "2");
-        Ok(())
-    })
-}
-
-/// The process that guests talk to, under that unit: what confines it is not kept from it by the unit.
-#[test]
-#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
-fn the_guest_facing_process_has_no_privilege() -> Result<()> {
-    on_host(|host| {
-        let [_, guests] = family(host.service.pid()?)?[..] else { bail!("another number of processes") };
-        let status = fs::read_to_string(format!("/proc/{guests}/status"))?;
-        let user = format!("\t{}", host.service.guest_user()?).repeat(4);
-        let none = "\t0000000000000000";
-        let fields =
-            [("Uid", user.as_str()), ("Gid", &user), ("CapBnd", none), ("CapPrm", none), ("CapEff", none)];
-        for (field, expected) in
-            fields.into_iter().chain([("CapInh", none), ("CapAmb", none), ("NoNewPrivs", "\t1")])
-        {
-            ensure!(status.contains(&format!("\n{field}:{expected}\n")), "{field} in {status}");
-        }
-        ensure!(status.contains("\nSeccomp:\t2\n"), "{status}");
-        assert_eq!(fs::read_link(format!("/proc/{guests}/root"))?, Path::new(RUN_DIR).join("empty"));
-        let log = host.service.log()?;
-        ensure!(!log.contains("is not confined"), "{log}");
-        Ok(())
-    })
-}
-
-/// Known guests are served by the other process meanwhile.
-#[test]
-#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
-fn nobody_notices_that_the_agent_is_killed() -> Result<()> {
-    on_host(|host| {
-        host.serves()?;
-        let pid = host.service.pid()?;
-        let repeated = || host.guests.iter().map(|guest| guest.netns.repeated_syns()).sum::<Result<u64>>();
-        let before = repeated()?;
-        while_guests_ask(host, || {
-            host.service.systemctl("kill --kill-whom=main --signal=KILL")?;
-            until("there is another one", PATIENCE, || {
-                ensure!(host.service.pid()? != pid);
-                host.service.has(&["ActiveState=active", "SubState=running"])
-            })
-        })?;
-        assert_eq!(repeated()?, before, "a guest found nobody");
-        // The service manager and the process that was left had the same sockets.
-        host.service.has(&["NFileDescriptorStore=4"])?;
-        host.serves()
-    })
-}
-
-/// The service manager ends an agent that gives no sign of life, and the successor of one that is reloaded as well.
-#[test]
-#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
-fn nobody_notices_that_the_agent_hangs() -> Result<()> {
-    on_host(|host| {
-        host.serves()?;
-        host.service.has(&["WatchdogUSec=3min"])?;
-        host.service.set_watchdog(Some("3s"))?;
-        host.service.systemctl("restart")?;
-        for is_reloaded in [false, true] {
-            let mut pid = host.service.pid()?;
-            if is_reloaded {
-                host.service.systemctl("reload")?;
-                pid = until("the successor is the main process", PATIENCE, || {
-                    let successor = host.service.pid()?;
-                    ensure!(successor != pid);
-                    Ok(successor)
-                })?;
-                // One that lives is left alone for longer than that.
-                thread::sleep(2 * Duration::from_secs(3));
-                assert_eq!(host.service.pid()?, pid, "an agent that is well was ended");
-            }
-            while_guests_ask(host, || {
-                host.service.systemctl("kill --kill-whom=main --signal=STOP")?;
-                until("there is another one", PATIENCE, || {
-                    ensure!(host.service.pid()? != pid);
-                    host.service.has(&["ActiveState=active", "SubState=running"])
-                })
-            })?;
-            host.serves()?;
-        }
-        host.service.set_watchdog(None)?;
-        host.service.systemctl("restart")?;
-        host.serves()
-    })
-}
-
-#[test]
-#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
-fn a_restart_loses_nobody() -> Result<()> {
-    on_host(|host| {
-        host.serves()?;
-        let (before, learned) = (left_behind()?, counter(host, "source_learned")?);
-        let pid = host.service.pid()?;
-        // One socket of each family for each of two workers is kept meanwhile.
-        host.service.has(&["NFileDescriptorStore=4"])?;
-        while_guests_ask(host, || host.service.systemctl("restart"))?;
-        assert_ne!(host.service.pid()?, pid);
-        host.service.has(&["NFileDescriptorStore=4"])?;
-        assert_eq!(left_behind()?, before);
-        assert_eq!(counter(host, "source_learned")?, learned);
-        Ok(())
-    })
-}
-
-#[test]
-#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
-fn a_guest_that_asks_while_it_is_stopped_is_answered_later() -> Result<()> {
-    on_host(|host| {
-        host.serves()?;
-        let (before, ended) = (left_behind()?, host.service.log()?.matches(ENDED_WELL).count());
-        host.service.systemctl("stop")?;
-        host.service.has(&["ActiveState=inactive"])?;
-        // What systemd does not say of one that failed, or that had to be killed in the end.
-        host.service.wait_said(ENDED_WELL, ended)?;
-        assert_eq!(left_behind()?, before);
-        thread::scope(|scope| {
-            let asking =
-                host.guests.each_ref().map(|guest| scope.spawn(|| is_answered_as(guest, &guest.port)));
-            for guest in &host.guests {
-                until("the guest tries to connect", PATIENCE, || {
-                    ensure!(guest.netns.is_connecting(80)?);
-                    Ok(())
-                })?;
-            }
-            host.service.systemctl("start")?;
-            for guest in asking {
-                guest.join().ok().context("a guest's thread panicked")??;
-            }
-            Ok(())
-        })
-    })
-}
-
-#[test]
-#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
-fn a_killed_agent_is_started_again() -> Result<()> {
-    on_host(|host| {
-        host.serves()?;
-        let (before, pid) = (left_behind()?, host.service.property("MainPID")?);
-        host.service.systemctl("kill --signal KILL")?;
-        // What it had accepted ends with it; what comes afterwards is the next one's.
-        until("the agent is killed", PATIENCE, || {
-            ensure!(host.service.property("MainPID")? != pid);
-            Ok(())
-        })?;
-        host.serves()?;
-        host.service.has(&["NRestarts=1", "ActiveState=active"])?;
-        assert_eq!(left_behind()?, before);
-        // However often it is killed.
-        host.service.has(&["StartLimitIntervalUSec=0"])
-    })
-}
-
 /// A successor with the configuration and the inventory of now takes over, and systemd follows.
 #[test]
 #[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
@@ -427,54 +239,6 @@ fn nothing_is_left_after_a_cleanup() -> Result<()> {
             ensure!(!path.exists(), "{} is left", path.display());
         }
         host.service.systemctl("start")?;
-        host.serves()
-    })
-}
-
-/// Installed over the one that runs, the package has the new program take over.
-#[test]
-#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
-fn nobody_notices_an_upgrade_of_the_package() -> Result<()> {
-    on_host(|host| {
-        host.serves()?;
-        let (pid, before) = (host.service.pid()?, left_behind()?);
-        while_guests_ask(host, || {
-            install_package()?;
-            until("the successor is the main process", PATIENCE, || {
-                ensure!(host.service.pid()? != pid);
-                Ok(())
-            })
-        })?;
-        assert_eq!(left_behind()?, before);
-        host.serves()
-    })
-}
-
-/// The configuration stays when the package goes, and goes when it is purged. Nothing of it is on the machine then.
-#[test]
-#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
-fn nothing_is_left_of_a_removed_package() -> Result<()> {
-    on_host(|host| {
-        host.serves()?;
-        let options = Path::new("/etc/metadata-agent.conf");
-        remove_package(false)?;
-        host.service.has(&["ActiveState=inactive", "LoadState=not-found"])?;
-        let gone = [Path::new(RUN_DIR), &Path::new("/run/netns").join(NETNS), Path::new(SERVICE_DEVICE)];
-        for path in gone.into_iter().chain([Path::new("/usr/bin/metadata-agent")]) {
-            ensure!(!path.exists(), "{} is left", path.display());
-        }
-        let mounts = fs::read_to_string("/proc/1/mounts")?;
-        ensure!(MOUNTS.iter().all(|mount| !mounts.contains(mount)), "{mounts}");
-        ensure!(options.exists(), "the configuration is gone");
-        remove_package(true)?;
-        ensure!(!options.exists(), "the configuration is left");
-        let left = run(Command::new("sh").args(["-c", "dpkg --get-selections metadata-agent 2>&1 || true"]))?;
-        ensure!(!left.contains("install"), "{left}");
-
-        install_package()?;
-        host.service.configure("")?;
-        host.service.has(&["ActiveState=inactive", "UnitFileState=disabled"])?;
-        host.service.systemctl("enable --now")?;
         host.serves()
     })
 }

@@ -16,6 +16,7 @@ use nix::{
 
 use crate::{
     command::{Words as _, require, run},
+    netns::Namespace,
     program,
     sandbox::Sandbox,
 };
@@ -58,7 +59,10 @@ impl Image {
     }
 
     fn podman(&self) -> Command {
-        let mut podman = Command::new("podman");
+        self.with_store(Command::new("podman"))
+    }
+
+    fn with_store(&self, mut podman: Command) -> Command {
         podman.arg("--root").arg(self.store.join("root")).arg("--runroot").arg(self.store.join("run"));
         podman.words("--storage-driver vfs --runtime runc --cgroup-manager cgroupfs --log-level error");
         podman
@@ -66,20 +70,45 @@ impl Image {
 
     /// Writes a program that runs the image's in a container of that name. Where it is started is the host.
     pub fn program(&self, name: &str, propagation: &str) -> Result<PathBuf> {
-        let files = getrlimit(Resource::RLIMIT_NOFILE)?.1;
         let mut podman = self.podman();
-        podman
-            .words(format!("run --rm --name {}-{name} --privileged --network host --pid host", self.prefix));
-        podman.words(format!("--ulimit nofile={files}:{files} --ulimit nproc={PROCESSES}:{PROCESSES}"));
-        for folder in [Path::new("/run/netns"), &self.folder] {
-            podman.arg("--volume").arg(format!("{folder}:{folder}:{propagation}", folder = folder.display()));
-        }
+        podman.arg("run").arg("--rm");
+        self.as_kolla(&mut podman, name, propagation)?;
         podman.arg(&self.name);
         let words: Vec<_> = podman.get_args().map(|word| format!("'{}'", word.to_string_lossy())).collect();
         let file = self.folder.join(format!("container-{name}"));
         fs::write(&file, format!("#!/bin/sh\nexec podman {} \"$@\"\n", words.join(" ")))?;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
         Ok(file)
+    }
+
+    /// Starts a container on the host with the folder of files that kolla-ansible has written for it, and no arguments.
+    pub fn start(&self, host: &Namespace, name: &str, files: &Path) -> Result<()> {
+        let mut podman = self.with_store(host.command("podman")?);
+        podman.arg("run").arg("--detach");
+        self.as_kolla(&mut podman, name, "shared")?;
+        podman.arg("--volume").arg(format!("{}:/var/lib/kolla/config_files:ro", files.display()));
+        run(podman.arg(&self.name))?;
+        Ok(())
+    }
+
+    fn as_kolla(&self, podman: &mut Command, name: &str, propagation: &str) -> Result<()> {
+        let files = getrlimit(Resource::RLIMIT_NOFILE)?.1;
+        podman.words(format!("--name {}-{name} --privileged --network host --pid host", self.prefix));
+        podman.words(format!("--ulimit nofile={files}:{files} --ulimit nproc={PROCESSES}:{PROCESSES}"));
+        for folder in [Path::new("/run/netns"), &self.folder] {
+            podman.arg("--volume").arg(format!("{folder}:{folder}:{propagation}", folder = folder.display()));
+        }
+        Ok(())
+    }
+
+    /// Exit status of what kolla-ansible asks in a container, whether its files have changed.
+    pub fn compare_config(&self, name: &str) -> Result<i32> {
+        let mut podman = self.podman();
+        podman.words(format!(
+            "exec --user root {}-{name} /usr/local/bin/kolla_set_configs --check",
+            self.prefix
+        ));
+        podman.output()?.status.code().context("it was killed")
     }
 
     /// Names of the containers that run.

@@ -1,13 +1,8 @@
 //! Documents, held against the sources: the tests that ARCHITECTURE.md's invariants name are there, and so are the metrics of
 //! the docs, of the alert rules and of the dashboard, whose expressions Prometheus' own tool reads.
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use crate::{cloud_init::fetched, command::run};
+use crate::{command::run, dashboard::Dashboard, prometheus::program};
 
 /// Tests by file, as the rows of a table name them: a file, and its tests behind it.
 fn named(rows: &str) -> Vec<(&str, &str)> {
@@ -114,18 +109,8 @@ fn the_metrics_of_the_docs_are_those_that_there_are() {
 
 /// Expressions of the dashboard's panels, with values for Grafana's variables.
 fn expressions() -> Vec<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let text = fs::read_to_string(root.join("packaging/grafana/metadata-agent.json")).unwrap();
-    let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let panels = dashboard["panels"].as_array().unwrap();
-    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
-    assert_eq!(ids.len(), panels.len(), "two panels have one id");
-    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
-    targets
-        .map(|target| {
-            target["expr"].as_str().unwrap().replace("$__rate_interval", "5m").replace("$instance", ".*")
-        })
-        .collect()
+    let panels = Dashboard::packaged().unwrap().panels;
+    panels.iter().flat_map(|panel| &panel.targets).map(|target| target.expression("5m")).collect()
 }
 
 #[test]
@@ -143,23 +128,16 @@ fn the_dashboards_expressions_are_prometheus() {
         });
     let file = std::env::temp_dir().join(format!("metadata-panels-{}.yml", std::process::id()));
     fs::write(&file, rules).unwrap();
-    let said = run(Command::new(promtool()).args(["check", "rules"]).arg(&file));
+    let said = run(Command::new(program("promtool").unwrap()).args(["check", "rules"]).arg(&file));
     fs::remove_file(file).unwrap();
     let said = said.unwrap();
     assert!(said.contains("SUCCESS") && !said.contains("$"), "{said}");
 }
 
-/// Prometheus' own tool.
-fn promtool() -> PathBuf {
-    let promtool = fetched("prometheus").unwrap().join("root/usr/bin/promtool");
-    assert!(promtool.exists(), "there is no {} (`cargo xtask setup` unpacks it)", promtool.display());
-    promtool
-}
-
 #[test]
 fn alert_rules_are_rules_and_fire_as_their_cases_say() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let promtool = promtool();
+    let promtool = program("promtool").unwrap();
     for (task, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
         let mut command = Command::new(&promtool);
         command.args([task, "rules", file]).current_dir(root.join("packaging/prometheus"));

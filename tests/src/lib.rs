@@ -18,6 +18,8 @@
 //! cloud     a chassis, a Nova and an agent, ready for a test      check     what every test asks of an answer
 //! cloud_init   what Debian's suites have of it, run inside a guest
 //! first_answer   how soon a plugged guest is answered                              spread    figures of several rounds
+//! dashboard  the packages' one: its panels and their queries, held against Grafana's types
+//! prometheus  a real one that scrapes an agent             chart     lines as a picture
 //! load      as much as a guest's connections can ask         world     a part of the machine for one program
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
 //! astray    a Nova that breaks framing, and marks each answer with whose it is          random    by a seed
@@ -27,11 +29,13 @@
 pub mod agent;
 pub mod astray;
 pub mod capture;
+pub mod chart;
 pub mod check;
 pub mod cloud;
 pub mod cloud_init;
 pub mod command;
 pub mod container;
+pub mod dashboard;
 #[cfg(test)]
 mod documents;
 pub mod first_answer;
@@ -50,6 +54,7 @@ pub mod port;
 pub mod process;
 pub mod program;
 pub mod programs;
+pub mod prometheus;
 pub mod random;
 pub mod region;
 pub mod sandbox;

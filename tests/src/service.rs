@@ -1,6 +1,7 @@
 //! The agent as a service of its machine: the packaged unit, installed and started as the README tells, under systemd.
 
 use std::{
+    ffi::OsString,
     fs,
     os::unix::fs::{PermissionsExt as _, chown},
     path::Path,
@@ -29,6 +30,8 @@ const NAME: &str = "metadata-agent";
 const BINARY: &str = "/usr/bin/metadata-agent";
 /// Names the package that `cargo xtask vm-test` has made of the program.
 const PACKAGE: &str = "METADATA_AGENT_PACKAGE";
+/// The same, as a package of rpm's, and its upgrade.
+const RPMS: [&str; 2] = ["METADATA_AGENT_RPM", "METADATA_AGENT_NEXT_RPM"];
 /// Configuration files that the unit names, in its order.
 const FILES: [&str; 3] =
     ["/etc/neutron/neutron.conf", "/etc/neutron/neutron_ovn_metadata_agent.ini", "/etc/metadata-agent.conf"];
@@ -156,9 +159,25 @@ impl Service {
 
 /// Installs the package, or upgrades to it.
 pub fn install_package() -> Result<()> {
-    let package = std::env::var_os(PACKAGE).with_context(|| format!("{PACKAGE} names no package"))?;
-    run(Command::new("dpkg").arg("--install").arg(package))?;
+    run(Command::new("dpkg").arg("--install").arg(package(PACKAGE)?))?;
     Ok(())
+}
+
+/// Installs the package of rpm's, or upgrades to the other one. On a machine of dpkg's rpm knows nothing of what is installed.
+pub fn install_rpm(is_upgrade: bool) -> Result<()> {
+    let package = package(RPMS[usize::from(is_upgrade)])?;
+    run(Command::new("rpm").words("--upgrade --nodeps --force-debian").arg(package))?;
+    Ok(())
+}
+
+/// Removes the package of rpm's.
+pub fn remove_rpm() -> Result<()> {
+    run(Command::new("rpm").words("--erase --force-debian").arg(NAME))?;
+    Ok(())
+}
+
+fn package(variable: &str) -> Result<OsString> {
+    std::env::var_os(variable).with_context(|| format!("{variable} names no package"))
 }
 
 /// Removes the package; with `purge` its configuration as well.

@@ -23,7 +23,7 @@ impl SupportedKxGroup for P521 {
         let private =
             EphemeralPrivateKey::generate(&ECDH_P521, &SystemRandom::new()).map_err(|_| GetRandomFailed)?;
         let public = private.compute_public_key().map_err(|_| GetRandomFailed)?;
-        Ok(Box::new(Exchange { private, public }))
+        Ok(Box::new(P521Exchange { private, public }))
     }
 
     fn name(&self) -> NamedGroup {
@@ -31,12 +31,12 @@ impl SupportedKxGroup for P521 {
     }
 }
 
-struct Exchange {
+struct P521Exchange {
     private: EphemeralPrivateKey,
     public: PublicKey,
 }
 
-impl ActiveKeyExchange for Exchange {
+impl ActiveKeyExchange for P521Exchange {
     fn complete(self: Box<Self>, peer: &[u8]) -> Result<SharedSecret, Error> {
         // aws-lc takes other encodings of a point as well, TLS does not.
         if peer.len() != POINT_BYTES || peer.first() != Some(&4) {

@@ -48,6 +48,12 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// The packages' dashboard with what Prometheus makes of an agent's four minutes; draws it.
+    Dashboard {
+        /// Options of the drawing; `--help` tells them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Cost of all hosts' agents to the Southbound of a region, by their way to ask for ports.
     Southbound {
         /// Options of the measurement; `--help` tells them.
@@ -119,6 +125,10 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
         What::Incumbent { options } => {
             let environment = format!("--environment={}", setup::for_incumbent_bench()?.display());
             of_agent("bench-incumbent", &[&[environment], options.as_slice()].concat())
+        }
+        What::Dashboard { options } => {
+            setup::for_tests()?;
+            of_agent("bench-dashboard", options)
         }
         What::Proxy { part } => {
             setup::for_proxy_bench(matches!(part, Some(ProxyPart::Profile)))?;

@@ -15,6 +15,7 @@ struct Rules {
     graph: Graph,
     licenses: Licenses,
     bans: Bans,
+    sources: Sources,
 }
 
 #[derive(Debug, Deserialize)]
@@ -46,6 +47,24 @@ struct Bans {
 struct Banned {
     #[serde(rename = "crate")]
     name: String,
+}
+
+/// Registries that crates may be from. What is in no field here is not held, and an error.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Sources {
+    #[expect(dead_code, reason = "has one value")]
+    unknown_registry: Unknown,
+    #[expect(dead_code, reason = "has one value")]
+    unknown_git: Unknown,
+    allow_registry: BTreeSet<String>,
+}
+
+/// Lint level of a source that is not named: warnings would be read by nobody.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Unknown {
+    Deny,
 }
 
 /// Output of `cargo metadata`.
@@ -120,8 +139,8 @@ fn problems_of(rules: &Rules, metadata: &Metadata, used: &BTreeSet<(String, Stri
             problem("it is banned".to_owned());
         }
         match &package.source {
-            Some(source) if !source.starts_with("registry+") => problem(format!("it is from {source}")),
-            Some(_) => {}
+            Some(source) if is_allowed(&rules.sources, source) => {}
+            Some(source) => problem(format!("it is from {source}")),
             None => {
                 let any = package.dependencies.iter().filter(|on| on.req == "*" && on.path.is_none());
                 any.for_each(|on| problem(format!("it takes any version of {}", on.name)));
@@ -129,6 +148,12 @@ fn problems_of(rules: &Rules, metadata: &Metadata, used: &BTreeSet<(String, Stri
         }
     }
     problems
+}
+
+/// True for a crate of a registry that is named.
+fn is_allowed(rules: &Sources, source: &str) -> bool {
+    let registry = source.strip_prefix("registry+").or_else(|| source.strip_prefix("sparse+"));
+    registry.is_some_and(|registry| rules.allow_registry.contains(registry))
 }
 
 /// An error unless the licence is one of those that are allowed.
@@ -154,15 +179,20 @@ fn licence(rules: &Licenses, package: &Package) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    const RULES: &str = r#"
+        [graph]
+        targets = ["x"]
+        [licenses]
+        allow = ["MIT", "Apache-2.0"]
+        exceptions = [{ crate = "odd", allow = ["ISC"] }]
+        [bans]
+        deny = [{ crate = "banned" }]
+        [sources]
+        unknown-registry = "deny"
+        unknown-git = "deny"
+        allow-registry = ["https://index/x", "https://index/y/"]"#;
+
     fn problems(packages: &str) -> Vec<String> {
-        let rules = r#"
-            [graph]
-            targets = ["x"]
-            [licenses]
-            allow = ["MIT", "Apache-2.0"]
-            exceptions = [{ crate = "odd", allow = ["ISC"] }]
-            [bans]
-            deny = [{ crate = "banned" }]"#;
         let packages: Vec<_> = packages
             .lines()
             .map(str::trim)
@@ -184,21 +214,21 @@ mod tests {
         let tree: Vec<_> =
             metadata.packages.iter().map(|package| format!("{} v1.0.0", package.name)).collect();
         let used = super::packages(&tree.join("\n")).filter(|(name, _)| name != "unused").collect();
-        problems_of(&toml::from_str(rules).unwrap(), &metadata, &used)
+        problems_of(&toml::from_str(RULES).unwrap(), &metadata, &used)
     }
 
     #[test]
     fn what_breaks_a_rule_is_named() {
         assert_eq!(
             problems(
-                "good | MIT/Apache-2.0 | registry+x | ^1
-                 both | MIT AND GPL-3.0-only | registry+x | ^1
-                 odd | ISC | registry+x | ^1
-                 even | ISC | registry+x | ^1
-                 none |  | registry+x | ^1
-                 banned | MIT | registry+x | ^1
-                 unused |  | git+x | ^1
-                 elsewhere | MIT | git+x | *
+                "good | MIT/Apache-2.0 | registry+https://index/x | ^1
+                 both | MIT AND GPL-3.0-only | registry+https://index/x | ^1
+                 odd | ISC | registry+https://index/x | ^1
+                 even | ISC | registry+https://index/x | ^1
+                 none |  | registry+https://index/x | ^1
+                 banned | MIT | registry+https://index/x | ^1
+                 unused |  | git+https://index/x | ^1
+                 elsewhere | MIT | git+https://index/x | *
                  ours | MIT OR Apache-2.0 |  | *"
             ),
             [
@@ -206,9 +236,53 @@ mod tests {
                 "even 1.0.0: its licence is ISC",
                 "none 1.0.0: it tells no licence",
                 "banned 1.0.0: it is banned",
-                "elsewhere 1.0.0: it is from git+x",
+                "elsewhere 1.0.0: it is from git+https://index/x",
                 "ours 1.0.0: it takes any version of other",
             ]
         );
+    }
+
+    #[test]
+    fn registries_that_are_not_named_are_none() {
+        assert_eq!(
+            problems(
+                "good | MIT | registry+https://index/x | ^1
+                 sparse | MIT | sparse+https://index/y/ | ^1
+                 longer | MIT | registry+https://index/xx | ^1
+                 below | MIT | registry+https://index/x/more | ^1
+                 other | MIT | registry+https://other/x | ^1
+                 local | MIT | local-registry+file:///index/x | ^1
+                 git | MIT | git+https://index/x?branch=main#0123456 | ^1"
+            ),
+            [
+                "longer 1.0.0: it is from registry+https://index/xx",
+                "below 1.0.0: it is from registry+https://index/x/more",
+                "other 1.0.0: it is from registry+https://other/x",
+                "local 1.0.0: it is from local-registry+file:///index/x",
+                "git 1.0.0: it is from git+https://index/x?branch=main#0123456",
+            ]
+        );
+    }
+
+    #[test]
+    fn rules_that_are_not_held_are_an_error() {
+        for (line, other) in [
+            ("unknown-git = \"deny\"", "unknown-git = \"warn\""),
+            ("unknown-registry = \"deny\"", "unknown-registry = \"allow\""),
+            ("unknown-git = \"deny\"", "unknown-git = \"deny\"\nallow-git = [\"https://index/x\"]"),
+            ("allow-registry", "# allow-registry"),
+        ] {
+            let rules = RULES.replace(line, other);
+            assert_ne!(rules, RULES, "{line}");
+            toml::from_str::<Rules>(&rules).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn the_repositorys_own_rules_name_one_registry() {
+        let rules = fs::read_to_string(root().join("deny.toml")).unwrap();
+        let rules: Rules = toml::from_str(&rules).unwrap();
+        let registries: Vec<_> = rules.sources.allow_registry.into_iter().collect();
+        assert_eq!(registries, ["https://github.com/rust-lang/crates.io-index"]);
     }
 }

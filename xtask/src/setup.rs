@@ -61,8 +61,8 @@ const NOVA_FILES: &[(&str, &str)] = &[
     ("/usr/lib/python3/dist-packages/webob", "python3-webob"),
 ];
 
-/// Installers of clients of EC2's interface, and what those are run by.
-const EC2_CLIENT_FILES: &[(&str, &str)] = &[
+/// Installers of modules of PyPI's and npm's, and what those are run by.
+const MODULE_FILES: &[(&str, &str)] = &[
     ("/usr/bin/python3", "python3"),
     ("/usr/lib/python3/dist-packages/pip", "python3-pip"),
     ("node", "nodejs"),
@@ -74,6 +74,9 @@ const PYPI_CLIENTS: &[&str] = &["botocore==1.44.5", "ec2-metadata==3.0.0"];
 
 /// The same of npm's: the last version for the node of Debian 12.
 const NPM_CLIENTS: &[&str] = &["@aws-sdk/ec2-metadata-service@3.908.0"];
+
+/// Grafana's types of a dashboard, and the compiler that holds one to them: the last one for the node of Debian 12.
+const GRAFANA_TYPES: &[&str] = &["@grafana/grafana-foundation-sdk@0.0.21", "typescript@5.9.3"];
 
 /// Says which of them are in a folder.
 const REQUIREMENTS: &str = "requirements.txt";
@@ -121,6 +124,9 @@ const DIST_PROGRAMS: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("rpmbuild", "rpm"),
     ("lintian", "lintian"),
+    ("rpmlint", "rpmlint"),
+    ("dnf", "dnf"),
+    ("createrepo_c", "createrepo-c"),
     ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
 ];
 
@@ -182,7 +188,8 @@ pub(crate) fn for_tests() -> anyhow::Result<()> {
     packages(NOVA_FILES)?;
     cloud_init()?;
     ec2_clients()?;
-    promtool()?;
+    prometheus()?;
+    grafana_types()?;
     open_vswitch_with_dpdk()?;
     vm::guest_image()?;
     for_build()
@@ -307,8 +314,8 @@ fn cloud_init() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// promtool is unpacked as well: its package is Prometheus itself, with a service.
-fn promtool() -> anyhow::Result<()> {
+/// Prometheus is unpacked as well: its package has a service.
+fn prometheus() -> anyhow::Result<()> {
     let folder = build::target().join("prometheus");
     debian::unpacked(&folder, &["bookworm"], false, |apt, draft| apt.unpack(&["prometheus"], draft))?;
     Ok(())
@@ -329,9 +336,19 @@ fn ec2_clients() -> anyhow::Result<()> {
     let mut pip = Command::new("/usr/bin/python3");
     pip.args(["-m", "pip", "install", "--quiet", "--root-user-action=ignore", "--no-compile", "--target"]);
     modules(&folder.join("pypi"), pip, PYPI_CLIENTS)?;
+    modules(&folder.join("npm"), npm(), NPM_CLIENTS)
+}
+
+/// Grafana itself is under the AGPL, and none of Debian's packages.
+fn grafana_types() -> anyhow::Result<()> {
+    modules(&build::target().join("grafana"), npm(), GRAFANA_TYPES)
+}
+
+/// Installs into the folder that comes next.
+fn npm() -> Command {
     let mut npm = Command::new("npm");
     npm.args(["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]);
-    modules(&folder.join("npm"), npm, NPM_CLIENTS)
+    npm
 }
 
 /// Neutron in a virtual environment of its own, unless that very one is there. An environment cannot be moved: what is complete says
@@ -363,7 +380,7 @@ fn modules(folder: &Path, mut install: Command, wanted: &[&str]) -> anyhow::Resu
     if fs::read_to_string(folder.join(REQUIREMENTS)).unwrap_or_default() == list {
         return Ok(());
     }
-    packages(EC2_CLIENT_FILES)?;
+    packages(MODULE_FILES)?;
     // What is in place is complete.
     let draft = folder.with_extension("draft");
     for old in [folder, &draft] {

@@ -11,7 +11,7 @@ use tokio::runtime;
 
 use super::{config_files::ConfigFiles, remove_all, show, tell_to_leave};
 use crate::{
-    config::{Config, Source},
+    config::{Config, SourceOptions},
     migration::{Commands, Host, Ports, Unfinished, back, carry_out, forward},
 };
 
@@ -45,7 +45,7 @@ impl Migrate {
     /// Looks, tells, and does it if that is meant.
     pub(super) fn run(self) -> anyhow::Result<()> {
         let config = self.files.read()?;
-        let Source::Ovn { ovs, .. } = &config.source else {
+        let SourceOptions::Ovn { ovs, .. } = &config.source else {
             bail!("there is nothing to migrate without OVN: [metadata_ebpf] inventory is set");
         };
         let leave = || leave(&config);

@@ -3,7 +3,7 @@ use ovsdb_client::{Role, TlsError};
 
 use crate::{
     admin,
-    config::{Config, Source},
+    config::{Config, SourceOptions},
     inventory::StaticInventory,
     nova::Dialler,
 };
@@ -20,8 +20,8 @@ fn nova(config: &Config) -> anyhow::Result<()> {
 
 fn source(config: &Config) -> anyhow::Result<()> {
     match &config.source {
-        Source::Static(path) => Ok(StaticInventory::read(path).map(drop)?),
-        Source::Ovn { southbound, .. } => match &southbound.tls {
+        SourceOptions::Static(path) => Ok(StaticInventory::read(path).map(drop)?),
+        SourceOptions::Ovn { southbound, .. } => match &southbound.tls {
             Some(files) => files.check().map_err(of_southbound),
             None => Ok(()),
         },

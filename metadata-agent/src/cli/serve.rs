@@ -2,13 +2,13 @@
 use std::{io, net::TcpListener, os::fd::AsFd as _, path::Path, sync::Arc};
 
 use anyhow::{Context as _, bail};
-use metadata_ebpf::map::Limit;
+use metadata_ebpf::map::FrameLimit;
 use nix::unistd::geteuid;
 use tokio::runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::preflight;
+use super::{kolla, preflight};
 use crate::{
     boot_clock,
     config::{Config, Rate},
@@ -123,6 +123,7 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
         numbers: proxy::Metrics::names().into_iter().map(Metrics::name).collect(),
     };
     let supervisor = Supervisor::start(parts, guests.clone(), orders)?;
+    kolla::remember(config).context("cannot write to the run directory")?;
     // On the thread that may hang.
     control_plane.spawn(watchdog::give_signs_of_life());
     let result = control_plane.block_on(control.run());
@@ -198,7 +199,7 @@ fn offering(config: &Config, lock: &RunLock, listeners: &[Vec<TcpListener>]) -> 
     })
 }
 
-fn limits(config: &Config) -> reconcile::Limits {
-    let limit = |rate: Rate| Limit::new(rate.rate, rate.burst);
-    reconcile::Limits { connections: limit(config.connections), answers: limit(config.answers) }
+fn limits(config: &Config) -> reconcile::FrameLimits {
+    let limit = |rate: Rate| FrameLimit::new(rate.rate, rate.burst);
+    reconcile::FrameLimits { connections: limit(config.connections), answers: limit(config.answers) }
 }

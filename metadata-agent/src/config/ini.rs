@@ -10,6 +10,8 @@ use std::{
     sync::Arc,
 };
 
+use aws_lc_rs::digest;
+
 /// The section that references name by naming none.
 pub(super) const DEFAULT: &str = "DEFAULT";
 
@@ -71,6 +73,8 @@ pub enum Error {
 pub(super) struct Ini {
     /// In the order in which they were read.
     pub files: Vec<PathBuf>,
+    /// SHA-256 of the last file's name and text, with that of the files before it; nothing where none was read.
+    pub digest: Vec<u8>,
     sections: BTreeMap<String, BTreeMap<String, Value>>,
 }
 
@@ -95,6 +99,11 @@ impl Ini {
     /// Adds the text of a file; `path` is for messages.
     pub(super) fn parse(&mut self, path: &Path, text: &str) -> Result<(), Error> {
         self.files.push(path.into());
+        let mut digest = digest::Context::new(&digest::SHA256);
+        for part in [&*self.digest, path.as_os_str().as_encoded_bytes(), b"\0", text.as_bytes()] {
+            digest.update(part);
+        }
+        self.digest = digest.finish().as_ref().to_vec();
         let file: Arc<Path> = path.into();
         let mut section: Option<String> = None;
         let mut open: Option<Open> = None;
@@ -158,7 +167,11 @@ impl Ini {
             };
             (section.clone(), options.iter().filter_map(option).collect())
         };
-        Self { files: self.files.clone(), sections: self.sections.iter().map(of_section).collect() }
+        Self {
+            files: self.files.clone(),
+            digest: self.digest.clone(),
+            sections: self.sections.iter().map(of_section).collect(),
+        }
     }
 
     /// Names and values' origins of everything in a section.

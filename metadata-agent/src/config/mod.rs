@@ -28,7 +28,7 @@ use std::{
 pub use endpoints::Endpoint;
 use ini::{Ini, Origin, Value};
 pub use limits::{Limits, RequestLimits, WindowLimit};
-pub use nova::{ClientCertificate, Nova, NovaTls};
+pub use nova::{ClientCertificate, NovaOptions, NovaTls};
 use options::Options;
 pub use printed::{effective, options_table, sample};
 pub use rules::{EVERY_PATH, TokenMode};
@@ -43,6 +43,8 @@ pub use tokens::Tokens;
 pub struct Config {
     /// The files that were read, those of folders included, in their order.
     pub files: Vec<PathBuf>,
+    /// Digest of their names and contents, by which one reading is told from another.
+    pub digest: Vec<u8>,
     /// Options that are set to something else than their default, each as the file has it; no secret is in them.
     pub differing: Vec<String>,
     /// `[DEFAULT] debug`: log more.
@@ -50,9 +52,9 @@ pub struct Config {
     /// `[metadata_ebpf] log_format`: form of a line of the log.
     pub log_format: LogFormat,
     /// Nova, to which requests go.
-    pub nova: Nova,
+    pub nova: NovaOptions,
     /// Source of ports and identities.
-    pub source: Source,
+    pub source: SourceOptions,
     /// `[metadata_ebpf] netns`: name of the service namespace, under /run/netns.
     pub netns: String,
     /// `[metadata_ebpf] run_dir`: pins, admin socket, lock.
@@ -121,7 +123,7 @@ pub struct Rate {
 
 /// The control plane.
 #[derive(Debug, Clone)]
-pub enum Source {
+pub enum SourceOptions {
     /// The local Open vSwitch and OVN's Southbound.
     Ovn {
         /// `[ovs] ovsdb_connection`.
@@ -239,15 +241,16 @@ impl Config {
     fn from_ini(options: &Options<'_>) -> Result<Self, Error> {
         options.check_own()?;
         let source = match options.get(&table::INVENTORY)? {
-            Some(path) => Source::Static(path),
+            Some(path) => SourceOptions::Static(path),
             None => ovn::source(options)?,
         };
         let config = Self {
             files: options.files(),
+            digest: options.digest(),
             differing: Vec::new(),
             state_dir: options.get(&table::STATE_PATH)?.join("metadata-agent"),
             debug: options.get(&table::DEBUG)?,
-            nova: Nova::from_ini(options)?,
+            nova: NovaOptions::from_ini(options)?,
             source,
             netns: options.get(&table::NETNS)?,
             run_dir: options.get(&table::RUN_DIR)?,

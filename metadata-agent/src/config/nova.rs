@@ -5,7 +5,7 @@ use super::{Endpoint, Error, Secret, options::Options, table};
 
 /// Nova, as configured.
 #[derive(Debug, Clone)]
-pub struct Nova {
+pub struct NovaOptions {
     /// `nova_metadata_host`, one or several, each with a port of its own or `nova_metadata_port`.
     pub endpoints: Vec<Endpoint>,
     /// For `nova_metadata_protocol = https`.
@@ -38,7 +38,7 @@ pub struct ClientCertificate {
     pub private_key: PathBuf,
 }
 
-impl Nova {
+impl NovaOptions {
     pub(super) fn from_ini(options: &Options<'_>) -> Result<Self, Error> {
         let port = options.get(&table::NOVA_PORT)?;
         let named = options.get(&table::NOVA_HOST)?.into_iter();

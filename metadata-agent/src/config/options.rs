@@ -25,6 +25,11 @@ impl<'a> Options<'a> {
         self.ini.files.clone()
     }
 
+    /// Digest of those files.
+    pub(super) fn digest(&self) -> Vec<u8> {
+        self.ini.digest.clone()
+    }
+
     /// Those read so far that differ from their defaults.
     pub(super) fn differing(&self) -> Vec<String> {
         self.differing.borrow().iter().cloned().collect()

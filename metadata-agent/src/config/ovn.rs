@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use super::{
-    Error, Source,
+    Error, SourceOptions,
     options::Options,
     setting::{OptionalPath, Setting},
     table,
@@ -16,7 +16,7 @@ const LEAST_INTERVAL: Duration = Duration::from_secs(1);
 const TURN_LOCK: &str = "metadata_agent_turn";
 
 /// `[ovs]` and `[ovn]`.
-pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
+pub(super) fn source(options: &Options<'_>) -> Result<SourceOptions, Error> {
     let probe = options.get(&table::PROBE_INTERVAL)?;
     // As python-ovs has it, for those who mean seconds.
     let probe = if probe.is_zero() { probe } else { probe.max(LEAST_INTERVAL) };
@@ -42,7 +42,7 @@ pub(super) fn source(options: &Options<'_>) -> Result<Source, Error> {
             verify_hostname: false,
         });
     }
-    Ok(Source::Ovn {
+    Ok(SourceOptions::Ovn {
         ovs,
         southbound,
         down_time: Duration::from_secs(options.get(&table::AGENT_DOWN_TIME)?.into()),

@@ -20,7 +20,7 @@ fn neutrons_file_as_it_is() {
     let config = read(text).unwrap();
     assert_eq!(config.nova.endpoints[0].authority(), "10.0.0.5:8775");
     assert!(config.debug);
-    let Source::Ovn { ovs, southbound, .. } = &config.source else { panic!("not OVN") };
+    let SourceOptions::Ovn { ovs, southbound, .. } = &config.source else { panic!("not OVN") };
     assert_eq!(ovs.remotes, "tcp:127.0.0.1:6640".parse().unwrap());
     assert_eq!(southbound.remotes, "tcp:10.0.0.9:6642,tcp:10.0.0.10:6642".parse().unwrap());
     assert_eq!(southbound.probe_interval, Duration::from_secs(30));

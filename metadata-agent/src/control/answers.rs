@@ -8,13 +8,13 @@ use super::{
     frames::{self, Logged},
 };
 use crate::{
-    admin::{Answer, FramesWanted, Question},
+    admin::{AdminAnswer, FramesWanted, Question},
     health::Problem,
     metrics::{Metrics, Overview},
 };
 
 impl Control {
-    pub(super) fn answer(&mut self, question: Question) -> Answer {
+    pub(super) fn answer(&mut self, question: Question) -> AdminAnswer {
         match question {
             Question::Ready => {
                 let pending = self.pending();
@@ -25,37 +25,37 @@ impl Control {
                         .into_iter()
                         .chain(self.health.note())
                         .map(|note| format!("note: {note}\n"));
-                    Answer::ok(format!("ready\n{}", notes.collect::<String>()))
+                    AdminAnswer::ok(format!("ready\n{}", notes.collect::<String>()))
                 } else {
-                    Answer::error(StatusCode::SERVICE_UNAVAILABLE, Problem::texts(&pending, "\n") + "\n")
+                    AdminAnswer::error(StatusCode::SERVICE_UNAVAILABLE, Problem::texts(&pending, "\n") + "\n")
                 }
             }
-            Question::Ports => Answer::json(&self.describe_ports()),
+            Question::Ports => AdminAnswer::json(&self.describe_ports()),
             Question::Counters => match self.reconciler.datapath().counters() {
                 Ok(counters) => {
                     let object: serde_json::Map<_, _> = counters
                         .into_iter()
                         .map(|(counter, value)| (counter.name().to_owned(), json!(value)))
                         .collect();
-                    Answer::json(&object.into())
+                    AdminAnswer::json(&object.into())
                 }
-                Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+                Err(error) => AdminAnswer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             Question::Metrics => self.own_metrics(),
             // It is answered when the other process has said its part.
             Question::Explain { .. } | Question::Watch { .. } | Question::Top => {
-                Answer::error(StatusCode::SERVICE_UNAVAILABLE, "not now\n")
+                AdminAnswer::error(StatusCode::SERVICE_UNAVAILABLE, "not now\n")
             }
             Question::Leave => match self.reconciler.datapath_mut().leave() {
-                Ok(()) => Answer::ok("leaving: new connections pass\n"),
-                Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+                Ok(()) => AdminAnswer::ok("leaving: new connections pass\n"),
+                Err(error) => AdminAnswer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             Question::LogLevel(filter) => match self.log.set(&filter) {
                 Ok(()) => {
                     self.guests.set_log(&filter);
-                    Answer::ok(format!("logging {filter}\n"))
+                    AdminAnswer::ok(format!("logging {filter}\n"))
                 }
-                Err(error) => Answer::error(StatusCode::BAD_REQUEST, format!("{filter:?}: {error}\n")),
+                Err(error) => AdminAnswer::error(StatusCode::BAD_REQUEST, format!("{filter:?}: {error}\n")),
             },
             Question::LogDatapath(wanted) => self.log_datapath(wanted),
         }
@@ -71,7 +71,7 @@ impl Control {
     }
 
     /// Answers with the numbers of both processes, without waiting for the other one.
-    pub(super) fn answer_metrics(&self, answer: oneshot::Sender<Answer>) {
+    pub(super) fn answer_metrics(&self, answer: oneshot::Sender<AdminAnswer>) {
         let (own, guests) = (self.own_metrics(), self.guests.clone());
         tokio::spawn(async move {
             let text = match own.status {
@@ -79,12 +79,12 @@ impl Control {
                 _ => own.text,
             };
             // Whoever asked may be gone.
-            let _ = answer.send(Answer { text, ..own });
+            let _ = answer.send(AdminAnswer { text, ..own });
         });
     }
 
     /// The numbers of this process.
-    fn own_metrics(&self) -> Answer {
+    fn own_metrics(&self) -> AdminAnswer {
         let overview = Overview {
             ready: self.pending().is_empty(),
             unserved: self.unserved.len() + self.reconciler.unattached(),
@@ -92,13 +92,13 @@ impl Control {
             databases: self.source.databases(),
         };
         match self.metrics.text(&self.reconciler, overview) {
-            Ok(text) => Answer::metrics(text),
-            Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            Ok(text) => AdminAnswer::metrics(text),
+            Err(error) => AdminAnswer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }
 
     /// Logs the frames of some ports or of all for a time, or none any more.
-    fn log_datapath(&mut self, wanted: Option<FramesWanted>) -> Answer {
+    fn log_datapath(&mut self, wanted: Option<FramesWanted>) -> AdminAnswer {
         let logged = match &wanted {
             None => None,
             Some(FramesWanted { of, seconds }) => {
@@ -109,21 +109,21 @@ impl Control {
                     let text = format!(
                         "no port that is served is meant by {of:?}: `metadata-agent explain {of}` may say why\n"
                     );
-                    return Answer::error(StatusCode::NOT_FOUND, text);
+                    return AdminAnswer::error(StatusCode::NOT_FOUND, text);
                 }
                 Some(Logged { ports, until: frames::end(std::time::Instant::now(), *seconds) })
             }
         };
         self.frames.set(logged);
         match self.record_frames() {
-            Ok(()) => Answer::ok(match wanted {
+            Ok(()) => AdminAnswer::ok(match wanted {
                 None => "frames are not logged\n".to_owned(),
                 Some(FramesWanted { of, seconds }) => {
                     let of = of.map_or_else(|| "all ports and of none".to_owned(), |of| format!("{of:?}"));
                     format!("frames of {of} are logged for {seconds} s\n")
                 }
             }),
-            Err(error) => Answer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            Err(error) => AdminAnswer::error(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }
 }

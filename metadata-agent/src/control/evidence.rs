@@ -9,7 +9,7 @@ use tracing::debug;
 
 use super::Control;
 use crate::{
-    admin::Answer,
+    admin::AdminAnswer,
     explain::{self, Evidence, Explanation, InterfaceSeen, NodeFacts, PortFacts, Stage},
     health::DataPlane,
     inventory::Who,
@@ -37,7 +37,7 @@ type Gathered = (PortFacts, Option<PortNumber>);
 
 impl Control {
     /// Explains, without waiting for the guest-facing process or for Nova.
-    pub(super) fn explain(&mut self, subject: Subject, answer: oneshot::Sender<Answer>) {
+    pub(super) fn explain(&mut self, subject: Subject, answer: oneshot::Sender<AdminAnswer>) {
         let (node, guests) = (self.node_facts(), self.guests.clone());
         let (ports, left_off) = match &subject.what {
             Some(what) => self.port_facts(what),
@@ -50,7 +50,7 @@ impl Control {
                 None => explain_some(&node, ports, left_off, subject.probe, &*guests).await,
             };
             // Whoever asked may be gone.
-            let _ = answer.send(Answer::json(&text));
+            let _ = answer.send(AdminAnswer::json(&text));
         });
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use metadata_ebpf::{
     address::Tag,
-    map::{Limit, RECORD_ALL, RECORD_DROPPED, RECORD_PORT},
+    map::{FrameLimit, RECORD_ALL, RECORD_DROPPED, RECORD_PORT},
 };
 use serde_json::json;
 use tracing::{info, warn};
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Most frames that are told of in a second, of all processors together: a host may have hundreds of them.
-const MOST: Limit = Limit::new(1000, 1000);
+const MOST: FrameLimit = FrameLimit::new(1000, 1000);
 
 /// Budget by [`MOST`]: its use, and the frames that were left out for it.
 #[derive(Debug)]

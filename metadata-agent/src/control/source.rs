@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 use tracing::{error, info};
 
 use crate::{
-    config::{Config, Source},
+    config::{Config, SourceOptions},
     explain::{DatabaseSeen, Evidence},
     health::{Problem, Reachability},
-    inventory::{DatabaseStatus, Desired, Links, Ovn, StaticInventory, Unserved},
+    inventory::{DatabaseStatus, Desired, HostLinks, Ovn, StaticInventory, Unserved},
     reconcile::Reconciler,
 };
 
@@ -24,7 +24,7 @@ pub(super) enum PortSource {
 impl PortSource {
     pub(super) fn open(config: &Config, nova: Arc<Reachability>) -> anyhow::Result<Self> {
         Ok(match &config.source {
-            Source::Ovn { ovs, southbound, down_time, monitor_all, network_devices } => {
+            SourceOptions::Ovn { ovs, southbound, down_time, monitor_all, network_devices } => {
                 let (ovs, southbound) = (ovs.as_ref().clone(), southbound.as_ref().clone());
                 Self::Ovn(Box::new(Ovn::connect(
                     ovs,
@@ -36,7 +36,7 @@ impl PortSource {
                     nova,
                 )))
             }
-            Source::Static(path) => Self::Static(StaticInventory::read(path)?),
+            SourceOptions::Static(path) => Self::Static(StaticInventory::read(path)?),
         })
     }
 
@@ -62,7 +62,11 @@ impl PortSource {
     }
 
     /// Ports that should be served; nothing as long as that cannot be said.
-    pub(super) fn desired(&mut self, links: &Links, reconciler: &Reconciler) -> Option<(Desired, Unserved)> {
+    pub(super) fn desired(
+        &mut self,
+        links: &HostLinks,
+        reconciler: &Reconciler,
+    ) -> Option<(Desired, Unserved)> {
         match self {
             Self::Ovn(ovn) => ovn.desired(links.table(), |key| reconciler.served(key)),
             Self::Static(inventory) => Some(inventory.desired(links.table())),

@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{Control, evidence::TELLING};
 use crate::{
-    admin::Answer,
+    admin::AdminAnswer,
     health::DataPlane,
     link::{Inquiry, MOST_TALLIES, PortNumber, PortTally, Told},
     reconcile::PortLine,
@@ -14,7 +14,7 @@ use crate::{
 
 impl Control {
     /// Answers with the numbers of all ports, without waiting for the guest-facing process.
-    pub(super) fn answer_top(&self, answer: oneshot::Sender<Answer>) {
+    pub(super) fn answer_top(&self, answer: oneshot::Sender<AdminAnswer>) {
         let lines = self.reconciler.lines();
         let (pending, unserved) = (self.pending(), self.unserved.len() + self.reconciler.unattached());
         let missing: Vec<String> = pending.into_iter().map(|problem| problem.text).collect();
@@ -25,7 +25,7 @@ impl Control {
             let tallies = tallies.unwrap_or_default();
             let ports: Vec<Value> = lines.iter().map(|line| port(line, &tallies)).collect();
             // Whoever asked may be gone.
-            let _ = answer.send(Answer::json(&json!({
+            let _ = answer.send(AdminAnswer::json(&json!({
                 "missing": missing,
                 "unserved": unserved,
                 "restarts": restarts,

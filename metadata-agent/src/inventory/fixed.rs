@@ -17,7 +17,7 @@ use crate::{datapath::Device, directory::Identity};
 pub struct Inventory {
     path: PathBuf,
     stamp: Option<(SystemTime, u64)>,
-    entries: Vec<Entry>,
+    entries: Vec<FixedPort>,
 }
 
 /// An error in the file.
@@ -53,12 +53,12 @@ pub enum Error {
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
-    port: Vec<Entry>,
+    port: Vec<FixedPort>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
+struct FixedPort {
     /// Name of the device.
     tap: String,
     /// Any id; the tap's name if there is none.
@@ -109,7 +109,7 @@ impl Inventory {
     }
 }
 
-impl Entry {
+impl FixedPort {
     fn port_id(&self) -> String {
         self.port.clone().unwrap_or_else(|| self.tap.clone())
     }
@@ -127,7 +127,7 @@ impl Entry {
     }
 }
 
-fn parse(path: &Path) -> Result<Vec<Entry>, Error> {
+fn parse(path: &Path) -> Result<Vec<FixedPort>, Error> {
     let text = crate::files::read_text(path).map_err(|error| Error::Read { path: path.into(), error })?;
     let file: File =
         toml::from_str(&text).map_err(|error| Error::Syntax { path: path.into(), error: Box::new(error) })?;
@@ -148,7 +148,7 @@ fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
 mod tests {
     use super::*;
 
-    fn inventory(text: &str) -> Result<Vec<Entry>, Error> {
+    fn inventory(text: &str) -> Result<Vec<FixedPort>, Error> {
         let path = std::env::temp_dir().join(format!("inventory-{}-{:p}", std::process::id(), text.as_ptr()));
         std::fs::write(&path, text).unwrap();
         let result = parse(&path);

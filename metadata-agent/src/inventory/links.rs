@@ -16,7 +16,7 @@ use tracing::{info, warn};
 pub type LinkTable = HashMap<u32, String>;
 
 /// The devices as they are now, and the subscription that keeps them so.
-pub struct Links {
+pub struct HostLinks {
     table: LinkTable,
     /// Devices that lost a filter or a qdisc; if that is watched at all.
     stripped: BTreeSet<u32>,
@@ -39,13 +39,13 @@ impl Drop for Subscription {
     }
 }
 
-impl std::fmt::Debug for Links {
+impl std::fmt::Debug for HostLinks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Links").field("table", &self.table).finish_non_exhaustive()
+        f.debug_struct("HostLinks").field("table", &self.table).finish_non_exhaustive()
     }
 }
 
-impl Links {
+impl HostLinks {
     /// Subscribes, then lists: a device that appears in between is in both. With `watch_filters` it is noted when
     /// somebody removes a filter or a qdisc.
     pub async fn subscribe(watch_filters: bool) -> io::Result<Self> {

@@ -29,7 +29,7 @@ use metadata_ebpf::map::{Mac, PortKey};
 
 pub use bound::{Bound, bind, bound_by_others, release};
 pub use fixed::Inventory as StaticInventory;
-pub use links::{LinkTable, Links};
+pub use links::{HostLinks, LinkTable};
 pub use network_devices::remove_network_devices;
 pub use ovn::{DatabaseStatus, Ovn};
 

@@ -43,11 +43,11 @@ type Taps = BTreeMap<String, Vec<(u32, Identity)>>;
 #[derive(Debug, Serialize, Deserialize)]
 struct File {
     version: u32,
-    identities: Vec<Entry>,
+    identities: Vec<RememberedPort>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Entry {
+struct RememberedPort {
     #[serde(flatten)]
     identity: Identity,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,10 +143,10 @@ fn of(known: impl Iterator<Item = (String, u32, Identity)>) -> Taps {
     taps
 }
 
-fn entries(taps: &Taps) -> Vec<Entry> {
+fn entries(taps: &Taps) -> Vec<RememberedPort> {
     let all =
         taps.iter().flat_map(|(port, tap)| tap.iter().map(move |(vlan, identity)| (port, *vlan, identity)));
-    all.map(|(port, vlan, identity)| Entry {
+    all.map(|(port, vlan, identity)| RememberedPort {
         identity: identity.clone(),
         trunk: (vlan != 0).then(|| Trunk { parent: port.clone(), vlan }),
     })
@@ -158,7 +158,7 @@ fn load(folder: &Path) -> io::Result<Taps> {
     if file.version != VERSION {
         return Err(io::Error::other(format!("its version is {}, this agent reads {VERSION}", file.version)));
     }
-    Ok(of(file.identities.into_iter().map(|Entry { identity, trunk }| match trunk {
+    Ok(of(file.identities.into_iter().map(|RememberedPort { identity, trunk }| match trunk {
         Some(Trunk { parent, vlan }) => (parent, vlan, identity),
         None => (identity.port.clone(), 0, identity),
     })))

@@ -13,7 +13,7 @@ use super::{
     lost_devices::LostDevices,
     network_devices::{NetworkDevices, Rows, is_ours},
     rows::Interface,
-    stations::{self, Decision, Doubts, Sources},
+    stations::{self, Decision, Doubts, Inputs},
     subscription::Subscription,
     vif::Switch,
 };
@@ -91,7 +91,7 @@ impl ThroughSwitch {
         }
         let Southbound { bindings, subscription, chassis, is_connected, has_answered } = *southbound;
         let tapless = self.doubts.settle(now, tapless);
-        let sources = Sources {
+        let inputs = Inputs {
             switch,
             interfaces,
             bindings,
@@ -99,7 +99,7 @@ impl ThroughSwitch {
             external: self.external.update(now, chassis, bindings),
             asks_for: &|network| has_answered && subscription.asks_for_network(network),
         };
-        let mut decision = stations::decide(&sources, served);
+        let mut decision = stations::decide(&inputs, served);
         self.networks.clone_from(&decision.networks);
         if has_answered && !self.is_settled {
             // Without a row of the chassis' own it has nothing to say about external ports.

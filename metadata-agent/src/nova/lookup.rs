@@ -23,13 +23,13 @@ const PATIENCE: Duration = Duration::from_millis(300);
 pub(super) struct Name {
     host: String,
     port: u16,
-    known: Mutex<Known>,
+    known: Mutex<KnownAddresses>,
     /// Lookups failed, and former addresses were used.
     outdated: Notice,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownAddresses {
     addresses: Vec<SocketAddr>,
     /// Reason for which there are no newer ones.
     problem: Option<String>,
@@ -91,7 +91,7 @@ impl Name {
     }
 }
 
-impl Known {
+impl KnownAddresses {
     fn is_fresh(&self, now: Instant) -> bool {
         let lasts = if self.problem.is_some() { FAILED } else { FRESH };
         self.asked.is_some_and(|asked| now.saturating_duration_since(asked) < lasts)
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn addresses_last_longer_than_failures_and_outlive_them() {
         let start = Instant::now();
-        let mut known = Known::default();
+        let mut known = KnownAddresses::default();
         assert!(!known.is_fresh(start));
         known.learn(Err(io::Error::other("no such name")), start);
         assert_eq!(known.current(), Err("no such name".to_owned()));

@@ -49,7 +49,7 @@ struct Endpoint {
 
 impl Dialler {
     /// As configured. Reads certificates, so that what is wrong with them is said at start.
-    pub fn new(config: &config::Nova) -> Result<Self, TlsError> {
+    pub fn new(config: &config::NovaOptions) -> Result<Self, TlsError> {
         let endpoint = |address: &config::Endpoint| Endpoint {
             address: address.clone(),
             name: Name::new(&address.host, address.port),

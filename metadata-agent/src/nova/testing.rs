@@ -31,10 +31,10 @@ pub(crate) fn refusing() -> SocketAddr {
 }
 
 /// Settings with those endpoints, one second for a connection and two for an answer.
-pub(crate) fn settings(endpoints: &[SocketAddr]) -> config::Nova {
+pub(crate) fn settings(endpoints: &[SocketAddr]) -> config::NovaOptions {
     let endpoint =
         |address: &SocketAddr| config::Endpoint { host: address.ip().to_string(), port: address.port() };
-    config::Nova {
+    config::NovaOptions {
         endpoints: endpoints.iter().map(endpoint).collect(),
         tls: None,
         secret: config::Secret::default(),

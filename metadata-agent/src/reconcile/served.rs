@@ -2,7 +2,7 @@
 use std::{sync::Arc, time::Duration};
 
 use metadata_ebpf::map::{
-    Limit, NETWORK_ADDRESSES, Network, OWN_ADDRESSES, Owner, Port as Entered, PortKey, Source,
+    FrameLimit, NETWORK_ADDRESSES, Network, OWN_ADDRESSES, Owner, Port as Entered, PortKey, Source,
 };
 use serde_json::{Value, json};
 use tracing::{error, warn};
@@ -25,11 +25,11 @@ const FINGERPRINTS: Uuid = uuid!("6f1f1f0e-3c0c-4d57-8f0b-0d6a4a7d8b11");
 
 /// Limits on one tap in the datapath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct FrameLimits {
     /// New connections.
-    pub connections: Limit,
+    pub connections: FrameLimit,
     /// ARP, neighbour discovery and echo requests, and segments of connections that nobody has.
-    pub answers: Limit,
+    pub answers: FrameLimit,
 }
 
 /// A port that is being served.
@@ -131,7 +131,7 @@ impl Served {
     }
 
     /// Desired value in the map; `meter` is the index whose limits count.
-    pub(super) fn value(&self, limits: Limits, meter: u32) -> Entered {
+    pub(super) fn value(&self, limits: FrameLimits, meter: u32) -> Entered {
         let mut own = [[0; 4]; OWN_ADDRESSES];
         for (place, address) in own.iter_mut().zip(&self.wanted.own) {
             *place = Source::compared(*address);

@@ -3,14 +3,14 @@
 /// A rate with a burst, as the generic cell rate algorithm takes it (ITU-T I.371, annex A): its state is one time stamp.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
-pub struct Limit {
+pub struct FrameLimit {
     /// Nanoseconds between two events at the allowed rate; 0 for no limit.
     pub interval: u64,
     /// Nanoseconds by which events may run ahead of that rate.
     pub tolerance: u64,
 }
 
-impl Limit {
+impl FrameLimit {
     /// `rate` events a second, and `burst` at once; no limit for a rate of 0.
     pub const fn new(rate: u32, burst: u32) -> Self {
         let interval = match 1_000_000_000_u64.checked_div(rate as u64) {
@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn a_limit_lets_the_burst_and_then_the_rate_through() {
-        let limit = Limit::new(100, 5);
+        let limit = FrameLimit::new(100, 5);
         let mut state = 0;
         let mut passed = |now| match limit.after(state, now) {
             Some(next) => {
@@ -46,6 +46,8 @@ mod tests {
         let start = 1_000_000_000;
         assert_eq!((0..10).filter(|_| passed(start)).count(), 5);
         assert_eq!((0..1000).filter(|ms| passed(start + ms * 1_000_000)).count(), 99);
-        assert!(Limit::new(0, 0).after(u64::MAX / 2, 1).is_none() && Limit::new(0, 0).interval == 0);
+        assert!(
+            FrameLimit::new(0, 0).after(u64::MAX / 2, 1).is_none() && FrameLimit::new(0, 0).interval == 0
+        );
     }
 }

@@ -1,5 +1,5 @@
 //! Records of frames: which are wanted, and the layout of each.
-use super::Limit;
+use super::FrameLimit;
 
 /// In [`Control::logging`](super::Control::logging): all frames that are ours are recorded.
 pub const RECORD_ALL: u32 = 1 << 16;
@@ -21,7 +21,7 @@ pub const fn is_recorded(logging: u32, port: u32, is_dropped: bool) -> bool {
 pub const RECORDED_HEAD: usize = 80;
 
 /// Most records of one processor, for each second: what somebody can read, and no load to whoever reads it.
-pub const RECORD_LIMIT: Limit = Limit::new(200, 200);
+pub const RECORD_LIMIT: FrameLimit = FrameLimit::new(200, 200);
 
 /// A record of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,14 +1,18 @@
-//! Monitoring: which request a server understands, from where to resume, which conditions it knows, and pauses, in which
-//! nothing is monitored (RFC 7047, section 4.1.7, `monitor_cancel`).
+//! Monitoring: which request a server understands, from where to resume, and what its answers bring.
+
+mod conditions;
+mod notification;
+mod pause;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde::Deserialize;
 use serde_json::json;
-use serde_json::value::RawValue;
 use uuid::Uuid;
+
+pub(super) use notification::Notification;
+use notification::Since;
 
 use super::filling::Filling;
 use super::greeting::Awaited;
@@ -20,54 +24,6 @@ use crate::counters::SharedTally;
 use crate::message::Payload;
 use crate::replica::{Composites, Dialect};
 use crate::schema::{Schema, TableSchema};
-
-/// An `update`, `update2` or `update3`.
-pub(super) struct Notification<'a> {
-    pub(super) monitor: serde_json::Value,
-    pub(super) dialect: Dialect,
-    pub(super) transaction: Option<Uuid>,
-    pub(super) updates: &'a RawValue,
-}
-
-impl<'a> Notification<'a> {
-    pub(super) fn read(method: &str, params: &'a str) -> Result<Self, serde_json::Error> {
-        if method == "update3" {
-            let (monitor, transaction, updates) = serde_json::from_str(params)?;
-            return Ok(Self {
-                monitor,
-                dialect: Dialect::MonitorCondSince,
-                transaction: Some(transaction),
-                updates,
-            });
-        }
-        let (monitor, updates) = serde_json::from_str(params)?;
-        let dialect = if method == "update" { Dialect::Monitor } else { Dialect::MonitorCond };
-        Ok(Self { monitor, dialect, transaction: None, updates })
-    }
-}
-
-/// The answer to `monitor_cond_since`.
-#[derive(Deserialize)]
-struct Since<'a>(bool, Uuid, #[serde(borrow)] &'a RawValue);
-
-impl Dialect {
-    fn method(self) -> &'static str {
-        match self {
-            Self::Monitor => "monitor",
-            Self::MonitorCond => "monitor_cond",
-            Self::MonitorCondSince => "monitor_cond_since",
-        }
-    }
-
-    /// The older method, for a server that does not know this one.
-    fn older(self) -> Option<Self> {
-        match self {
-            Self::Monitor => None,
-            Self::MonitorCond => Some(Self::Monitor),
-            Self::MonitorCondSince => Some(Self::MonitorCond),
-        }
-    }
-}
 
 /// State of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,18 +116,6 @@ impl Monitor {
 
     pub(super) fn set_schema(&mut self, schema: Schema) {
         self.schema = Some(Arc::new(schema));
-    }
-
-    /// Sets the conditions of all tables, which are of `generation`.
-    pub(super) fn set_conditions(
-        &mut self,
-        generation: u64,
-        conditions: Vec<Conditions>,
-        context: &mut Context<'_>,
-    ) {
-        self.resume.generation = generation;
-        self.resume.wanted = conditions;
-        self.send_conditions(context);
     }
 
     /// Forgets the last transaction, so that the next connection begins with a complete dump.
@@ -356,13 +300,6 @@ impl Monitor {
         self.schema.as_ref()?.tables.get(table)
     }
 
-    /// Tells of a clause that the server's schema does not allow.
-    fn tell_left_out(&self, table: &'static str, conditions: &Conditions, context: &mut Context<'_>) {
-        if let Err((column, problem)) = conditions.check(self.table_schema(table)) {
-            context.mailbox.tell(SessionEvent::ClauseLeftOut { table, column, problem });
-        }
-    }
-
     fn composites(&self, config: &SessionConfig) -> Composites {
         let Some(schema) = &self.schema else { return Composites::new() };
         let tables = config.tables.iter().zip(&self.resume.columns);
@@ -400,107 +337,6 @@ impl Monitor {
             State::Requested => return Err(Hangup::Flooded),
             State::Disconnected | State::Greeting | State::Queued | State::Paused => {}
         }
-        Ok(())
-    }
-
-    /// Sends the conditions that the server does not know yet. One request at a time, each with the latest ones: what
-    /// changes in between is never sent.
-    fn send_conditions(&mut self, context: &mut Context<'_>) {
-        let State::Monitoring(dialect) = self.state else { return };
-        if self.resume.in_flight.is_some()
-            || self.resume.generation == self.resume.in_force
-            || self.resume.refused == Some(self.resume.generation)
-        {
-            return;
-        }
-        let mut requests = serde_json::Map::new();
-        let mut changed = Vec::new();
-        for (index, table) in context.config.tables.iter().enumerate() {
-            let (wanted, acknowledged) = (&self.resume.wanted[index], &self.resume.acknowledged[index]);
-            if self.resume.columns[index].is_some()
-                && (wanted != acknowledged || self.resume.refused.is_some())
-            {
-                changed.push((table.name, wanted));
-                requests.insert(
-                    table.name.to_owned(),
-                    json!([{ "where": wanted.json(self.table_schema(table.name)) }]),
-                );
-            }
-        }
-        let is_work = !requests.is_empty() && dialect != Dialect::Monitor;
-        if is_work && !self.turn.take(context) {
-            return;
-        }
-        for (table, wanted) in changed {
-            self.tell_left_out(table, wanted, context);
-        }
-        self.resume.in_flight = Some((self.resume.generation, self.resume.wanted.clone()));
-        if is_work {
-            let params = json!([DATA_MONITOR, DATA_MONITOR, requests]);
-            self.tally.condition_changes.add(1);
-            context.mailbox.ask("monitor_cond_change", &params, Pending::ConditionChange);
-        } else {
-            self.conditions_answered(context);
-        }
-    }
-
-    /// The rows that a change brings or takes were sent before the answer (ovsdb-server(7), section 4.1.13).
-    pub(super) fn conditions_answered(&mut self, context: &mut Context<'_>) {
-        self.turn.end(context);
-        if let Some((generation, conditions)) = self.resume.in_flight.take() {
-            self.resume.acknowledged = conditions;
-            self.resume.refused = None;
-            if self.resume.in_force != generation {
-                self.resume.in_force = generation;
-                context.mailbox.tell(SessionEvent::ConditionInForce(generation));
-            }
-        }
-        self.send_conditions(context);
-    }
-
-    /// A connection is not the worse for conditions that it does not take. The next ones are sent for all tables.
-    pub(super) fn conditions_refused(&mut self, error: String, context: &mut Context<'_>) {
-        self.turn.end(context);
-        if let Some((generation, _)) = self.resume.in_flight.take() {
-            self.resume.refused = Some(generation);
-            context.mailbox.tell(SessionEvent::ConditionRefused { generation, error });
-        }
-        self.send_conditions(context);
-    }
-
-    /// Wants nothing of the database monitored, on this connection and all later ones, or wants it again from where it
-    /// was.
-    pub(super) fn set_paused(&mut self, paused: bool, context: &mut Context<'_>) {
-        self.paused = paused;
-        self.follow_pause(context);
-    }
-
-    /// Does what is wanted if the state allows it; the answer that is waited for otherwise leads here again.
-    fn follow_pause(&mut self, context: &mut Context<'_>) {
-        match self.state {
-            State::Monitoring(_) if self.paused => {
-                context.mailbox.ask("monitor_cancel", &json!([DATA_MONITOR]), Pending::Cancel);
-                self.state = State::Canceling;
-            }
-            // A server tells of a new schema only those that monitor.
-            State::Paused if !self.paused => {
-                context.mailbox.ask("get_schema", &json!([context.config.database]), Pending::Schema);
-                self.state = State::Greeting;
-            }
-            _ => {}
-        }
-    }
-
-    /// No update comes after the answer.
-    pub(super) fn cancel_answered(
-        &mut self,
-        result: Result<Payload, String>,
-        context: &mut Context<'_>,
-    ) -> Result<(), Hangup> {
-        result.map_err(|error| Hangup::Refused { method: "monitor_cancel", error })?;
-        self.state = State::Paused;
-        context.mailbox.tell(SessionEvent::Paused);
-        self.follow_pause(context);
         Ok(())
     }
 }

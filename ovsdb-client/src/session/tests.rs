@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::condition::Clause;
+use crate::replica::Dialect;
 use crate::row::Row;
 
 crate::row! {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use metadata_agent::{
-    config::{self, Place, Source},
+    config::{self, Place, SourceOptions},
     health::Reachability,
     nova::Dialler,
 };
@@ -333,7 +333,7 @@ async fn template(sandbox: &Sandbox, southbound: &str, monitor_all: bool) -> Res
     );
     fs::write(&file, text)?;
     let config = config::Config::read(&[Place::File(file)])?;
-    let Source::Ovn { southbound, .. } = config.source else { bail!("another source than OVN") };
+    let SourceOptions::Ovn { southbound, .. } = config.source else { bail!("another source than OVN") };
     let nova = Dialler::new(&config.nova)?;
     Ok(Template {
         southbound: *southbound,

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::{Release, tree::Tree};
+use super::{MAINTAINER, Release, tree::Tree};
 use crate::command::{output, root, run_quietly};
 
 /// As Debian calls what we build for.
@@ -16,7 +16,6 @@ pub(super) const ARCHITECTURE: &str = "amd64";
 #[cfg(target_arch = "aarch64")]
 pub(super) const ARCHITECTURE: &str = "arm64";
 
-const MAINTAINER: &str = "The maintainers of metadata-ebpf <maintainers@metadata-ebpf.invalid>";
 const DOC: &str = "usr/share/doc/metadata-agent";
 
 /// Writes the package of that program into a folder.

@@ -3,6 +3,7 @@
 //! It is an archive as `podman load`, `docker load` and `skopeo` take them: an OCI layout with Docker's manifest beside it.
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -34,6 +35,8 @@ const FOLDERS: &[&str] = &[
 /// Files that kolla-ansible has written for a service, and the folder that it mounts them in.
 const CONFIGURATION: [&str; 2] = ["neutron.conf", "neutron_ovn_metadata_agent.ini"];
 const KOLLA: &str = "/var/lib/kolla/config_files";
+/// Name under which kolla-ansible asks in a container whether they have changed.
+const KOLLA_CHECK: &str = "usr/local/bin/kolla_set_configs";
 
 /// Writes the image of that program into a folder.
 pub(super) fn write(program: &Path, folder: &Path, release: &Release) -> anyhow::Result<PathBuf> {
@@ -103,6 +106,7 @@ fn arguments() -> Vec<String> {
 
 fn lay_out(tree: &Tree, program: &Path) -> anyhow::Result<()> {
     tree.strip(program)?;
+    symlink(format!("/{PROGRAM}"), tree.place(KOLLA_CHECK)?)?;
     let libraries = output(Command::new("ldd").arg(program))?;
     let mut executable = vec![PROGRAM.to_owned()];
     for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {

@@ -5,6 +5,7 @@
 mod deb;
 mod image;
 mod rpm;
+mod rpm_root;
 mod sbom;
 mod source;
 mod tree;
@@ -25,6 +26,9 @@ use crate::{
     setup,
 };
 
+/// Whom packages name.
+const MAINTAINER: &str = "The maintainers of metadata-ebpf <maintainers@metadata-ebpf.invalid>";
+
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Build everything once more elsewhere, and fail if a byte differs.
@@ -40,11 +44,17 @@ pub(crate) fn dist(options: &Options) -> anyhow::Result<()> {
     setup::for_dist()?;
     let changed = output(Command::new("git").args(["status", "--porcelain"]).current_dir(root()))?;
     ensure!(changed.is_empty(), "only what is committed is given to others; there are changes:\n{changed}");
-    let made = make(&build::target().join("dist"), &build::target(), options.program.as_deref())?;
-    check_package(&made)?;
+    let release = Release::of_head()?;
+    let program = match &options.program {
+        Some(program) => program.to_owned(),
+        None => build_release(&build::target(), &release)?,
+    };
+    let made = make(&build::target().join("dist"), &program, &release)?;
+    check_deb(of_kind(&made, "deb")?)?;
+    rpm_root::check(of_kind(&made, "rpm")?, &program, &build::target(), &release)?;
     if options.check {
         let elsewhere = build::target().join("dist-again");
-        let again = make(&elsewhere.join("out"), &elsewhere, None)?;
+        let again = make(&elsewhere.join("out"), &build_release(&elsewhere, &release)?, &release)?;
         for (one, other) in made.iter().zip(&again) {
             let is_same = fs::read(one)? == fs::read(other)?;
             ensure!(is_same, "{} and {} differ", one.display(), other.display());
@@ -58,33 +68,34 @@ pub(crate) fn dist(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks the package with Debian's own checker.
-fn check_package(made: &[PathBuf]) -> anyhow::Result<()> {
-    let package = made.iter().find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let mut lintian = Command::new("lintian");
-    lintian.args(["--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0"]);
-    run_quietly(lintian.arg(package.context("there is no package")?))
+/// The one of that kind.
+fn of_kind<'a>(made: &'a [PathBuf], kind: &str) -> anyhow::Result<&'a Path> {
+    let found = made.iter().find(|path| path.extension().is_some_and(|extension| extension == kind));
+    found.map(PathBuf::as_path).with_context(|| format!("there is no .{kind}"))
 }
 
-fn make(folder: &Path, target: &Path, program: Option<&Path>) -> anyhow::Result<Vec<PathBuf>> {
+/// Checks the package with Debian's own checker.
+fn check_deb(package: &Path) -> anyhow::Result<()> {
+    let mut lintian = Command::new("lintian");
+    lintian.args(["--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0"]);
+    run_quietly(lintian.arg(package))
+}
+
+/// Makes all of it from a program that is built.
+fn make(folder: &Path, program: &Path, release: &Release) -> anyhow::Result<Vec<PathBuf>> {
     if folder.exists() {
         fs::remove_dir_all(folder)?;
     }
     fs::create_dir_all(folder)?;
-    let release = Release::of_head()?;
-    let program = match program {
-        Some(program) => program.to_owned(),
-        None => build_release(target, &release)?,
-    };
     let symbols = folder.join(format!("metadata-agent_{}_{}.debug", release.version, deb::ARCHITECTURE));
-    run_quietly(Command::new("objcopy").arg("--only-keep-debug").arg(&program).arg(&symbols))?;
+    run_quietly(Command::new("objcopy").arg("--only-keep-debug").arg(program).arg(&symbols))?;
     let mut made = vec![
-        deb::write(&program, folder, &release)?,
-        rpm::write(&program, folder, &release)?,
-        image::write(&program, folder, &release)?,
+        deb::write(program, folder, release)?,
+        rpm::write(program, folder, release, rpm::FIRST)?,
+        image::write(program, folder, release)?,
         symbols,
-        sbom::write(folder, &release)?,
-        source::write(folder, &release)?,
+        sbom::write(folder, release)?,
+        source::write(folder, release)?,
     ];
     let names: Vec<_> = made.iter().filter_map(|path| path.file_name()).collect();
     let sums = output(Command::new("sha256sum").args(names).current_dir(folder))?;
@@ -94,11 +105,22 @@ fn make(folder: &Path, target: &Path, program: Option<&Path>) -> anyhow::Result<
     Ok(made)
 }
 
-/// A package of a program that was built already, for a machine of the tests.
-pub(crate) fn package_of(program: &Path) -> anyhow::Result<PathBuf> {
-    let folder = build::target().join("package");
-    fs::create_dir_all(&folder)?;
-    deb::write(program, &folder, &Release::of_head()?)
+/// Packages of a program that was built already, for a machine of the tests.
+#[derive(Debug)]
+pub(crate) struct Packages {
+    pub(crate) deb: PathBuf,
+    /// One, and its upgrade.
+    pub(crate) rpms: [PathBuf; 2],
+}
+
+impl Packages {
+    pub(crate) fn of(program: &Path) -> anyhow::Result<Self> {
+        let folder = build::target().join("package");
+        fs::create_dir_all(&folder)?;
+        let (folder, release) = (folder.canonicalize()?, Release::of_head()?);
+        let rpm = |edition| rpm::write(program, &folder, &release, edition);
+        Ok(Self { deb: deb::write(program, &folder, &release)?, rpms: [rpm(rpm::TRIAL)?, rpm(rpm::NEXT)?] })
+    }
 }
 
 /// A container image of a program that was built already, for the tests.

@@ -7,13 +7,37 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::{Release, tree::Tree};
+use super::{MAINTAINER, Release, tree::Tree};
 use crate::command::{output, root, run_quietly};
 
+/// A release of one version.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Edition {
+    number: u32,
+    /// Lines that the options of the release have besides.
+    pub(super) options: &'static str,
+    /// Level of compression.
+    level: u32,
+}
+
+/// The one that is given to others.
+pub(super) const FIRST: Edition = Edition { number: 1, options: "", level: 19 };
+/// Others for tests: the same, and an upgrade with other options by default.
+pub(super) const TRIAL: Edition = Edition { level: 1, ..FIRST };
+pub(super) const NEXT: Edition =
+    Edition { number: 2, options: "# The next release has another line.\n", ..TRIAL };
+
 /// Writes the package of that program into a folder.
-pub(super) fn write(program: &Path, folder: &Path, release: &Release) -> anyhow::Result<PathBuf> {
+pub(super) fn write(
+    program: &Path,
+    folder: &Path,
+    release: &Release,
+    edition: Edition,
+) -> anyhow::Result<PathBuf> {
     let tree = Tree::new(folder.join("tree"))?;
     tree.lay_out(program, folder)?;
+    let sample = fs::read_to_string(root().join("packaging/metadata-agent.conf"))?;
+    tree.text("etc/metadata-agent.conf", &(sample + edition.options))?;
     // As Fedora and its relatives have it.
     fs::create_dir_all(tree.folder().join("usr/share/zsh/site-functions"))?;
     fs::rename(
@@ -28,17 +52,34 @@ pub(super) fn write(program: &Path, folder: &Path, release: &Release) -> anyhow:
         )?;
     }
     tree.set_modes(&[super::tree::PROGRAM])?;
-    let spec = folder.join("metadata-agent.spec");
-    let text = fs::read_to_string(root().join("packaging/rpm/metadata-agent.spec"))?;
-    fs::write(&spec, text.replace("@VERSION@", &release.version))?;
-    let top = folder.join("rpmbuild");
-    let buildroot = top.join("root");
+    let day = output(
+        Command::new("date")
+            .args(["-u", "+%a %b %d %Y", "-d"])
+            .arg(format!("@{}", release.time))
+            .env("LC_ALL", "C"),
+    )?;
+    let spec = fs::read_to_string(root().join("packaging/rpm/metadata-agent.spec"))?;
+    let spec = [
+        ("@VERSION@", release.version.as_str()),
+        ("@RELEASE@", &edition.number.to_string()),
+        ("@LEVEL@", &edition.level.to_string()),
+        ("@MAINTAINER@", MAINTAINER),
+        ("@DAY@", day.trim()),
+    ]
+    .iter()
+    .fold(spec, |spec, (name, value)| spec.replace(name, value));
+    build(&spec, tree.folder(), folder, &release.time)
+}
+
+/// Has rpmbuild make a package of files that are laid out, which are gone then, and puts it into a folder.
+pub(super) fn build(spec: &str, tree: &Path, folder: &Path, time: &str) -> anyhow::Result<PathBuf> {
+    let (file, top) = (folder.join("package.spec"), folder.join("rpmbuild"));
+    fs::write(&file, spec)?;
     let mut build = Command::new("rpmbuild");
-    build.args(["-bb", "--quiet"]).arg("--buildroot").arg(&buildroot);
-    let tree_at = tree.folder().display().to_string();
+    build.args(["-bb", "--quiet"]).arg("--buildroot").arg(top.join("root"));
     for (name, value) in [
         ("_topdir", top.display().to_string().as_str()),
-        ("_tree", &tree_at),
+        ("_tree", &tree.display().to_string()),
         ("_buildhost", "localhost"),
         ("use_source_date_epoch_as_buildtime", "1"),
         ("clamp_mtime_to_source_date_epoch", "1"),
@@ -49,13 +90,13 @@ pub(super) fn write(program: &Path, folder: &Path, release: &Release) -> anyhow:
     ] {
         build.arg("--define").arg(format!("{name} {value}"));
     }
-    run_quietly(build.arg(&spec).env("SOURCE_DATE_EPOCH", &release.time))?;
+    run_quietly(build.arg(&file).env("SOURCE_DATE_EPOCH", time))?;
     let built = output(Command::new("find").arg(top.join("RPMS")).args(["-name", "*.rpm"]))?;
     let built = PathBuf::from(built.lines().next().context("rpmbuild has made nothing")?);
     let package = folder.join(built.file_name().context("no name")?);
     fs::rename(built, &package)?;
     fs::remove_dir_all(top)?;
-    fs::remove_dir_all(tree.folder())?;
-    fs::remove_file(spec)?;
+    fs::remove_dir_all(tree)?;
+    fs::remove_file(file)?;
     Ok(package)
 }

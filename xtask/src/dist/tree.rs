@@ -95,7 +95,7 @@ impl Tree {
 
     /// As Debian has them, whatever mask this process has.
     pub(super) fn set_modes(&self, executable: &[&str]) -> anyhow::Result<()> {
-        let all = output(Command::new("find").arg(&self.0))?;
+        let all = output(Command::new("find").arg(&self.0).args(["-not", "-type", "l"]))?;
         for path in all.lines().map(Path::new) {
             let is_program = executable.iter().any(|name| path == self.0.join(name));
             let mode = if path.is_dir() || is_program { 0o755 } else { 0o644 };

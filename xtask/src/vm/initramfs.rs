@@ -88,8 +88,8 @@ pub(super) struct Initramfs {
 }
 
 impl Initramfs {
-    /// Writes the archive for a machine that runs `test`.
-    pub(super) fn write(kernel: &Installed, cache: &Path, test: &str) -> anyhow::Result<Self> {
+    /// Writes the archive for a machine of that name that runs `test`.
+    pub(super) fn write(name: &str, kernel: &Installed, cache: &Path, test: &str) -> anyhow::Result<Self> {
         let busybox = kernel::busybox(cache)?;
         let mut archive = Archive::default();
         for folder in ["host", "writes", "root"] {
@@ -106,7 +106,7 @@ impl Initramfs {
         archive.file("test.sh", test.as_bytes());
         // Another run may be using its own; one that was killed could not remove it.
         sweep(&kernel.folder)?;
-        let file = kernel.folder.join(format!("{PREFIX}{}", std::process::id()));
+        let file = kernel.folder.join(format!("{PREFIX}{}-{name}", std::process::id()));
         fs::write(&file, archive.finish()).with_context(|| format!("cannot write {}", file.display()))?;
         Ok(Self { file })
     }
@@ -124,7 +124,8 @@ fn sweep(folder: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(folder)?.flatten() {
         let name = entry.file_name();
         let run = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-        if run.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+        if run.and_then(|run| run.split('-').next()).is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+        {
             fs::remove_file(entry.path())?;
         }
     }

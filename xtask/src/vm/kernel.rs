@@ -52,7 +52,8 @@ pub(super) fn choose(names: &[String]) -> anyhow::Result<Vec<&'static Kernel>> {
     names.iter().map(|name| find(name)).collect()
 }
 
-fn find(name: &str) -> anyhow::Result<&'static Kernel> {
+/// The kernel of that name.
+pub(super) fn find(name: &str) -> anyhow::Result<&'static Kernel> {
     let found = KERNELS.iter().find(|kernel| kernel.name == name);
     found.with_context(|| {
         let known: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();

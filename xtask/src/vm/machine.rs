@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(1500);
 const STATUS: &str = "vm-test: ended with ";
 const CONSOLE_LINES: usize = 40;
 
-/// Runs the machine, with more arguments for its kernel, to its end, shows what its tests print behind the kernel's name; an error
+/// Runs the machine, with more arguments for its kernel, to its end, shows what its tests print behind its name; an error
 /// unless they pass.
 pub(super) fn run(
     name: &str,
@@ -29,7 +29,7 @@ pub(super) fn run(
     initramfs: &Initramfs,
     arguments: &str,
 ) -> anyhow::Result<()> {
-    let mut machine = Machine::start(kernel, initramfs, arguments)?;
+    let mut machine = Machine::start(name, kernel, initramfs, arguments)?;
     match machine.status(name) {
         Ok(0) => Ok(()),
         Ok(status) => bail!("the tests in the machine ended with {status}"),
@@ -45,8 +45,8 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(kernel: &Installed, initramfs: &Initramfs, arguments: &str) -> anyhow::Result<Self> {
-        let console = kernel.folder.join("console.log");
+    fn start(name: &str, kernel: &Installed, initramfs: &Initramfs, arguments: &str) -> anyhow::Result<Self> {
+        let console = kernel.folder.join(format!("console-{name}.log"));
         // qemu would keep what another run wrote.
         File::create(&console).with_context(|| format!("cannot write {}", console.display()))?;
         // The machine ends with us even if we are killed.

@@ -8,15 +8,17 @@ mod kernel;
 mod machine;
 
 use std::{
-    fs,
+    collections::VecDeque,
+    fmt, fs,
     num::NonZero,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, ensure};
 use clap::Args;
 
 use crate::{
@@ -26,10 +28,9 @@ use crate::{
     test::need_root,
 };
 
-/// Suites of the end-to-end tests that run in the machines.
-const SUITES: &[&str] = &["vm", "tapless", "systemd"];
-/// Those that take an emulated machine minutes besides, and are not run for each change.
-const LONG_SUITES: &[&str] = &["migration"];
+/// Suites of the end-to-end tests that run in the machines. The last one takes minutes, and is not run for each change.
+const SUITES: &[&str] = &["vm", "tapless", "systemd", "migration"];
+const WITHOUT_IPV6: &[&str] = &["without_ipv6"];
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -44,80 +45,101 @@ pub(crate) struct Options {
     /// On kernels without IPv6 (`ipv6.disable=1`): only what there is to see on these.
     #[arg(long)]
     without_ipv6: bool,
-    /// Without those that take long.
-    #[arg(skip)]
-    is_short: bool,
+    /// What must pass for a change to land: each suite on the kernels that make a difference to it.
+    #[arg(long, conflicts_with_all = ["kernels", "without_ipv6"])]
+    change: bool,
 }
 
-impl Options {
-    /// That kernel, as it was fetched, without IPv6.
-    pub(crate) fn without_ipv6(kernel: &str) -> Self {
-        Self { without_ipv6: true, ..Self::only(&[kernel]) }
-    }
+/// Machines of each change, those that take longest first. What systemd has to do with the agent is no matter of the kernel: that
+/// suite runs with Debian's own pair, and on the others with `cargo xtask vm-test`.
+const OF_EACH_CHANGE: [Job; 4] = [
+    Job { kernel: "6.1", suites: &["systemd"], without_ipv6: false },
+    Job { kernel: "6.12", suites: &["vm", "tapless"], without_ipv6: false },
+    Job { kernel: "6.1", suites: &["vm", "tapless"], without_ipv6: false },
+    Job { kernel: "6.12", suites: WITHOUT_IPV6, without_ipv6: true },
+];
 
-    /// These kernels, as they were fetched, and the tests of each change.
-    pub(crate) fn only(kernels: &[&str]) -> Self {
-        Self {
-            kernels: kernels.iter().map(|name| (*name).to_owned()).collect(),
-            refresh: false,
-            filter: None,
-            without_ipv6: false,
-            is_short: true,
-        }
+/// One machine's part of the tests.
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    kernel: &'static str,
+    suites: &'static [&'static str],
+    without_ipv6: bool,
+}
+
+impl Job {
+    /// Name of the machine, which is part of files' names.
+    fn name(&self) -> String {
+        format!("{}-{}", self.kernel, self.suites.join("-"))
     }
 }
 
-/// Outcome of one kernel's run.
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "kernel {}, {}", self.kernel, self.suites.join(", "))
+    }
+}
+
+/// Outcome of a job.
 struct Outcome {
-    /// Name and release of the kernel.
-    kernel: String,
+    job: Job,
+    /// Release of the kernel.
+    release: String,
     /// Reason for which it failed, if it did.
     failure: Option<String>,
     time: Duration,
 }
 
-/// Runs the tests on each kernel; all are tried whatever fails.
+/// Runs the tests as the options say.
 pub(crate) fn test(options: &Options) -> anyhow::Result<()> {
+    if options.change {
+        return run(&OF_EACH_CHANGE, options.filter.as_deref(), options.refresh);
+    }
+    let suites = if options.without_ipv6 { WITHOUT_IPV6 } else { SUITES };
+    let on = |kernel: &'static kernel::Kernel| Job {
+        kernel: kernel.name,
+        suites,
+        without_ipv6: options.without_ipv6,
+    };
+    let jobs: Vec<_> = kernel::choose(&options.kernels)?.into_iter().map(on).collect();
+    run(&jobs, options.filter.as_deref(), options.refresh)
+}
+
+/// Runs the tests of each change, on kernels without TCX and with it.
+pub(crate) fn test_change() -> anyhow::Result<()> {
+    run(&OF_EACH_CHANGE, None, false)
+}
+
+/// Runs jobs, as many at a time as there are processors; all are tried whatever fails.
+fn run(jobs: &[Job], filter: Option<&str>, refresh: bool) -> anyhow::Result<()> {
     need_root("virtual machines see this machine's files as root")?;
-    let kernels = kernel::choose(&options.kernels)?;
     setup::for_vm_tests()?;
     let agent = build::build(&build::Options { release: false })?;
-    let program = Program {
-        package: dist::package_of(&agent)?.canonicalize()?,
-        agent,
-        suites: Vec::new(),
-        tests: build_tests()?,
-    };
-    let suites = match options {
-        Options { without_ipv6: true, .. } => vec!["without_ipv6"],
-        Options { is_short: true, .. } => SUITES.to_vec(),
-        _ => [SUITES, LONG_SUITES].concat(),
-    };
-    let program = program.with_tests(&suites, options.filter.as_deref())?;
-    let arguments = if options.without_ipv6 { " ipv6.disable=1" } else { "" };
+    let programs = Programs { packages: dist::Packages::of(&agent)?, agent, tests: build_tests()? };
     let cache = cache()?;
 
     // Whatever has to be fetched is, before machines run side by side.
     kernel::busybox(&cache)?;
-    let mut installed = Vec::new();
-    for kernel in kernels {
-        installed.push((kernel.name, kernel.install(&cache, options.refresh)?));
+    let mut waiting = VecDeque::new();
+    for job in jobs {
+        let kernel = kernel::find(job.kernel)?.install(&cache, refresh)?;
+        waiting.push_back((*job, kernel, programs.script(job.suites, filter)?));
     }
-    // Each machine takes one processor, whatever it has.
-    let at_a_time = thread::available_parallelism().map_or(1, NonZero::get);
-    let mut outcomes = Vec::new();
-    for some in installed.chunks(at_a_time) {
-        let (cache, program, arguments) = (&cache, &program, arguments);
-        thread::scope(|scope| {
-            let on = |(name, kernel)| scope.spawn(move || run_on(name, kernel, cache, program, arguments));
-            let running: Vec<_> = some.iter().map(|(name, kernel)| on((name, kernel))).collect();
-            for thread in running {
-                outcomes.push(thread.join().map_err(|_| anyhow!("a machine's thread panicked"))?);
-            }
-            anyhow::Ok(())
-        })?;
-    }
-    report(&outcomes)
+    let (waiting, outcomes) = (Mutex::new(waiting), Mutex::new(Vec::new()));
+    // A machine takes one processor, whatever it has.
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    thread::scope(|scope| {
+        for _ in 0..processors {
+            scope.spawn(|| {
+                while let Some((job, kernel, script)) = next() {
+                    let outcome = run_job(job, &kernel, &cache, &script);
+                    outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
+                }
+            });
+        }
+    });
+    report(&outcomes.into_inner().unwrap_or_else(PoisonError::into_inner), jobs.len())
 }
 
 /// Makes the image of the guests that the end-to-end tests boot.
@@ -133,74 +155,63 @@ fn cache() -> anyhow::Result<PathBuf> {
 }
 
 /// Programs that run in the machines.
-struct Program {
+struct Programs {
     agent: PathBuf,
-    /// The same, as a package.
-    package: PathBuf,
+    /// The same, as packages.
+    packages: dist::Packages,
     tests: PathBuf,
-    /// Names of the tests of each suite.
-    suites: Vec<Vec<String>>,
 }
 
-impl Program {
-    /// The tests of these suites whose name has the filter in it. A machine in which no test runs would pass.
-    fn with_tests(mut self, suites: &[&str], filter: Option<&str>) -> anyhow::Result<Self> {
+impl Programs {
+    /// The script that a machine runs, whose status is the machine's: the tests of these suites whose name has the filter in
+    /// it. A machine in which no test runs would pass.
+    fn script(&self, suites: &[&str], filter: Option<&str>) -> anyhow::Result<String> {
         let list = output(Command::new(&self.tests).args(["--ignored", "--list", "--format=terse"]))?;
         let all: Vec<_> = list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
         let is_wanted = |name: &&&str| filter.is_none_or(|filter| name.contains(filter));
+        let agent = quoted(&self.agent.to_string_lossy());
+        let package = quoted(&self.packages.deb.to_string_lossy());
+        let [rpm, next_rpm] = self.packages.rpms.each_ref().map(|package| quoted(&package.to_string_lossy()));
+        let tests = quoted(&self.tests.to_string_lossy());
+        let mut script = format!(
+            "export METADATA_AGENT_BIN={agent} METADATA_AGENT_PACKAGE={package}\n\
+             export METADATA_AGENT_RPM={rpm} METADATA_AGENT_NEXT_RPM={next_rpm}\nstatus=0\n"
+        );
+        let mut is_empty = true;
         for suite in suites {
             let prefix = format!("{suite}::");
-            let tests = all.iter().filter(|name| name.starts_with(&prefix)).filter(is_wanted);
-            let tests: Vec<_> = tests.map(|name| (*name).to_owned()).collect();
-            if tests.is_empty() && filter.is_none() {
-                bail!("the suite {suite} has no test for the machines");
+            let names: Vec<_> =
+                all.iter().filter(|name| name.starts_with(&prefix)).filter(is_wanted).copied().collect();
+            if names.is_empty() {
+                ensure!(filter.is_some(), "the suite {suite} has no test for the machines");
+                continue;
             }
-            self.suites.push(tests);
-        }
-        self.suites.retain(|tests| !tests.is_empty());
-        if self.suites.is_empty() {
-            bail!("no test for the machines has {:?} in its name", filter.unwrap_or_default());
-        }
-        Ok(self)
-    }
-
-    /// The script that a machine runs; its status is the machine's.
-    fn script(&self) -> String {
-        let agent = quoted(&self.agent.to_string_lossy());
-        let package = quoted(&self.package.to_string_lossy());
-        let tests = quoted(&self.tests.to_string_lossy());
-        let mut script =
-            format!("export METADATA_AGENT_BIN={agent} METADATA_AGENT_PACKAGE={package}\nstatus=0\n");
-        for suite in &self.suites {
-            let names = suite.join(" ");
+            is_empty = false;
+            let names = names.join(" ");
             // One test at a time: the machine is slow, and one can use the chassis of another.
             script += &format!(
                 "{tests} --ignored --test-threads=1 --show-output --color=never --exact {names} || status=$?\n"
             );
         }
-        script + "exit $status\n"
+        ensure!(!is_empty, "no test for the machines has {:?} in its name", filter.unwrap_or_default());
+        Ok(script + "exit $status\n")
     }
 }
 
-fn run_on(
-    name: &str,
-    installed: &kernel::Installed,
-    cache: &Path,
-    program: &Program,
-    arguments: &str,
-) -> Outcome {
+fn run_job(job: Job, kernel: &kernel::Installed, cache: &Path, script: &str) -> Outcome {
     let started = Instant::now();
-    say(&format!("kernel {name}"));
+    say(&job.to_string());
+    let arguments = if job.without_ipv6 { " ipv6.disable=1" } else { "" };
     let run = || {
-        let initramfs = initramfs::Initramfs::write(installed, cache, &program.script())?;
-        machine::run(name, installed, &initramfs, arguments)
+        let name = job.name();
+        let initramfs = initramfs::Initramfs::write(&name, kernel, cache, script)?;
+        machine::run(&name, kernel, &initramfs, arguments)
     };
     let failure = run().err().map(|error| format!("{error:#}"));
-    let kernel = format!("{name} ({})", installed.release);
     if let Some(failure) = &failure {
-        say(&format!("kernel {kernel} failed: {failure}"));
+        say(&format!("{job} failed: {failure}"));
     }
-    Outcome { kernel, failure, time: started.elapsed() }
+    Outcome { job, release: kernel.release.clone(), failure, time: started.elapsed() }
 }
 
 /// Builds the end-to-end tests.
@@ -217,16 +228,14 @@ fn build_tests() -> anyhow::Result<PathBuf> {
     program.context("cargo does not say where it put the tests")
 }
 
-fn report(outcomes: &[Outcome]) -> anyhow::Result<()> {
+fn report(outcomes: &[Outcome], jobs: usize) -> anyhow::Result<()> {
     println!();
-    for Outcome { kernel, failure, time } in outcomes {
+    for Outcome { job, release, failure, time } in outcomes {
         let verdict = if failure.is_none() { "pass" } else { "FAIL" };
-        println!("{verdict}  {:>4.0} s  {kernel}", time.as_secs_f64());
+        println!("{verdict}  {:>4.0} s  {job} ({release})", time.as_secs_f64());
     }
-    let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
-    if failed > 0 {
-        bail!("{failed} of {} kernels failed", outcomes.len());
-    }
+    let passed = outcomes.iter().filter(|outcome| outcome.failure.is_none()).count();
+    ensure!(passed == jobs, "{passed} of {jobs} machines passed");
     Ok(())
 }
 

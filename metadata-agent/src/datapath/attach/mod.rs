@@ -19,7 +19,7 @@ pub(super) use ending::unpin_all;
 pub(super) struct Attachment {
     kind: Kind,
     /// Links of a former agent are here in either case.
-    links: tcx::Links,
+    links: tcx::TcxLinks,
     filters: clsact::Filters,
 }
 
@@ -45,7 +45,7 @@ impl Attachment {
         service: &Device,
     ) -> Result<Self, Error> {
         let mut attachment =
-            Self { kind: Kind::Tcx, links: tcx::Links::new(links), filters: clsact::Filters::default() };
+            Self { kind: Kind::Tcx, links: tcx::TcxLinks::new(links), filters: clsact::Filters::default() };
         if mode != AttachMode::Clsact {
             match attachment.attach(to_guest, SERVICE, service) {
                 Ok(()) => {

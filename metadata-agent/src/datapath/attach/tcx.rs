@@ -17,7 +17,7 @@ use crate::datapath::{Device, Error};
 
 /// The pinned links of one agent.
 #[derive(Debug)]
-pub(in crate::datapath) struct Links {
+pub(in crate::datapath) struct TcxLinks {
     folder: PathBuf,
     /// By the names of their pins.
     held: HashMap<String, FdLink>,
@@ -25,7 +25,7 @@ pub(in crate::datapath) struct Links {
     endings: Endings,
 }
 
-impl Links {
+impl TcxLinks {
     pub(super) fn new(folder: PathBuf) -> Self {
         Self { folder, held: HashMap::new(), endings: Endings::start() }
     }

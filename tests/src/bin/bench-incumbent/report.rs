@@ -1,11 +1,12 @@
 //! The table, and the same as bars.
 
-use std::fmt::Write as _;
-
-use metadata_tests::spread::Spread;
+use metadata_tests::{
+    chart::{self, Picture},
+    spread::Spread,
+};
 
 const SIDES: [&str; 2] = ["neutron-ovn-metadata-agent + haproxy", "this agent"];
-const COLOURS: [&str; 2] = ["#d1571a", "#1f6feb"];
+const COLOURS: [&str; 2] = [chart::COLOURS[1], chart::COLOURS[0]];
 const NAMES: f64 = 470.0;
 const BARS: f64 = 380.0;
 const VALUES: f64 = 90.0;
@@ -76,42 +77,24 @@ impl Report {
 
     /// Two bars for each figure, of which the longer one is as long as there is room.
     pub(crate) fn drawing(&self) -> String {
-        let (width, height) = (NAMES + BARS + VALUES, TOP + ROW * self.0.len() as f64 + 10.0);
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
-             font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-        );
+        let height = TOP + ROW * self.0.len() as f64 + 10.0;
+        let mut picture = Picture::new(NAMES + BARS + VALUES, height);
         for ((side, name), colour) in SIDES.iter().enumerate().zip(COLOURS) {
             let left = NAMES + side as f64 * 290.0;
-            let _ = writeln!(
-                svg,
-                "<text x=\"{left}\" y=\"20\" fill=\"{colour}\" font-weight=\"bold\">{name}</text>"
-            );
+            picture.text(left, 20.0, &format!("fill=\"{colour}\" font-weight=\"bold\""), name);
         }
         for (number, row) in self.0.iter().enumerate() {
             let top = TOP + ROW * number as f64;
             let most = row.values[0].max(row.values[1]);
             let arrow = if row.better == Better::More { "more" } else { "less" };
-            let _ = writeln!(
-                svg,
-                "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{} ({arrow} is better)</text>",
-                NAMES - 8.0,
-                top + BAR + 4.0,
-                row.name
-            );
+            let name = format!("{} ({arrow} is better)", row.name);
+            picture.text(NAMES - 8.0, top + BAR + 4.0, "text-anchor=\"end\"", &name);
             for (side, (value, colour)) in row.values.iter().zip(COLOURS).enumerate() {
                 let (top, length) = (top + side as f64 * (BAR + 1.0), (BARS * value / most).max(1.0));
-                let _ = writeln!(
-                    svg,
-                    "<rect x=\"{NAMES}\" y=\"{top}\" width=\"{length:.1}\" height=\"{BAR}\" fill=\"{colour}\"/>\n\
-                     <text x=\"{:.1}\" y=\"{:.1}\" font-size=\"11\">{}</text>",
-                    NAMES + length + 5.0,
-                    top + BAR - 1.5,
-                    row.value(side)
-                );
+                picture.rectangle([NAMES, top], [length, BAR], &format!("fill=\"{colour}\""));
+                picture.text(NAMES + length + 5.0, top + BAR - 1.5, "font-size=\"11\"", &row.value(side));
             }
         }
-        svg.push_str("</svg>\n");
-        svg
+        picture.finish()
     }
 }
