@@ -19,6 +19,7 @@
 //! cloud_init   what Debian's suites have of it, run inside a guest
 //! first_answer   how soon a plugged guest is answered                              spread    figures of several rounds
 //! load      as much as a guest's connections can ask         world     a part of the machine for one program
+//! flood     a guest that writes frames to its tap as fast as processors can
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
 //! astray    a Nova that breaks framing, and marks each answer with whose it is          random    by a seed
 //! region    thousands of ports in a real Southbound, and the control planes of their hosts, without a kernel
@@ -35,6 +36,7 @@ pub mod container;
 #[cfg(test)]
 mod documents;
 pub mod first_answer;
+pub mod flood;
 pub mod guest;
 pub mod http;
 pub mod interpreter;
