@@ -192,6 +192,7 @@ fn remove_devices(ovs: &ovsdb_client::Config) -> Result<(), String> {
 }
 
 fn cleanup(config: &Config) -> anyhow::Result<()> {
+    takeover::check_alone(&config.run_dir)?;
     let lock = tell_to_leave(&config.run_dir)?;
     remove_all(config, lock)
 }

@@ -32,6 +32,20 @@ pub(crate) async fn give_signs_of_life() {
     }
 }
 
+/// Warns an agent that came after another without a start of the service if nobody waits for its signs of life.
+///
+/// What the service manager asks for is in the environment of a process that it starts, and a successor has that of its
+/// predecessor. A unit that got its patience since then, by an upgrade, has it from the next start on; the service manager goes by
+/// what was asked for at the last one as well (`watchdog_original_usec` in systemd's service.c).
+pub(crate) fn warn_if_unwatched() {
+    if env::var_os("NOTIFY_SOCKET").is_some() && env::var_os("WATCHDOG_USEC").is_none() {
+        warn!(
+            "the service manager waits for no signs of life, since the unit had no WatchdogSec= when the service was started last; if it \
+             has one now, `systemctl restart` has it count"
+        );
+    }
+}
+
 /// Period of the signs: a third of the service manager's patience (sd_watchdog_enabled(3)). Its variable `WATCHDOG_PID` is not
 /// looked at: a successor is a process of its predecessor's, and has its environment.
 fn period(patience: &str) -> Option<Duration> {

@@ -1,8 +1,9 @@
 //! Attachment of the programs, which stays on its devices, and limits of one port.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,8 @@ use metadata_tests::{
     command::{Words as _, run},
     kernel,
     port::Port,
-    stage::Stage,
+    programs::{Programs, Which},
+    stage::{Path, Stage},
     wait::until,
 };
 
@@ -205,6 +207,49 @@ fn the_way_to_attach_can_be_changed_by_a_restart() -> Result<()> {
     cloud.agent.wait_gone(&red.port.tap)?;
     own_identity(&blue)?;
     attached(&cloud, &red.port.tap, (0, 0))
+}
+
+/// A link is on its tap, and the filter that an agent of the other kind has left there cannot be taken off for want of
+/// descriptors: it is taken off with the link.
+#[test]
+fn a_filter_that_could_not_be_removed_goes_with_its_port() -> Result<()> {
+    if !has_tcx()? {
+        return Ok(());
+    }
+    let cloud = cloud(&["attach = tcx"])?;
+    let [red, _] = cloud.overlapping_guests()?;
+    let guest = cloud.chassis.add_guest(&cloud.chassis.add_network("green")?, Path::OnLink)?;
+    let tap = guest.port.tap.as_str();
+    let mut programs = Programs::load()?;
+    cloud.chassis.host().run(|| programs.leave_filter(Which::FromGuest, tap, 0xa9fe))??;
+    attached(&cloud, tap, (0, 1))?;
+    // Enough for the link and a socket, and not for what asking for filters takes.
+    let agent = cloud.agent.id()?;
+    let limit = limit_with_room(agent, 3)?;
+    let allow = |limit: &str| run(Command::new("prlimit").words(format!("--pid {agent} --nofile={limit}:")));
+    let before =
+        run(Command::new("prlimit").words(format!("--pid {agent} --nofile --noheadings --output SOFT")))?;
+    allow(&limit.to_string())?;
+    cloud.chassis.write_inventory(&[&red.port, &guest.port])?;
+    cloud.agent.reload()?;
+    let half = attached(&cloud, tap, (1, 1));
+    cloud.agent.wait_logged(&[&format!("cannot attach to {tap} "), "Too many open files"])?;
+    cloud.chassis.write_inventory(&[&red.port])?;
+    allow(before.trim())?;
+    half?;
+    cloud.agent.reload()?;
+    cloud.agent.wait_gone(tap)?;
+    attached(&cloud, tap, (0, 0))?;
+    own_identity(&red)
+}
+
+/// Limit on a process' descriptors with which it can have that many more.
+fn limit_with_room(process: u32, room: usize) -> Result<usize> {
+    let mut used = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{process}/fd"))? {
+        used.insert(entry?.file_name().to_string_lossy().parse::<usize>()?);
+    }
+    (0..).filter(|number| !used.contains(number)).nth(room).context("there are infinitely many numbers")
 }
 
 /// Filters come after links: an agent that has maps of its own could not take its predecessor's frames over.

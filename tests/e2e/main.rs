@@ -11,6 +11,7 @@ mod control_plane;
 mod datapath;
 mod explain;
 mod fairness;
+mod floods;
 mod foreign;
 mod frames;
 mod gateways;

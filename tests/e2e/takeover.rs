@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{IoSlice, IoSliceMut},
+    os::unix::fs::symlink,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -304,6 +305,39 @@ fn a_successor_that_cannot_start_leaves_the_running_agent_to_serve() -> Result<(
     own_identity(&other)?;
     ends_well(cloud.agent.replace()?)?;
     own_identity(&guest)
+}
+
+/// The service device is one for each network namespace: an agent with files of its own leaves it to the one that has it, and
+/// so does a clean-up.
+#[test]
+fn an_agent_of_another_run_directory_is_refused() -> Result<()> {
+    let cloud = Cloud::on(Stage::start()?, &Options::default())?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    let (agent, device) = (&cloud.agent, cloud.chassis.host().ifindex("metadata0")?);
+    let (run_dir, own) = (agent.run_dir().to_owned(), cloud.chassis.sandbox().path("another"));
+    let named = format!("with the run directory {}", run_dir.display());
+    unnoticed(&guest, || {
+        let options = |run_dir: &Path| {
+            let netns = ("metadata_ebpf", format!("netns = {}-other", cloud.chassis.sandbox().prefix()));
+            let run_dir = ("metadata_ebpf", format!("run_dir = {}", run_dir.display()));
+            Options { more: vec![netns, run_dir], ..Options::default() }
+        };
+        agent.configure(&cloud.chassis, &options(&own))?;
+        ensure!(!agent.another(&[])?.wait()?.success(), "it started");
+        agent.wait_logged(&["another agent runs in this network namespace", &named])?;
+        let cleaned = agent.clean_up();
+        ensure!(cleaned.is_err_and(|error| format!("{error:#}").contains(&named)), "it cleaned up");
+        // The same folder under another name.
+        let link = cloud.chassis.sandbox().path("link");
+        symlink(&run_dir, &link)?;
+        agent.configure(&cloud.chassis, &options(&link))?;
+        ensure!(!agent.another(&[])?.wait()?.success(), "it started");
+        agent.wait_logged(&["the running agent's service namespace is"])?;
+        agent.configure(&cloud.chassis, &Options::default())
+    })?;
+    assert_eq!(cloud.chassis.host().ifindex("metadata0")?, device, "the service device was made anew");
+    assert!(!own.exists(), "it left a run directory");
+    own_identity(&other)
 }
 
 /// Another agent as the running one sees it.

@@ -196,8 +196,12 @@ impl Guest {
 
     /// Sends SYNs to the metadata address until told to stop; returns how many.
     pub fn flood(&self, stop: &AtomicBool) -> Result<u64> {
-        let mut packet = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0];
-        packet.extend(self.port.address.octets());
+        self.flood_as(stop, |_| self.port.address)
+    }
+
+    /// The same with a source for each, by its number.
+    pub fn flood_as(&self, stop: &AtomicBool, source: impl Fn(u64) -> Ipv4Addr + Sync) -> Result<u64> {
+        let mut packet = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0];
         packet.extend(METADATA.ip().octets());
         packet.extend([0, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
         let flood = || -> nix::Result<u64> {
@@ -205,6 +209,7 @@ impl Guest {
                 socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
             let mut sent = 0_u64;
             while !stop.load(Ordering::Relaxed) {
+                packet[12..16].copy_from_slice(&source(sent).octets());
                 packet[20..22].copy_from_slice(&((sent % 60_000) as u16 + 1024).to_be_bytes());
                 sendto(socket.as_raw_fd(), &packet, &SockaddrIn::from(METADATA), MsgFlags::empty())?;
                 sent += 1;

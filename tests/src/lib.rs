@@ -21,6 +21,7 @@
 //! dashboard  the packages' one: its panels and their queries, held against Grafana's types
 //! prometheus  a real one that scrapes an agent             chart     lines as a picture
 //! load      as much as a guest's connections can ask         world     a part of the machine for one program
+//! flood     a guest that writes frames to its tap as fast as processors can
 //! traffic   guests that ask all the time, and must not notice what happens meanwhile
 //! astray    a Nova that breaks framing, and marks each answer with whose it is          random    by a seed
 //! region    thousands of ports in a real Southbound, and the control planes of their hosts, without a kernel
@@ -39,6 +40,7 @@ pub mod dashboard;
 #[cfg(test)]
 mod documents;
 pub mod first_answer;
+pub mod flood;
 pub mod guest;
 pub mod http;
 pub mod interpreter;

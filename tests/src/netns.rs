@@ -109,7 +109,12 @@ impl Namespace {
 
     /// The SYNs that had to be sent once more.
     pub fn repeated_syns(&self) -> Result<u64> {
-        self.statistic("netstat", "TcpExt: ", "TCPSynRetrans")
+        self.tcp_extension("TCPSynRetrans")
+    }
+
+    /// One of the statistics that Linux has of TCP beyond the standard's: `ListenOverflows`, `TCPTimeouts`, ...
+    pub fn tcp_extension(&self, name: &str) -> Result<u64> {
+        self.statistic("netstat", "TcpExt: ", name)
     }
 
     fn statistic(&self, file: &str, group: &str, name: &str) -> Result<u64> {

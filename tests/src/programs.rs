@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, MapData, PerCpuArray},
-    programs::SchedClassifier,
+    programs::{
+        SchedClassifier, TcAttachType,
+        tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact},
+    },
 };
 use metadata_agent::datapath::OBJECT;
 use metadata_ebpf::{
@@ -155,6 +158,18 @@ impl Programs {
         let result = self.program(which)?.test_run(options)?;
         ensure!(out[..result.data_size_out as usize] == *frame, "the program changed the frame");
         Ok(u64::try_from(result.duration.as_nanos())?)
+    }
+
+    /// Puts a program on a device of the calling thread's namespace as a filter with that minor handle, which stays there.
+    pub fn leave_filter(&mut self, which: Which, device: &str, handle: u16) -> Result<()> {
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut(which.name()).context("no program")?.try_into()?;
+        qdisc_add_clsact(device)?;
+        let options = NlOptions { priority: 1, handle: TcHandle::new(0, handle), classid: None };
+        let id =
+            program.attach_with_options(device, TcAttachType::Ingress, TcAttachOptions::Netlink(options))?;
+        std::mem::forget(program.take_link(id)?);
+        Ok(())
     }
 
     fn program(&self, which: Which) -> Result<&SchedClassifier> {

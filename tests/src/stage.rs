@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::Ipv4Addr,
+    num::NonZeroUsize,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -99,6 +100,14 @@ impl Stage {
     /// A port's tap with no machine behind it, which is all that the host has of a machine that says nothing.
     pub fn add_tap(&self, port: Port) -> Result<BareTap> {
         BareTap::plug(&self.host, port, self.next_ifindex.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The same with several queues, plugged into the network's bridge.
+    pub fn add_tap_on(&self, network: &Network, queues: NonZeroUsize) -> Result<BareTap> {
+        let ifindex = self.next_ifindex.fetch_add(1, Ordering::Relaxed);
+        let tap = BareTap::plug_with(&self.host, Port::new(network)?, ifindex, queues)?;
+        self.host.ip(format!("link set {} master {}", tap.port.tap, bridge(&network.id)))?;
+        Ok(tap)
     }
 
     /// Makes the tap, under its name but with a new ifindex, and configures the guest's end.

@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     io::{self, ErrorKind, Read, Write},
+    net::SocketAddrV4,
     os::fd::AsFd as _,
     time::{Duration, Instant},
 };
@@ -20,13 +21,13 @@ const LIMIT: Duration = Duration::from_secs(60);
 const VIRTIO: usize = 10;
 const IP: usize = VIRTIO + 14;
 const TCP: usize = IP + 20;
-const LARGEST_FRAME: usize = 70_000;
+pub(crate) const LARGEST_FRAME: usize = 70_000;
 
 const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
+pub(crate) const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const ACK: u8 = 0x10;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
 
 /// The machine, with one connection. It is unplugged when dropped.
 #[derive(Debug)]
@@ -119,21 +120,8 @@ impl Station {
     }
 
     fn transmit(&mut self, seq: u32, ack: u32, flags: u8, payload: &[u8]) -> io::Result<()> {
-        let length = (40 + payload.len() as u16).to_be_bytes();
-        let addresses = [self.port.address.octets(), METADATA.ip().octets()].concat();
-        let mut ip = [&[0x45, 0][..], &length, &[0, 1, 0x40, 0, 64, 6, 0, 0], &addresses].concat();
-        let sum = checksum(&ip).to_be_bytes();
-        ip[10..12].copy_from_slice(&sum);
-        let mut tcp = [self.source_port.to_be_bytes(), METADATA.port().to_be_bytes()].concat();
-        tcp.extend([seq.to_be_bytes(), ack.to_be_bytes()].concat());
-        tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-        tcp.extend(payload);
-        let pseudo_header = [&addresses[..], &[0, 0, 0, 6], &(tcp.len() as u32).to_be_bytes()].concat();
-        let sum = checksum(&[&pseudo_header[..], &tcp].concat()).to_be_bytes();
-        tcp[16..18].copy_from_slice(&sum);
-        let ethernet = [0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2, 0x08, 0x00];
-        let frame = [&[0; VIRTIO][..], &ethernet, &ip, &tcp].concat();
-        self.tap.write_all(&frame)
+        let from = SocketAddrV4::new(self.port.address, self.source_port);
+        self.tap.write_all(&Sent { from, to: METADATA, seq, ack, flags, payload }.frame())
     }
 }
 
@@ -180,19 +168,56 @@ impl Read for Station {
     }
 }
 
+/// A TCP segment from a guest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent<'a> {
+    pub(crate) from: SocketAddrV4,
+    pub(crate) to: SocketAddrV4,
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    pub(crate) flags: u8,
+    pub(crate) payload: &'a [u8],
+}
+
+impl Sent<'_> {
+    /// The frame as a tap's descriptor takes it.
+    pub(crate) fn frame(self) -> Vec<u8> {
+        let Self { from, to, seq, ack, flags, payload } = self;
+        let mut tcp = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+        tcp.extend([seq.to_be_bytes(), ack.to_be_bytes()].concat());
+        tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        tcp.extend(payload);
+        let addresses = [from.ip().octets(), to.ip().octets()].concat();
+        let pseudo_header = [&addresses[..], &[0, 0, 0, 6], &(tcp.len() as u32).to_be_bytes()].concat();
+        let sum = checksum(&[&pseudo_header[..], &tcp].concat()).to_be_bytes();
+        tcp[16..18].copy_from_slice(&sum);
+        packet(6, &addresses, &tcp)
+    }
+}
+
+/// An IPv4 packet in a frame, as a tap's descriptor takes it.
+pub(crate) fn packet(protocol: u8, addresses: &[u8], content: &[u8]) -> Vec<u8> {
+    let length = (20 + content.len() as u16).to_be_bytes();
+    let mut ip = [&[0x45, 0][..], &length, &[0, 1, 0x40, 0, 64, protocol, 0, 0], addresses].concat();
+    let sum = checksum(&ip).to_be_bytes();
+    ip[10..12].copy_from_slice(&sum);
+    let ethernet = [0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2, 0x08, 0x00];
+    [&[0; VIRTIO][..], &ethernet, &ip, content].concat()
+}
+
 /// A TCP segment from the service.
 #[derive(Debug)]
-struct Segment {
-    address: [u8; 4],
-    port: u16,
-    seq: u32,
-    ack: u32,
-    flags: u8,
+pub(crate) struct Segment {
+    pub(crate) address: [u8; 4],
+    pub(crate) port: u16,
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    pub(crate) flags: u8,
     payload: Vec<u8>,
 }
 
 impl Segment {
-    fn of(frame: &[u8]) -> Option<Self> {
+    pub(crate) fn of(frame: &[u8]) -> Option<Self> {
         let is_tcp = frame.get(IP) == Some(&0x45) && frame.get(IP + 9) == Some(&6);
         let tcp = frame.get(TCP..).filter(|tcp| is_tcp && tcp.len() >= 20)?;
         let word = |at: usize| Some(u32::from_be_bytes(*tcp.get(at..)?.first_chunk()?));

@@ -15,6 +15,7 @@ use std::{
     fs::File,
     io::{self, ErrorKind, Read as _, Write as _},
     iter,
+    num::NonZeroUsize,
     os::{
         fd::{AsFd as _, AsRawFd as _},
         unix::fs::OpenOptionsExt as _,
@@ -62,14 +63,23 @@ struct End {
 pub struct BareTap {
     pub port: Port,
     pub ifindex: u32,
-    _device: File,
+    /// Descriptors, one for each queue.
+    pub queues: Vec<File>,
 }
 
 impl BareTap {
     pub(crate) fn plug(host: &Namespace, port: Port, ifindex: u32) -> Result<Self> {
-        let device = create(host, &port.tap, Some(ifindex))?;
+        Self::plug_with(host, port, ifindex, NonZeroUsize::MIN)
+    }
+
+    /// The same with so many queues, as a machine of several processors has them.
+    pub fn plug_with(host: &Namespace, port: Port, ifindex: u32, queues: NonZeroUsize) -> Result<Self> {
+        let kind = if queues.get() == 1 { 0 } else { libc::IFF_MULTI_QUEUE };
+        let first = open(host, &port.tap, Some(ifindex), kind)?;
+        let more = (1..queues.get()).map(|_| open(host, &port.tap, None, kind));
+        let queues = iter::once(Ok(first)).chain(more).collect::<Result<_>>()?;
         set_up(host, &port.tap)?;
-        Ok(Self { port, ifindex, _device: device })
+        Ok(Self { port, ifindex, queues })
     }
 }
 
@@ -92,11 +102,16 @@ pub(crate) fn connect(
 
 /// A tap lives as long as somebody has its descriptor.
 pub(crate) fn create(netns: &Namespace, name: &str, ifindex: Option<u32>) -> Result<File> {
+    open(netns, name, ifindex, 0)
+}
+
+/// One queue of a tap, which is made if it is not there.
+fn open(netns: &Namespace, name: &str, ifindex: Option<u32>, kind: libc::c_int) -> Result<File> {
     let make = || -> io::Result<File> {
         // The device appears in the namespace in which this is opened.
         let file =
             File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
-        let request = request(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
+        let request = request(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | kind);
         // SAFETY: the descriptor is open, and the pointers are to values of the types that these calls read.
         unsafe {
             if let Some(ifindex) = ifindex {

@@ -15,8 +15,14 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Cost of the datapath to bystanders, guests, and the neighbours of a guest that floods it.
+    /// Cost of the datapath to bystanders and guests.
     Datapath,
+    /// One guest's requests beside another that floods from a tap as a hypervisor makes it, and the cost of a dropped frame.
+    Floods {
+        /// Options and parts of the measurement; `--help` tells them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Time to a guest's first answer, cost of a restart to guests, and memory by networks, on a real OVN.
     Control {
         /// Memory only.
@@ -104,6 +110,10 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
         What::Datapath => {
             setup::for_tests()?;
             of_agent("bench-datapath", &[])
+        }
+        What::Floods { options } => {
+            setup::for_tests()?;
+            of_agent("bench-floods", options)
         }
         What::Control { memory } => {
             setup::for_tests()?;

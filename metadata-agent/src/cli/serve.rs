@@ -25,7 +25,7 @@ use crate::{
     reconcile::{self, Reconciler},
     startup::{self, RunLock},
     supervisor::{self, Guests, Orphan, Supervisor},
-    takeover::{Offering, Predecessor, store},
+    takeover::{self, Offering, Predecessor, store},
     tokens::Tokens,
     version::VERSION,
     watchdog,
@@ -43,14 +43,13 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
     mounts::check(&[&config.run_dir, Path::new(NAMESPACES)])
         .context("cannot read this process' mounts")??;
     startup::allow_connections(config.limits.connections)?;
+    takeover::check_alone(&config.run_dir)?;
     let mut former = store::take();
     let (lock, mut predecessor) = match startup::lock(&config.run_dir)? {
         Some(lock) => (lock, None),
-        None if !may_replace => bail!(
-            "another agent runs in {}, and --no-takeover leaves it alone; give this one its own [metadata_ebpf] run_dir and \
-             netns",
-            config.run_dir.display()
-        ),
+        None if !may_replace => {
+            bail!("another agent runs in {}, and --no-takeover leaves it alone", config.run_dir.display())
+        }
         None => {
             let (lock, predecessor) = prepare_takeover(config)?;
             (lock, Some(predecessor))
@@ -81,7 +80,8 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
 
     // The control plane has a thread of its own: however busy the guests are, it goes on.
     let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;
-    let lingers = predecessor.is_some() || !orphans.is_empty();
+    let is_successor = predecessor.is_some();
+    let lingers = is_successor || !orphans.is_empty();
     let (filter, waiting, settle) = (log.text(), guests.clone(), guests.clone());
     let predecessor =
         predecessor.map(|predecessor| (predecessor, Farewell(Box::new(move || settle.settle()))));
@@ -124,6 +124,9 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
     };
     let supervisor = Supervisor::start(parts, guests.clone(), orders)?;
     kolla::remember(config).context("cannot write to the run directory")?;
+    if is_successor {
+        watchdog::warn_if_unwatched();
+    }
     // On the thread that may hang.
     control_plane.spawn(watchdog::give_signs_of_life());
     let result = control_plane.block_on(control.run());

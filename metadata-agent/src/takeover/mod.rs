@@ -15,6 +15,7 @@
 //! Until `Commit` a successor that goes away, or hangs, leaves the running agent to go on as before. Each message is one
 //! packet of JSON; fields that one side does not know are left alone.
 #![forbid(unsafe_code)]
+mod neighbours;
 mod running;
 pub mod store;
 mod successor;
@@ -23,6 +24,7 @@ use std::{io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use neighbours::check_alone;
 pub use running::{Offering, Step, Takeovers};
 pub use successor::Predecessor;
 
@@ -50,8 +52,7 @@ enum Message {
 pub enum Error {
     /// An agent runs and cannot be reached.
     #[error(
-        "another agent runs, and no takeover is possible at {path} ({error}): stop it first, or give this one its own \
-         [metadata_ebpf] run_dir and netns",
+        "another agent runs, and no takeover is possible at {path} ({error}): stop it first",
         path = .path.display()
     )]
     Unreachable {
@@ -59,6 +60,16 @@ pub enum Error {
         path: PathBuf,
         /// The error.
         error: io::Error,
+    },
+    /// It has another run directory.
+    #[error(
+        "another agent runs in this network namespace, with the run directory {run_dir}, and has the service device: stop that \
+         one first, or run this one in a network namespace of its own, with its own [metadata_ebpf] netns",
+        run_dir = .run_dir.display()
+    )]
+    Elsewhere {
+        /// Its run directory.
+        run_dir: PathBuf,
     },
     /// It does not want to.
     #[error("the running agent refuses to be replaced: {0}")]

@@ -186,7 +186,11 @@ impl Monitor {
             return Ok(None);
         }
         if self.turn.is_awaited() {
-            tracing::debug!(database = context.config.database, "the turn does not come: not waiting for it");
+            tracing::warn!(
+                database = context.config.database,
+                lock = context.config.turns.as_ref().map(|turns| &*turns.lock),
+                "somebody has this lock of the server's for minutes: not waiting for it"
+            );
             return self.turn_came(context);
         }
         self.turn.give_up(context);

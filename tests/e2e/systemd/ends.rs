@@ -69,6 +69,37 @@ fn nobody_notices_that_the_agent_hangs() -> Result<()> {
     })
 }
 
+/// A unit that is given a watchdog while its service runs has it from the next start on: a successor before that says so.
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn a_watchdog_that_came_after_the_start_is_missed() -> Result<()> {
+    const UNWATCHED: &str = "the service manager waits for no signs of life";
+    on_host(|host| {
+        let said = || Ok::<_, anyhow::Error>(host.service.log()?.matches(UNWATCHED).count());
+        host.serves()?;
+        host.service.set_watchdog(Some("0"))?;
+        host.service.systemctl("restart")?;
+        host.serves()?;
+        let before = said()?;
+        host.service.set_watchdog(None)?;
+        let reloaded = || -> Result<()> {
+            let pid = host.service.pid()?;
+            host.service.systemctl("reload")?;
+            until("the successor is the main process", PATIENCE, || {
+                ensure!(host.service.pid()? != pid);
+                Ok(())
+            })
+        };
+        reloaded()?;
+        host.service.wait_said(UNWATCHED, before)?;
+        host.service.systemctl("restart")?;
+        reloaded()?;
+        host.serves()?;
+        assert_eq!(said()?, before + 1, "it is said of one that is watched");
+        Ok(())
+    })
+}
+
 #[test]
 #[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
 fn a_restart_loses_nobody() -> Result<()> {

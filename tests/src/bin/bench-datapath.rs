@@ -1,4 +1,4 @@
-//! Cost of the datapath: for those it is not for, those it serves, and the neighbours of a guest that floods it.
+//! Cost of the datapath: for those it is not for, and for those it serves.
 //!
 //! Every comparison is a ratio of medians over rounds that alternate, in one run: absolute numbers say little about
 //! another machine. A redirect is compared with a plain veth pair into the very same listener.
@@ -36,8 +36,7 @@ fn main() -> Result<()> {
     println!("| what | measured | goal |\n| --- | --- | --- |");
     bystander()?;
     other_traffic()?;
-    redirect()?;
-    flood()
+    redirect()
 }
 
 /// Frames that are not ours, by the kernel's own test runs: the time over that of a frame the program does not look at.
@@ -200,43 +199,6 @@ fn rate(from: &Namespace, mut once: impl FnMut() -> Result<()> + Send) -> Result
         }
         Ok(f64::from(count) / started.elapsed().as_secs_f64())
     })?
-}
-
-/// One guest's requests while another sends SYNs as fast as one processor can make them.
-fn flood() -> Result<()> {
-    let mut cloud = Cloud::with_inventory()?;
-    cloud.quiet = true;
-    let [flooding, asking] = cloud.overlapping_guests()?;
-    let mut ratios = Vec::new();
-    for _ in 0..3 {
-        let quiet = p99(&asking)?;
-        let stop = AtomicBool::new(false);
-        let noisy = thread::scope(|scope| {
-            let flood = scope.spawn(|| flooding.flood(&stop));
-            thread::sleep(Duration::from_millis(200));
-            let noisy = p99(&asking);
-            stop.store(true, Ordering::Relaxed);
-            let sent = flood.join().ok().context("the flood panicked")??;
-            anyhow::ensure!(sent > 10_000, "only {sent} SYNs were sent");
-            noisy
-        })?;
-        ratios.push(noisy.as_secs_f64() / quiet.as_secs_f64());
-    }
-    let dropped = cloud.agent.counter("connections_limited")?;
-    println!("| p99 of a request, beside a SYN flood : quiet | {:.2} | ≤ 2 |", median(ratios));
-    println!("\n{dropped} SYNs of the flood were dropped by the limit of its port.");
-    Ok(())
-}
-
-fn p99(guest: &Guest) -> Result<Duration> {
-    let mut times = Vec::new();
-    for _ in 0..500 {
-        let started = Instant::now();
-        guest.get("/latest/meta-data/instance-id")?;
-        times.push(started.elapsed());
-    }
-    times.sort();
-    Ok(times[times.len() * 99 / 100])
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -71,6 +71,8 @@ enum Part {
     Lock,
     /// A guest that is plugged when many others wait for their programs.
     Newcomer,
+    /// `metadata-agent cleanup` of a node whose agent is stopped.
+    CleanUp,
 }
 
 impl Part {
@@ -82,6 +84,7 @@ impl Part {
             Self::Plug => node.plug_beside(),
             Self::Lock => node.lock(),
             Self::Newcomer => node.newcomer(),
+            Self::CleanUp => node.clean_up(),
         }
     }
 }
@@ -388,6 +391,44 @@ impl Node {
                 Spread::of(noisy[which].iter().copied())
             );
         }
+        Ok(())
+    }
+
+    /// Removal of all that an agent leaves, beside somebody who needs the lock.
+    fn clean_up(&mut self) -> Result<()> {
+        self.fill(self.most)?;
+        let count = self.ports();
+        let (mut quiet, mut took, mut half, mut longest) = (vec![], vec![], vec![], vec![]);
+        for _ in 0..STARTS {
+            self.wait_served(count)?;
+            self.cloud.agent.stop()?;
+            let (_, waits) = self.take_lock(|_| {
+                thread::sleep(QUIET);
+                Ok(())
+            })?;
+            quiet.push(milliseconds(percentile(waits, 100)));
+            let (time, waits) = self.take_lock(|node| {
+                let started = Instant::now();
+                node.cloud.agent.clean_up()?;
+                Ok(started.elapsed())
+            })?;
+            took.push(time.as_secs_f64());
+            half.push(milliseconds(percentile(waits.iter().copied(), 50)));
+            longest.push(milliseconds(percentile(waits, 100)));
+            self.cloud.agent.resume()?;
+        }
+        self.wait_served(count)?;
+        table(&[
+            &format!("`metadata-agent cleanup` of {count} ports, median and quartiles of {STARTS}"),
+            "measured",
+        ]);
+        println!("| it takes, s | {} |", Spread::of(took));
+        println!(
+            "| another's wait for the RTNL lock meanwhile, half of them, ms | {:.3} |",
+            Spread::of(half)
+        );
+        println!("| the longest, ms | {:.1} |", Spread::of(longest));
+        println!("| the longest before, ms | {:.1} |", Spread::of(quiet));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use aya::programs::{
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
 };
 use netlink_packet_route::tc::{TcAttribute, TcMessage};
-use nix::{libc, net::if_::if_indextoname};
+use nix::{errno::Errno, libc, net::if_::if_indextoname};
 use tracing::info;
 
 use super::{check_name, explain};
@@ -163,9 +163,12 @@ pub(super) fn lacking(devices: &[Device]) -> io::Result<Vec<u32>> {
 
 /// Removes our filters of a device, which may be gone already.
 pub(super) fn detach(ifindex: u32) -> Result<(), Error> {
-    let Ok(name) = if_indextoname(ifindex) else { return Ok(()) };
-    let name = name.to_string_lossy().into_owned();
-    let device = Device::tap(ifindex, name);
+    let name = match if_indextoname(ifindex) {
+        // It went away.
+        Err(Errno::ENXIO | Errno::ENODEV) => return Ok(()),
+        name => name.map_err(|errno| Error::Devices(errno.into()))?,
+    };
+    let device = Device::tap(ifindex, name.to_string_lossy().into_owned());
     let ours = match priorities(ifindex) {
         // It went away meanwhile.
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),

@@ -78,7 +78,8 @@ impl Attachment {
         match self.kind {
             Kind::Tcx => {
                 self.links.attach(program, name, device)?;
-                self.filters.detach(device.ifindex)
+                // A link that is held is one whose device has no filter.
+                self.filters.detach(device.ifindex).inspect_err(|_| self.links.let_go(name))
             }
             Kind::Clsact => {
                 self.filters.attach(program, device)?;

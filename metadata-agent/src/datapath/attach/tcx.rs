@@ -119,6 +119,11 @@ impl TcxLinks {
         }
     }
 
+    /// Leaves a link to its pin.
+    pub(super) fn let_go(&mut self, name: &str) {
+        self.held.remove(name);
+    }
+
     /// The link that is held or pinned, if it is still attached to this very device: the device's programs include the
     /// link's.
     fn live(&mut self, name: &str, device: &Device) -> Result<Option<FdLink>, Error> {
