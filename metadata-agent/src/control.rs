@@ -154,6 +154,11 @@ impl Control {
         &self.service
     }
 
+    /// True while another agent has what this one is to take over.
+    pub fn is_preceded(&self) -> bool {
+        self.succession.is_preceded()
+    }
+
     /// Lets another agent take over, from when guests are served.
     pub fn offer(&mut self, offering: Offering) {
         self.succession.offering = Some(offering);

@@ -14,6 +14,7 @@ const PARTS: &[(&str, &[&str])] = &[
     ("error_chain", &[]),
     ("boot_clock", &[]),
     ("files", &[]),
+    ("handshakes", &[]),
     ("meminfo", &[]),
     ("memory", &[]),
     ("mounts", &[]),
@@ -28,7 +29,7 @@ const PARTS: &[(&str, &[&str])] = &[
     ("logging", &["log_format", "log_writer", "panics", "config"]),
     ("descriptors", &[]),
     ("packets", &["descriptors"]),
-    ("takeover", &["descriptors", "packets"]),
+    ("takeover", &["descriptors", "packets", "handshakes"]),
     ("directory", &["config"]),
     ("open_sources", &["directory"]),
     // What the two processes say to each other.
@@ -55,10 +56,13 @@ const PARTS: &[(&str, &[&str])] = &[
     ("watchers", &[]),
     ("admin", &["watchers"]),
     ("nova", &["error_chain", "notice", "race", "tls", "config", "link"]),
-    ("datapath", &["error_chain", "descriptors", "config", "directory"]),
+    ("datapath", &["error_chain", "descriptors", "handshakes", "config", "directory"]),
     ("health", &["datapath", "link", "nova"]),
     ("explain", &["datapath", "directory", "link"]),
-    ("supervisor", &["descriptors", "packets", "config", "directory", "link", "nova", "health"]),
+    (
+        "supervisor",
+        &["descriptors", "packets", "handshakes", "config", "directory", "link", "nova", "health"],
+    ),
     ("inventory", &["files", "directory", "datapath", "health", "explain"]),
     // A node that changes hands; no part of a running agent.
     ("migration", &["descriptors", "datapath", "inventory"]),

@@ -15,6 +15,7 @@ pub mod directory;
 mod error_chain;
 pub mod explain;
 mod files;
+mod handshakes;
 pub mod health;
 pub mod inventory;
 #[cfg(test)]

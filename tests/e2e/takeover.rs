@@ -307,6 +307,34 @@ fn a_successor_that_cannot_start_leaves_the_running_agent_to_serve() -> Result<(
     own_identity(&guest)
 }
 
+/// One that has everything but time: the running agent stands still for it, and goes on.
+#[test]
+fn a_successor_that_learns_of_no_interface_leaves_the_running_agent_to_serve() -> Result<()> {
+    let mut cloud = Cloud::with_ovn()?;
+    let [guest, other] = cloud.overlapping_guests()?;
+    let Cloud { agent, chassis, .. } = &mut cloud;
+    unnoticed(&guest, || {
+        chassis.kill_ovs_database()?;
+        for workers in [2, 5] {
+            let more = vec![("metadata_ebpf", format!("workers = {workers}"))];
+            agent.configure(chassis, &Options { more, ..Options::default() })?;
+            let status = agent.another(&[])?.wait()?;
+            ensure!(!status.success(), "with {workers} workers it took over");
+            agent.wait_logged(&["which interfaces there are did not become known"])?;
+            agent.wait_logged(&["there is no takeover, going on"])?;
+            until("the agent goes on", SOON, || agent.admin("GET", "/ports").map(drop))?;
+        }
+        chassis.start_ovs_database()
+    })?;
+    let log = cloud.agent.log()?;
+    assert_eq!(log.matches("there is no takeover, going on").count(), 2, "{log}");
+    ensure!(!log.contains("repairing"), "{log}");
+    cloud.agent.wait_ready()?;
+    // ovn-controller comes back to it some seconds later.
+    until("the switch answers for the router", SOON, || own_identity(&other))?;
+    own_identity(&guest)
+}
+
 /// The service device is one for each network namespace: an agent with files of its own leaves it to the one that has it, and
 /// so does a clean-up.
 #[test]

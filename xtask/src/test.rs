@@ -79,9 +79,9 @@ pub(crate) fn test(options: &TestOptions) -> anyhow::Result<Counts> {
     Ok(counts)
 }
 
-/// Tests wait for others most of the time: two for each processor.
+/// Tests wait for others most of the time: three for each processor.
 fn cargo_test() -> Command {
-    let threads = 2 * thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = 3 * thread::available_parallelism().map_or(1, NonZero::get);
     let mut command = cargo();
     command.args(["test", "--locked", "--no-fail-fast"]).env("RUST_TEST_THREADS", threads.to_string());
     command

@@ -13,7 +13,7 @@ use crate::{
     boot_clock,
     config::{Config, Rate},
     control::{Control, Ending, Farewell, Parts},
-    datapath::{Datapath, NAMESPACES, ServiceDevice},
+    datapath::{self, Datapath, NAMESPACES, ServiceDevice},
     directory::{Directory, Signer},
     link::{NovaSettings, PROTOCOL, Setup},
     logging::LogFilter,
@@ -82,16 +82,12 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
     let control_plane = runtime::Builder::new_current_thread().enable_all().build()?;
     let is_successor = predecessor.is_some();
     let lingers = is_successor || !orphans.is_empty();
-    let (filter, waiting, settle) = (log.text(), guests.clone(), guests.clone());
+    let (filter, settle) = (log.text(), guests.clone());
+    let serving = CancellationToken::new();
+    let is_serving = serving.clone();
     let predecessor =
         predecessor.map(|predecessor| (predecessor, Farewell(Box::new(move || settle.settle()))));
     let mut control = control_plane.block_on(async {
-        let serving = CancellationToken::new();
-        let is_serving = serving.clone();
-        tokio::spawn(async move {
-            is_serving.cancelled().await;
-            waiting.serve();
-        });
         let (metrics, guests) = (Metrics::new(), guests.clone());
         let parts = Parts {
             directory: of_frames,
@@ -108,8 +104,9 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
     })?;
     // Not before everything that can be wrong was found good: a connection that was made is reset if we end, and while
     // nobody listens guests try again.
-    let listeners = control.service().listen(config.workers, former)?;
+    let listeners = control.service().listeners(config.workers, former, is_successor)?;
     let are_kept = store::keep(listeners.iter().flatten());
+    let sockets = listeners.iter().flatten().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>()?;
     control.offer(offering(config, &lock, &listeners)?);
     let parts = supervisor::Parts {
         command: supervisor::command,
@@ -123,6 +120,16 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
         numbers: proxy::Metrics::names().into_iter().map(Metrics::name).collect(),
     };
     let supervisor = Supervisor::start(parts, guests.clone(), orders)?;
+    let waiting = guests.clone();
+    control_plane.spawn(async move {
+        is_serving.cancelled().await;
+        for socket in &sockets {
+            if let Err(error) = datapath::listen(socket) {
+                error!(%error, "one of the sockets for guests does not listen");
+            }
+        }
+        waiting.serve();
+    });
     kolla::remember(config).context("cannot write to the run directory")?;
     if is_successor {
         watchdog::warn_if_unwatched();
@@ -140,6 +147,8 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
             control_plane.block_on(control.linger(|| supervisor.has_ended()));
         }
         Ok(Ending::Stopped) if are_kept => guests.outlive(),
+        // There was no takeover: the sockets are those of the agent that goes on.
+        _ if control.is_preceded() => guests.outlive(),
         _ => {}
     }
     // A name that is being looked up is not waited for.

@@ -69,6 +69,11 @@ impl Succession {
         }
     }
 
+    /// True while another agent has what this one is to take over.
+    pub(super) fn is_preceded(&self) -> bool {
+        self.predecessor.is_some()
+    }
+
     /// Takes the datapath over from the agent that has it, if there is one.
     pub(super) fn commit(&self) -> anyhow::Result<()> {
         match &self.predecessor {
@@ -185,6 +190,9 @@ impl Control {
             match step {
                 Step::Thaw => {
                     info!("there is no takeover, going on");
+                    if let Err(error) = self.reconciler.take_back() {
+                        warn!(%error, "what a successor left cannot be put right, trying again");
+                    }
                     if let Err(error) = self.admin.reopen() {
                         error!("the operator's interface is closed, trying again: {error:#}");
                     }

@@ -42,7 +42,7 @@ pub use netlink::remove_device;
 pub use netns::{FOLDER as NAMESPACES, Netns};
 pub use probe::{Family, Probe};
 pub use records::{Action, Frame, Records};
-pub use service::ServiceDevice;
+pub use service::{ServiceDevice, listen};
 pub use tables::Adopted;
 
 /// The compiled programs, an ELF object.

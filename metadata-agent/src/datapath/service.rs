@@ -28,6 +28,7 @@ use super::{
     Device, Error, MapsId, Netns,
     netlink::{End, block_on, delete, find, netlink, refused, write_sysctl},
 };
+use crate::handshakes;
 
 /// Host end. Its ingress sees what the service sends.
 const HOST_END: &str = "metadata0";
@@ -178,8 +179,14 @@ impl ServiceDevice {
     /// them by the kernel (SO_REUSEPORT), so that each wakes one worker and not all.
     ///
     /// Those of a former agent are used as they are, with the connections that wait in them, if they are of this namespace.
-    /// None of them can be left out: the kernel goes on leading connections to it.
-    pub fn listen(&self, workers: usize, former: Vec<TcpListener>) -> Result<Vec<Vec<TcpListener>>, Error> {
+    /// None of them can be left out: the kernel goes on leading connections to it. Where that agent still runs, further ones do
+    /// not listen before [`listen`], since nobody would accept from them if this one does not come to serve.
+    pub fn listeners(
+        &self,
+        workers: usize,
+        former: Vec<TcpListener>,
+        is_successor: bool,
+    ) -> Result<Vec<Vec<TcpListener>>, Error> {
         let failed = || failed(self.netns.name(), "listening");
         let v4 = SocketAddr::from((METADATA_V4, METADATA_PORT));
         let v6 = SocketAddrV6::new(METADATA_V6, METADATA_PORT, 0, self.inner).into();
@@ -201,8 +208,12 @@ impl ServiceDevice {
             let there: Vec<TcpListener> = former.extract_if(.., is_there).collect();
             let missing = sets.len().saturating_sub(there.len());
             let made =
-                self.netns.run(|| (0..missing).map(|_| listener(address)).collect::<io::Result<Vec<_>>>());
-            let sockets = there.into_iter().map(resume).chain(made.map_err(failed())?.into_iter().map(Ok));
+                self.netns.run(|| (0..missing).map(|_| bound(address)).collect::<io::Result<Vec<_>>>());
+            let made = made.map_err(failed())?;
+            if !is_successor {
+                made.iter().try_for_each(listen).map_err(failed())?;
+            }
+            let sockets = there.into_iter().map(resume).chain(made.into_iter().map(Ok));
             for (number, socket) in sockets.enumerate() {
                 let place = number % sets.len();
                 sets[place].push(socket.map_err(failed())?);
@@ -222,8 +233,13 @@ impl ServiceDevice {
     }
 }
 
-/// A new socket that listens, to be made inside.
-fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+/// Has a socket listen; nothing changes for one that does.
+pub fn listen(socket: &TcpListener) -> io::Result<()> {
+    SockRef::from(socket).listen(BACKLOG)
+}
+
+/// A new socket for a worker, to be made inside.
+fn bound(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -232,18 +248,13 @@ fn listener(address: SocketAddr) -> io::Result<TcpListener> {
     // A guest that takes nothing more of what was sent before a close does not keep it for minutes.
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
 
 /// A former agent's socket, which that one may have kept from beginning new connections.
 fn resume(listener: TcpListener) -> io::Result<TcpListener> {
-    match SockRef::from(&listener).detach_filter() {
-        // There is none, most often.
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    handshakes::begin(&SockRef::from(&listener))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

@@ -201,7 +201,8 @@ impl Metrics {
             self.tokens.get_or_create(&ByToken { outcome: token.name() }).inc();
         }
         self.bytes.inc_by(outcome.bytes);
-        if let Some(nova) = outcome.nova {
+        // How long one that did not answer was waited for is no time of an answer.
+        if let Some(nova) = outcome.nova.filter(|_| !outcome.is_ours()) {
             self.nova.observe(nova.as_secs_f64());
         }
         if let Some(refusal) = &outcome.refusal {

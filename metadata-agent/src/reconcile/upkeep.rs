@@ -41,6 +41,13 @@ impl Reconciler {
         }
     }
 
+    /// Has the service device and the programs' instructions be this agent's again, which a successor that did not come to
+    /// serve has made its own.
+    pub fn take_back(&mut self) -> Result<(), Error> {
+        self.datapath.attach_service()?;
+        self.datapath.renew()
+    }
+
     fn keep_programs(&mut self) -> Result<(), Error> {
         self.datapath.keep_pinned()?;
         if self.datapath.service_lacks_program()? {

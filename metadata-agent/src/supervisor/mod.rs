@@ -5,7 +5,7 @@
 //! process   one of them, from its start to its end     session   what is said to it and heard from it
 //! backoff   when the next one is started               numbers   what it says of itself, checked
 //! dials     connections that are made for it           signer    handshakes that are signed for it
-//! handshake no guest connects any more                 orphan    one that has lost its agent
+//! orphan    one that has lost its agent
 //! speech    with limits, since it may be taken over       inquiries  what operators ask it
 //! renewal   certificates that it has
 //! ```
@@ -15,7 +15,6 @@
 #![forbid(unsafe_code)]
 mod backoff;
 mod dials;
-mod handshake;
 #[cfg(test)]
 mod hostile;
 mod inquiries;

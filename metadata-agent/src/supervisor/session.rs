@@ -17,7 +17,6 @@ use super::{
     Guests, Order, Parts,
     backoff::GOOD,
     dials::{Dialled, Dials},
-    handshake,
     inquiries::{self, Inquiries},
     numbers::Families,
     orphan::Meeting,
@@ -29,6 +28,7 @@ use super::{
 };
 use crate::{
     directory::{Changes, Entry},
+    handshakes,
     link::{Command, Event, MOST_NOTES, MOST_NUMBERS, Seen},
     packets::{AsyncChannel, LONGEST},
 };
@@ -84,7 +84,7 @@ impl Wanted {
     /// Has guests connect later, to another agent, unless one accepts with the same sockets.
     fn begin_no_handshake(&self) {
         for listener in self.parts.listeners.iter().filter(|_| !self.is_outlived) {
-            if let Err(error) = handshake::begin_none(&SockRef::from(listener)) {
+            if let Err(error) = handshakes::begin_none(&SockRef::from(listener)) {
                 warn!(%error, "guests that connect just now are refused");
             }
         }

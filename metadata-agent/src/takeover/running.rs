@@ -9,12 +9,15 @@ use std::{
 };
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use super::{Message, PROTOCOL, SOCKET};
-use crate::packets::{self, Channel};
+use crate::{
+    handshakes,
+    packets::{self, Channel},
+};
 
 /// Time that a successor may take to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
@@ -144,6 +147,12 @@ fn hand_over(
     is_frozen.blocking_recv().map_err(|_| io::Error::other("this agent ends"))?;
     let committed = channel.send(&Message::Frozen, &[]).and_then(|()| channel.receive(Some(FREEZE)));
     let thaw = |error: io::Error| {
+        // Whatever a successor did that ended: its end is no end of theirs.
+        for listener in &offering.listeners {
+            if let Err(error) = handshakes::begin(&SockRef::from(listener)) {
+                warn!(%error, "guests' connections cannot be let in again");
+            }
+        }
         tell(Step::Thaw)?;
         Err(error)
     };

@@ -1,4 +1,4 @@
-//! The end of a listener: no handshake begins any more, and those that have begun are completed.
+//! Handshakes of a listener that ends: none begins any more, and those that have begun are completed.
 use std::io;
 
 use nix::libc;
@@ -13,7 +13,7 @@ const SYN: u32 = 0x02;
 /// A listener that closes takes with it the handshakes that wait for their last segment, which is then answered with a
 /// reset: for the guest its connection was made. What is accepted inherits the filter, which means nothing there. The
 /// guest-facing process may not set filters, and goes on accepting for [`HANDSHAKE`](crate::link::HANDSHAKE).
-pub(super) fn begin_none(listener: &SockRef<'_>) -> io::Result<()> {
+pub(crate) fn begin_none(listener: &SockRef<'_>) -> io::Result<()> {
     let code = |code: u32| code as u16;
     listener.attach_filter(&[
         // The filter sees a segment from its TCP header on (`tcp_filter` in net/ipv4/tcp_ipv4.c).
@@ -24,15 +24,24 @@ pub(super) fn begin_none(listener: &SockRef<'_>) -> io::Result<()> {
     ])
 }
 
+/// Has it begin handshakes again, whoever kept it from that.
+pub(crate) fn begin(listener: &SockRef<'_>) -> io::Result<()> {
+    match listener.detach_filter() {
+        // There is none, most often.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        detached => detached,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
         io::{ErrorKind, Read as _, Write as _},
         net::{TcpListener, TcpStream},
+        time::Duration,
     };
 
     use super::*;
-    use crate::link::HANDSHAKE;
 
     #[test]
     fn what_has_begun_goes_on_and_nothing_begins() {
@@ -40,7 +49,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let mut early = TcpStream::connect(address).unwrap();
         begin_none(&SockRef::from(&listener)).unwrap();
-        let late = TcpStream::connect_timeout(&address, HANDSHAKE).unwrap_err();
+        let late = TcpStream::connect_timeout(&address, Duration::from_millis(300)).unwrap_err();
         assert_eq!(late.kind(), ErrorKind::TimedOut);
 
         let (mut accepted, _) = listener.accept().unwrap();
@@ -53,5 +62,9 @@ mod tests {
         let mut answer = String::new();
         early.read_to_string(&mut answer).unwrap();
         assert_eq!(answer, "an answer");
+
+        begin(&SockRef::from(&listener)).unwrap();
+        begin(&SockRef::from(&listener)).unwrap();
+        TcpStream::connect(address).unwrap();
     }
 }
