@@ -118,7 +118,7 @@ pub fn command() -> clap::Command {
 /// Parses the command line, does what it says, and tells what the process ends with.
 pub fn run() -> anyhow::Result<ExitCode> {
     if kolla::is_asked() {
-        return kolla::check();
+        return Ok(kolla::answer());
     }
     match Cli::parse().command {
         Command::Run { no_takeover, files } => {

@@ -154,9 +154,9 @@ impl Control {
         &self.service
     }
 
-    /// True while another agent has what this one is to take over.
-    pub fn is_preceded(&self) -> bool {
-        self.succession.is_preceded()
+    /// True while another agent has the sockets for guests too, and may be the one that goes on.
+    pub fn shares_sockets(&self) -> bool {
+        self.succession.shares_sockets()
     }
 
     /// Lets another agent take over, from when guests are served.

@@ -98,6 +98,7 @@ const PARTS: &[(&str, &[&str])] = &[
         &[
             "version",
             "boot_clock",
+            "files",
             "memory",
             "mounts",
             "descriptors",

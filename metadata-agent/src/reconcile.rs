@@ -45,6 +45,8 @@ pub struct Reconciler {
     adopted: Option<BTreeMap<PortKey, Adopted>>,
     /// True if agents of other layouts may have left something.
     succeeding: bool,
+    /// True while a successor's changes are not put right, which did not come to serve.
+    is_disturbed: bool,
     /// Apart from their keys: a map has room for more than it holds.
     served: BTreeMap<PortKey, Box<Served>>,
     /// The networks' devices, as the map has them.
@@ -90,6 +92,7 @@ impl Reconciler {
             limits,
             adopted: Some(adopted),
             succeeding: true,
+            is_disturbed: false,
             served: BTreeMap::new(),
             networks: BTreeMap::new(),
             refused: BTreeMap::new(),

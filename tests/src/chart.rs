@@ -108,7 +108,7 @@ impl Plot {
         ));
     }
 
-    /// What is below a line, faintly.
+    /// The area below a line, faintly.
     pub fn area(&self, picture: &mut Picture, points: &[(f64, f64)], colour: &str) {
         let (Some(first), Some(last)) = (points.first(), points.last()) else { return };
         let points = self.places([&[(first.0, 0.0)], points, &[(last.0, 0.0)]].concat());

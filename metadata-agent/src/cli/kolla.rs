@@ -1,17 +1,13 @@
 //! kolla's `kolla_set_configs --check`, by which kolla-ansible asks a running container whether files have changed since it was
 //! started. Its image has this program under that name: the agent reads the files where kolla puts them, and copies none.
-use std::{
-    env,
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-    process::ExitCode,
-};
+use std::{env, fs, io, path::Path, process::ExitCode};
 
 use anyhow::bail;
 
-use crate::config::{Config, Place};
+use crate::{
+    config::{Config, Place},
+    files::Folder,
+};
 
 /// Name of the file in the run directory that has the digest of what the running agent has read.
 pub(super) const FILE: &str = "configuration.sha256";
@@ -28,9 +24,16 @@ pub(super) fn is_asked() -> bool {
     env::args_os().next().is_some_and(|name| Path::new(&name).file_name() == Some(NAME.as_ref()))
 }
 
-/// Exit status 0 if the running agent has read what the files say, 1 if it has not. Files with an error have another one, on
-/// which kolla-ansible stops: an agent that is started anew could not read them either.
-pub(super) fn check() -> anyhow::Result<ExitCode> {
+/// Exit status 0 if the running agent has read what the files say, 1 if it has not. Files with an error, or that cannot be read,
+/// have another one, on which kolla-ansible stops: an agent that is started anew could not read them either.
+pub(super) fn answer() -> ExitCode {
+    check().unwrap_or_else(|error| {
+        eprintln!("{NAME}: {error:#}");
+        ExitCode::from(super::EX_CONFIG)
+    })
+}
+
+fn check() -> anyhow::Result<ExitCode> {
     if env::args_os().skip(1).collect::<Vec<_>>() != ["--check"] {
         bail!("here {NAME} has --check only: the agent reads files where they are");
     }
@@ -47,11 +50,9 @@ fn is_in_effect(config: &Config) -> bool {
     fs::read_to_string(config.run_dir.join(FILE)).is_ok_and(|known| known == text(&config.digest))
 }
 
-/// Has later questions hear that this configuration is in effect.
-pub(super) fn remember(config: &Config) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    options.open(config.run_dir.join(FILE))?.write_all(text(&config.digest).as_bytes())
+/// Has later questions hear that the configuration with that digest is in effect.
+pub(super) fn remember(run_dir: &Path, digest: &[u8]) -> io::Result<()> {
+    Folder::open(run_dir)?.replace(FILE, text(digest).as_bytes())
 }
 
 fn text(digest: &[u8]) -> String {
@@ -79,7 +80,7 @@ mod tests {
         fs::write(&file, &options).unwrap();
         let config = read(&[&file]);
         assert!(!is_in_effect(&config), "nobody has said so");
-        remember(&config).unwrap();
+        remember(&config.run_dir, &config.digest).unwrap();
         assert!(is_in_effect(&read(&[&file])));
         assert!(!is_in_effect(&read(&[&file, &file])), "another one was read besides");
         fs::write(&file, options.replace("one", "two")).unwrap();

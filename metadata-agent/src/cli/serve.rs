@@ -120,7 +120,7 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
         numbers: proxy::Metrics::names().into_iter().map(Metrics::name).collect(),
     };
     let supervisor = Supervisor::start(parts, guests.clone(), orders)?;
-    let waiting = guests.clone();
+    let (waiting, run_dir, digest) = (guests.clone(), config.run_dir.clone(), config.digest.clone());
     control_plane.spawn(async move {
         is_serving.cancelled().await;
         for socket in &sockets {
@@ -129,8 +129,10 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
             }
         }
         waiting.serve();
+        if let Err(error) = kolla::remember(&run_dir, &digest) {
+            warn!(%error, "kolla-ansible will not hear that this configuration is in effect");
+        }
     });
-    kolla::remember(config).context("cannot write to the run directory")?;
     if is_successor {
         watchdog::warn_if_unwatched();
     }
@@ -147,8 +149,8 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
             control_plane.block_on(control.linger(|| supervisor.has_ended()));
         }
         Ok(Ending::Stopped) if are_kept => guests.outlive(),
-        // There was no takeover: the sockets are those of the agent that goes on.
-        _ if control.is_preceded() => guests.outlive(),
+        // Between two agents, of which the other one may go on.
+        _ if control.shares_sockets() => guests.outlive(),
         _ => {}
     }
     // A name that is being looked up is not waited for.

@@ -52,6 +52,8 @@ pub(super) struct Succession {
     /// Offering to a successor.
     pub(super) offering: Option<Offering>,
     takeovers: Option<Takeovers>,
+    /// True while another agent takes over.
+    stands_still: bool,
     /// True if a successor runs that this agent started.
     is_succeeded: Arc<AtomicBool>,
 }
@@ -65,13 +67,15 @@ impl Succession {
             began: Instant::now(),
             offering: None,
             takeovers: None,
+            stands_still: false,
             is_succeeded: Arc::default(),
         }
     }
 
-    /// True while another agent has what this one is to take over.
-    pub(super) fn is_preceded(&self) -> bool {
-        self.predecessor.is_some()
+    /// True while another agent has the sockets for guests too, and may be the one that goes on: this one has not taken over from
+    /// it, or stands still for it.
+    pub(super) fn shares_sockets(&self) -> bool {
+        self.predecessor.is_some() || self.stands_still
     }
 
     /// Takes the datapath over from the agent that has it, if there is one.
@@ -174,6 +178,7 @@ impl Control {
     pub(super) async fn hand_over(&mut self, step: Step) -> anyhow::Result<Option<Ending>> {
         let Step::Freeze(frozen) = step else { return Ok(None) };
         info!("standing still while another agent takes over");
+        self.succession.stands_still = true;
         self.source.stop();
         self.admin.close().await;
         // It may have gone away meanwhile; the next step tells.
@@ -190,6 +195,7 @@ impl Control {
             match step {
                 Step::Thaw => {
                     info!("there is no takeover, going on");
+                    self.succession.stands_still = false;
                     if let Err(error) = self.reconciler.take_back() {
                         warn!(%error, "what a successor left cannot be put right, trying again");
                     }

@@ -233,9 +233,11 @@ impl ServiceDevice {
     }
 }
 
-/// Has a socket listen; nothing changes for one that does.
+/// Has a socket listen, whoever kept it from that; nothing changes for one that does.
 pub fn listen(socket: &TcpListener) -> io::Result<()> {
-    SockRef::from(socket).listen(BACKLOG)
+    let socket = SockRef::from(socket);
+    handshakes::begin(&socket)?;
+    socket.listen(BACKLOG)
 }
 
 /// A new socket for a worker, to be made inside.

@@ -22,7 +22,7 @@ impl Reconciler {
         let renewed = self.datapath.renew();
         self.release_ended(now);
         self.renew_token_keys();
-        let programs = self.keep_programs();
+        let programs = if self.is_disturbed { self.take_back() } else { Ok(()) }.and(self.keep_programs());
         let told = self.tell_exhausted();
         renewed.and(programs).and(told)
     }
@@ -41,11 +41,14 @@ impl Reconciler {
         }
     }
 
-    /// Has the service device and the programs' instructions be this agent's again, which a successor that did not come to
-    /// serve has made its own.
+    /// Puts this agent's program on the service device again, and tells the programs what it tells them: a successor that did not
+    /// come to serve has done both. What fails is tried again with each look.
     pub fn take_back(&mut self) -> Result<(), Error> {
+        self.is_disturbed = true;
         self.datapath.attach_service()?;
-        self.datapath.renew()
+        self.datapath.renew()?;
+        self.is_disturbed = false;
+        Ok(())
     }
 
     fn keep_programs(&mut self) -> Result<(), Error> {

@@ -3,8 +3,11 @@
 #![forbid(unsafe_code)]
 use std::{
     fs, io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
+
+use nix::unistd::geteuid;
 
 use super::{Error, SOCKET};
 
@@ -20,7 +23,7 @@ pub fn check_alone(run_dir: &Path) -> Result<(), Error> {
     // Who cannot look is not kept from serving.
     let text = fs::read_to_string(SOCKETS).unwrap_or_default();
     let is_own = |folder: &Path| is_same(folder, run_dir).unwrap_or(folder == run_dir);
-    match agents(&text).find(|folder| !is_own(folder)) {
+    match agents(&text).find(|folder| !is_own(folder) && is_users(&folder.join(SOCKET))) {
         Some(run_dir) => Err(Error::Elsewhere { run_dir }),
         None => Ok(()),
     }
@@ -39,6 +42,12 @@ fn agents(text: &str) -> impl Iterator<Item = PathBuf> {
     })
 }
 
+/// True if that very socket is this process' user's: anybody can bind one of that name.
+fn is_users(socket: &Path) -> bool {
+    let is_ours = |found: &fs::Metadata| found.file_type().is_socket() && found.uid() == geteuid().as_raw();
+    socket.is_absolute() && fs::symlink_metadata(socket).is_ok_and(|found| is_ours(&found))
+}
+
 /// True if both are one folder, whatever links lead there.
 fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
     Ok(one.canonicalize()? == other.canonicalize()?)
@@ -46,6 +55,11 @@ fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::{
+        fs::{chown, symlink},
+        net::UnixListener,
+    };
+
     use super::*;
 
     const TABLE: &str = "\
@@ -64,5 +78,23 @@ Num       RefCount Protocol Flags    Type St Inode Path
         let found: Vec<_> = agents(TABLE).collect();
         assert_eq!(found, [Path::new("/run/metadata-agent"), Path::new("/run/other")]);
         assert_eq!(agents("").count(), 0);
+    }
+
+    #[test]
+    fn nobody_else_keeps_an_agent_from_starting() {
+        let folder = std::env::temp_dir().join(format!("metadata-neighbours-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let (socket, file, link) = (folder.join("own"), folder.join("file"), folder.join("link"));
+        let _listening = UnixListener::bind(&socket).unwrap();
+        fs::write(&file, "").unwrap();
+        symlink(&socket, &link).unwrap();
+        assert!(is_users(&socket));
+        assert!(!is_users(&file) && !is_users(&link) && !is_users(&folder.join("none")));
+        assert!(!is_users(Path::new("takeover.sock")));
+        if geteuid().is_root() {
+            chown(&socket, Some(65534), None).unwrap();
+            assert!(!is_users(&socket));
+        }
+        fs::remove_dir_all(folder).unwrap();
     }
 }

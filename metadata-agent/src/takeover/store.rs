@@ -36,9 +36,9 @@ pub fn keep<'a>(sockets: impl Iterator<Item = &'a TcpListener>) -> bool {
     }
     let remove = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(NAME)]);
     let descriptors: Vec<_> = sockets.map(|socket| socket.as_fd()).collect();
-    let stored = remove.and_then(|()| {
-        sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(NAME)], &descriptors)
-    });
+    // Those of a successor's that do not listen yet look like broken ones to a poll.
+    let kept = [NotifyState::FdStore, NotifyState::FdName(NAME), NotifyState::Custom("FDPOLL=0")];
+    let stored = remove.and_then(|()| sd_notify::notify_with_fds(&kept, &descriptors));
     if let Err(error) = &stored {
         warn!(%error, "the service manager does not keep the sockets: guests that connect during a restart try again");
     }

@@ -1,4 +1,4 @@
-//! What an operator is told: numbers, the first lines of the log, and a line for each request.
+//! Limits as an operator hears of them: numbers, the first lines of the log, and a line for each request.
 
 use super::*;
 

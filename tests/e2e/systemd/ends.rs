@@ -100,6 +100,32 @@ fn a_watchdog_that_came_after_the_start_is_missed() -> Result<()> {
     })
 }
 
+/// Sockets that a successor has made for more workers are kept by the service manager like those before them.
+#[test]
+#[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
+fn sockets_of_more_workers_are_kept_as_well() -> Result<()> {
+    on_host(|host| {
+        host.serves()?;
+        let pid = host.service.pid()?;
+        host.service.configure("workers = 3\n")?;
+        host.service.systemctl("reload")?;
+        until("the successor is the main process", PATIENCE, || {
+            ensure!(host.service.pid()? != pid);
+            Ok(())
+        })?;
+        host.serves()?;
+        host.service.has(&["NFileDescriptorStore=6"])?;
+        while_guests_ask(host, || host.service.systemctl("restart"))?;
+        host.service.has(&["NFileDescriptorStore=6"])?;
+        // With fewer workers all of them stay in use, until the service is stopped.
+        host.service.configure("")?;
+        host.service.systemctl("stop")?;
+        host.service.systemctl("start")?;
+        host.serves()?;
+        host.service.has(&["NFileDescriptorStore=4"])
+    })
+}
+
 #[test]
 #[ignore = "for a machine whose init is systemd: cargo xtask vm-test"]
 fn a_restart_loses_nobody() -> Result<()> {

@@ -45,7 +45,7 @@ pub(crate) struct Options {
     /// On kernels without IPv6 (`ipv6.disable=1`): only what there is to see on these.
     #[arg(long)]
     without_ipv6: bool,
-    /// What must pass for a change to land: each suite on the kernels that make a difference to it.
+    /// The runs that must pass for a change to land: each suite on the kernels that make a difference to it.
     #[arg(long, conflicts_with_all = ["kernels", "without_ipv6"])]
     change: bool,
 }

@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, io};
 
 use aya::programs::{
     ProgramError, SchedClassifier, TcAttachType,
+    links::Link as _,
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
 };
 use netlink_packet_route::tc::{TcAttribute, TcMessage};
@@ -174,11 +175,15 @@ pub(super) fn detach(ifindex: u32) -> Result<(), Error> {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
         ours => ours.map_err(|error| explain(&device, &error))?,
     };
-    for priority in ours {
-        // Dropping the link detaches it; a filter that is not there is no fault.
-        drop(link(&device.name, priority));
+    let remove = |priority: u16| link(&device.name, priority).map_err(ProgramError::from)?.detach();
+    let failed: Vec<ProgramError> = ours.into_iter().filter_map(|priority| remove(priority).err()).collect();
+    match failed.first() {
+        // Somebody else may have removed it meanwhile, or the device.
+        Some(error) if priorities(ifindex).map_or(true, |left| !left.is_empty()) => {
+            if if_indextoname(ifindex).is_err() { Ok(()) } else { Err(explain(&device, error)) }
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Priorities of our filters on a device.

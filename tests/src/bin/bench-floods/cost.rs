@@ -20,7 +20,7 @@ use metadata_tests::{
 const TEST_RUNS: u32 = 1_000_000;
 const WRITES: u32 = 200_000;
 const FRAMES: u32 = 4096;
-/// What a tap's descriptor takes before the frame.
+/// Header that a tap's descriptor takes before the frame.
 const VIRTIO_HEADER: usize = 10;
 const QUEUE: NonZeroUsize = NonZeroUsize::MIN;
 /// MAC address that the frames are sent to, and that of who sends them.

@@ -83,7 +83,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What was seen of one flood, a value of each round.
+/// Figures of one flood, a value of each round.
 #[derive(Default)]
 struct Seen {
     quiet: Vec<Asked>,
@@ -213,7 +213,7 @@ impl Elsewhere {
     }
 }
 
-/// What measures: the guest that asks, and what is read beside it.
+/// The measuring side: the guest that asks, and what is read beside it.
 struct Measured<'a> {
     cloud: &'a Cloud<Stage>,
     guest: &'a Guest,
