@@ -34,7 +34,7 @@ pub(crate) async fn give_signs_of_life() {
 
 /// Warns an agent that came after another without a start of the service if nobody waits for its signs of life.
 ///
-/// What the service manager asks for is in the environment of a process that it starts, and a successor has that of its
+/// The patience that the service manager asks for is in the environment of a process that it starts, and a successor has that of its
 /// predecessor. A unit that got its patience since then, by an upgrade, has it from the next start on; the service manager goes by
 /// what was asked for at the last one as well (`watchdog_original_usec` in systemd's service.c).
 pub(crate) fn warn_if_unwatched() {

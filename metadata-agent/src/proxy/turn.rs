@@ -57,7 +57,7 @@ pub(super) async fn in_turns<F: Future>(mut future: Pin<&mut F>) -> F::Output {
 
 /// Waits for so long at most, from the time of this turn on. No alarm is set for what is ready at once.
 ///
-/// What is awaited stays where it is pinned: a future that takes another one by value has room for it twice, and moves it.
+/// The awaited future stays where it is pinned: one that takes another by value has room for it twice, and moves it.
 pub(super) async fn within<F: Future>(
     limit: Duration,
     mut awaited: Pin<&mut F>,
