@@ -49,7 +49,18 @@ impl Row {
     }
 
     fn value(&self, side: usize) -> String {
-        format!("{:.*} {}", self.digits, self.values[side], self.unit).trim_end().to_owned()
+        let value = self.values[side];
+        if !value.is_finite() {
+            return "none".to_owned();
+        }
+        format!("{:.*} {}", self.digits, value, self.unit).trim_end().to_owned()
+    }
+
+    /// The ratio of the rounds, where each had good answers on both sides.
+    fn better_by(&self) -> String {
+        let Spread { middle, quartiles: [low, high] } = self.ratio;
+        let is_known = [low, middle, high].iter().all(|ratio| ratio.is_finite());
+        if is_known { format!("{:.1}", self.ratio) } else { "–".to_owned() }
     }
 }
 
@@ -66,7 +77,7 @@ impl Report {
     }
 
     pub(crate) fn add(&mut self, row: Row) {
-        println!("| {} | {} | {} | {:.1} |", row.name, row.value(0), row.value(1), row.ratio);
+        println!("| {} | {} | {} | {} |", row.name, row.value(0), row.value(1), row.better_by());
         self.0.push(row);
     }
 
@@ -90,6 +101,7 @@ impl Report {
             let name = format!("{} ({arrow} is better)", row.name);
             picture.text(NAMES - 8.0, top + BAR + 4.0, "text-anchor=\"end\"", &name);
             for (side, (value, colour)) in row.values.iter().zip(COLOURS).enumerate() {
+                // The least is also that of no value at all.
                 let (top, length) = (top + side as f64 * (BAR + 1.0), (BARS * value / most).max(1.0));
                 picture.rectangle([NAMES, top], [length, BAR], &format!("fill=\"{colour}\""));
                 picture.text(NAMES + length + 5.0, top + BAR - 1.5, "font-size=\"11\"", &row.value(side));
