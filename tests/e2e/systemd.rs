@@ -180,14 +180,7 @@ fn a_reload_is_a_takeover() -> Result<()> {
             ..one.port.clone()
         };
         let restarts = host.service.property("NRestarts")?;
-        let replaced = || -> Result<()> {
-            let pid = host.service.pid()?;
-            host.service.systemctl("reload")?;
-            until("the successor is the main process", PATIENCE, || {
-                ensure!(host.service.pid()? != pid);
-                Ok(())
-            })
-        };
+        let replaced = || host.service.reload().map(drop);
         for port in [&heir, &one.port] {
             host.stage.write_inventory(&[port, &other.port])?;
             replaced()?;

@@ -87,6 +87,17 @@ impl Service {
         Ok(fs::write(FILES[2], format!("{}{more}", self.section))?)
     }
 
+    /// Has a successor take over; its process, once it is the main one.
+    pub fn reload(&self) -> Result<u32> {
+        let former = self.pid()?;
+        self.systemctl("reload")?;
+        until("the successor is the main process", PATIENCE, || {
+            let successor = self.pid()?;
+            ensure!(successor != former);
+            Ok(successor)
+        })
+    }
+
     /// Time for which the service manager waits for signs of life from the next start on; as the unit has it, if not
     /// told.
     pub fn set_watchdog(&self, patience: Option<&str>) -> Result<()> {

@@ -125,7 +125,7 @@ pub(super) fn serve(config: &Config, may_replace: bool) -> anyhow::Result<Ending
         is_serving.cancelled().await;
         for socket in &sockets {
             if let Err(error) = datapath::listen(socket) {
-                error!(%error, "one of the sockets for guests does not listen");
+                error!(%error, "one of the sockets for guests does not listen, and some guests are not answered: restart the agent");
             }
         }
         waiting.serve();

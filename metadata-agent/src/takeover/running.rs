@@ -150,7 +150,7 @@ fn hand_over(
         // Whatever a successor did that ended: its end is no end of theirs.
         for listener in &offering.listeners {
             if let Err(error) = handshakes::begin(&SockRef::from(listener)) {
-                warn!(%error, "guests' connections cannot be let in again");
+                warn!(%error, "guests may not be able to connect after a takeover that did not come about: restart the agent");
             }
         }
         tell(Step::Thaw)?;

@@ -44,12 +44,7 @@ fn nobody_notices_that_the_agent_hangs() -> Result<()> {
         for is_reloaded in [false, true] {
             let mut pid = host.service.pid()?;
             if is_reloaded {
-                host.service.systemctl("reload")?;
-                pid = until("the successor is the main process", PATIENCE, || {
-                    let successor = host.service.pid()?;
-                    ensure!(successor != pid);
-                    Ok(successor)
-                })?;
+                pid = host.service.reload()?;
                 // One that lives is left alone for longer than that.
                 thread::sleep(2 * Duration::from_secs(3));
                 assert_eq!(host.service.pid()?, pid, "an agent that is well was ended");
@@ -82,18 +77,10 @@ fn a_watchdog_that_came_after_the_start_is_missed() -> Result<()> {
         host.serves()?;
         let before = said()?;
         host.service.set_watchdog(None)?;
-        let reloaded = || -> Result<()> {
-            let pid = host.service.pid()?;
-            host.service.systemctl("reload")?;
-            until("the successor is the main process", PATIENCE, || {
-                ensure!(host.service.pid()? != pid);
-                Ok(())
-            })
-        };
-        reloaded()?;
+        host.service.reload()?;
         host.service.wait_said(UNWATCHED, before)?;
         host.service.systemctl("restart")?;
-        reloaded()?;
+        host.service.reload()?;
         host.serves()?;
         assert_eq!(said()?, before + 1, "it is said of one that is watched");
         Ok(())
@@ -106,13 +93,8 @@ fn a_watchdog_that_came_after_the_start_is_missed() -> Result<()> {
 fn sockets_of_more_workers_are_kept_as_well() -> Result<()> {
     on_host(|host| {
         host.serves()?;
-        let pid = host.service.pid()?;
         host.service.configure("workers = 3\n")?;
-        host.service.systemctl("reload")?;
-        until("the successor is the main process", PATIENCE, || {
-            ensure!(host.service.pid()? != pid);
-            Ok(())
-        })?;
+        host.service.reload()?;
         host.serves()?;
         host.service.has(&["NFileDescriptorStore=6"])?;
         while_guests_ask(host, || host.service.systemctl("restart"))?;

@@ -2,8 +2,8 @@
 //!
 //! All four are asked by the same load for the same upstream, in short rounds that alternate. Printed are medians over the
 //! rounds, also of the ratios within each, with the quartiles: absolute numbers say little about another machine. With
-//! `requests` as its argument it only measures those, with `profile` where the time of a request goes (both with `kept` behind it: of kept connections), with `memory` that,
-//! with `tokens` what session tokens cost, with `crowd` one guest beside crowds.
+//! `requests` as its argument it only measures those, with `profile` where the time of a request goes (both with `kept` behind
+//! it: of kept connections), with `memory` that, with `tokens` what session tokens cost, with `crowd` one guest beside crowds.
 #![forbid(unsafe_code)]
 
 mod areas;
